@@ -1,0 +1,174 @@
+"""The ``decathlete`` command: one thin function a verb, each calling one function that a notebook could call too."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from decathlete import __version__
+from decathlete.errors import DecathleteError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0 done, 1 work failed, 2 wrong use."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.verb != "run":
+        parser.error(f"unknown option {rest[0]!r}; see 'decathlete {arguments.verb} --help'")
+    try:
+        return arguments.function(arguments, rest) or 0
+    except DecathleteError as error:
+        if arguments.debug:
+            raise
+        print(f"decathlete: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("decathlete: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `decathlete ... | head` closes the pipe early
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _data(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.data import fetch
+
+    print(fetch(a.task, output=a.output, phantom=a.phantom, seed=a.seed, verify=a.verify))
+    return 0
+
+
+def _check(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.check import check
+
+    return 0 if check(a.target, dataset_dir=a.dataset_dir).ok else 1
+
+
+def _run(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.workflow import run
+
+    overrides = dict(_pairs(rest))
+    for name in ("fold", "minutes", "dataset_dir", "output_dir"):
+        if getattr(a, name) is not None:
+            overrides[name] = getattr(a, name)
+    if a.resume:
+        overrides["resume"] = True
+    return run(a.run_id, a.config, overrides, gpus=a.gpus)
+
+
+def _predict(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.inference import predict
+
+    report = predict(a.bundle, a.input, a.output, checkpoints=a.checkpoint, tta=a.tta, overwrite=a.overwrite,
+                     save_probabilities=a.save_probabilities, statistics=a.statistics, device=a.device,
+                     memory_gib=a.memory)
+    return 1 if report.failed else 0
+
+
+def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.evaluation import evaluate
+
+    return 1 if evaluate(a.bundle, prediction=a.prediction, label=a.label, output=a.output).failed else 0
+
+
+def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.evaluation import cross_validate
+
+    cross_validate(a.bundle, folds=a.folds, overrides=dict(_pairs(rest)), output=a.output, minutes=a.minutes,
+                   dataset_dir=a.dataset_dir)
+    return 0
+
+
+def _promote(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.training import promote
+
+    print(promote(a.run, a.bundle, checkpoint=a.checkpoint))
+    return 0
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
+    """Read ``--id value``, ``--id=value`` and a lone ``--id`` (true) as config overrides; values as YAML reads them."""
+    import yaml
+
+    pairs: list[tuple[str, object]] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UsageError(word, "an override is spelt --id value", f"'{word}' without an id before it")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+        pairs.append((name, value if value.startswith(("$", "@", "%")) else yaml.safe_load(value)))
+    return pairs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="decathlete", description="Train, check, predict and score MONAI bundles.",
+                                     epilog="Not for clinical use.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"decathlete {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(function=function)
+        return sub
+
+    p = verb("data", _data, "Download a data set, unpack and check it; or make phantoms.")
+    p.add_argument("task", help="a task's name: hippocampus, spleen, ... or Task04_Hippocampus")
+    p.add_argument("--output", default="data", metavar="DIR", help="folder for the data set's folder (default: data)")
+    p.add_argument("--phantom", type=int, metavar="N", help="make N artificial cases and download nothing")
+    p.add_argument("--seed", type=int, default=0, help="seed of the phantoms (default: 0)")
+    p.add_argument("--verify", action="store_true", help="only check the data set that is there, file by file")
+
+    p = verb("check", _check, "Look over a bundle or a data folder before anything costs time.")
+    p.add_argument("target", metavar="BUNDLE_OR_FOLDER")
+    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
+
+    p = verb("run", _run, "Train, predict or evaluate as MONAI's `run` does; unknown ids are refused.")
+    p.add_argument("run_id", choices=["training", "inferring", "evaluating"], metavar="{training,inferring,evaluating}")
+    p.add_argument("--config", required=True, metavar="BUNDLE", help="a bundle's folder or name")
+    p.add_argument("--fold", help="0 to 4, or 'all' to train on every case")
+    p.add_argument("--minutes", type=float, metavar="M", help="wall time of training, in place of a number of epochs")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
+    p.add_argument("--gpus", type=int, metavar="N", help="processes on this machine, by torchrun")
+    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
+    p.add_argument("--output_dir", "--output-dir", metavar="DIR")
+    p.epilog = "Any other --id value overrides that id of the config, e.g. --train::trainer::max_epochs 2."
+
+    p = verb("predict", _predict, "Write a label map on each input's own grid.")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("input", nargs="+", metavar="INPUT", help="NIfTI files or folders of them")
+    p.add_argument("--output", required=True, metavar="DIR")
+    p.add_argument("--checkpoint", nargs="+", metavar="P", help="weights; several make an ensemble")
+    p.add_argument("--tta", action="store_true", help="average over mirrored copies")
+    p.add_argument("--save-probabilities", action="store_true", help="also write each class's probability as NIfTI")
+    p.add_argument("--statistics", metavar="JSON", help="volume and mean intensity per label of every prediction")
+    p.add_argument("--overwrite", action="store_true", help="predict again what is already there")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    p.add_argument("--memory", type=float, metavar="GIB", help="refuse work whose estimate exceeds this")
+
+    p = verb("evaluate", _evaluate, "Score predictions on each case's original grid.")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("--prediction", required=True, metavar="DIR")
+    p.add_argument("--label", required=True, metavar="DIR")
+    p.add_argument("--output", metavar="DIR", help="folder for metrics.csv and summary.json (default: PREDICTION)")
+
+    p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.")
+    p.add_argument("bundle", metavar="BUNDLE")
+    p.add_argument("--folds", default="0-4", help="such as 0-4 or 0,2 (default: 0-4)")
+    p.add_argument("--minutes", type=float, metavar="M", help="wall time of each fold's training")
+    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
+    p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
+
+    p = verb("promote", _promote, "Put a run's weights into a bundle, with a backup of the old ones.")
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("bundle", metavar="BUNDLE_FOLDER")
+    p.add_argument("--checkpoint", default="model.pt", help="file of the run to take (default: model.pt)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

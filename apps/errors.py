@@ -1,0 +1,82 @@
+"""What can go wrong, as a tree; every leaf becomes one line on stderr.
+
+DecathleteError
+├── UsageError        a wrong name, option or config id           (exit status 2)
+│   └── ConfigError   a bundle's config asks for something that is not there
+└── WorkError         a sound command whose work failed           (exit status 1)
+    ├── DataError     a file or folder breaks a rule
+    │   └── GeometryError   shapes, spacings or affines do not fit
+    ├── CheckpointError     weights that are not this network's, or no weights at all
+    ├── TrainingError       a loss that is not a number, a run that cannot go on
+    └── DeviceError         memory or device ran out
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from os import PathLike
+
+
+class DecathleteError(Exception):
+    """A failure told in four parts: where, the rule, what was found, what to do.
+
+    Args:
+        where: file, config id or case that the message is about.
+        rule: what has to hold.
+        found: what was there instead, with its value.
+        remedy: what the reader can do now.
+    """
+
+    exit_status = 1
+
+    def __init__(self, where: str | PathLike[str], rule: str, found: str = "", remedy: str = "") -> None:
+        self.where, self.rule, self.found, self.remedy = str(where), rule, found, remedy
+        sentences = [rule, f"found {found}" if found else "", remedy]
+        super().__init__(f"{self.where}: " + ". ".join(s.rstrip(".") for s in sentences if s) + ".")
+
+    def __reduce__(self) -> tuple:
+        # errors cross process borders (data workers); the default would call __init__ with the joined message
+        return type(self), (self.where, self.rule, self.found, self.remedy)
+
+
+class UsageError(DecathleteError):
+    """The command cannot mean anything: exit status 2."""
+
+    exit_status = 2
+
+
+class ConfigError(UsageError):
+    """A config or an override names something that does not exist."""
+
+
+class WorkError(DecathleteError):
+    """The command was sound, its work failed: exit status 1."""
+
+
+class DataError(WorkError):
+    """A file or folder of data breaks a rule."""
+
+
+class GeometryError(DataError):
+    """Shapes, spacings or affines that should agree do not."""
+
+
+class CheckpointError(WorkError):
+    """Weights are missing, unsafe, or another network's."""
+
+
+class TrainingError(WorkError):
+    """A training cannot go on."""
+
+
+class DeviceError(WorkError):
+    """Memory or device ran out."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'? Known: a, b, c"`` for a word that is not among ``known``."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known: {', '.join(names)}"
