@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from decathlete.errors import UsageError, nearest
+from decathlete.errors import ConfigError, UsageError, nearest
 
+SUFFIXES = ("yaml", "yml", "json")
+# files of each run id, the later ones laid over the earlier
+RUNS = {
+    "training": ("train",),
+    "inferring": ("inference",),
+    "evaluating": ("train", "evaluate"),
+    "run": ("train",),  # MONAI's default id
+}
 
 
 def packaged_root() -> Path:
@@ -22,8 +30,41 @@ def bundle_names() -> list[str]:
 
 def is_bundle(folder: Path) -> bool:
     """Whether ``folder`` holds a bundle's configs."""
-    return any((folder / "configs" / f"{name}.{end}").is_file()
-               for name in ("train", "inference") for end in ("yaml", "json", "yml"))
+    return any((folder / "configs" / f"{name}.{end}").is_file() for name in ("train", "inference") for end in SUFFIXES)
+
+
+def config_file(folder: Path, name: str) -> Path:
+    """File of the config ``name`` (``train``, ``inference``, ...) in a bundle's folder.
+
+    Raises:
+        ConfigError: the bundle has no such config.
+    """
+    for end in SUFFIXES:
+        file = folder / "configs" / f"{name}.{end}"
+        if file.is_file():
+            return file
+    there = sorted(p.name for end in SUFFIXES for p in (folder / "configs").glob(f"*.{end}"))
+    raise ConfigError(folder, f"must have configs/{name}.yaml for this", f"configs/: {', '.join(there) or 'nothing'}")
+
+
+def config_files(folder: Path, run_id: str, distributed: bool = False) -> list[Path]:
+    """Files that a run id reads, in the order in which MONAI lays them over each other.
+
+    Args:
+        folder: the bundle's folder.
+        run_id: ``training``, ``inferring``, ``evaluating`` or ``run``.
+        distributed: whether this is one of several processes; training then takes ``multi_gpu_train`` along.
+
+    Raises:
+        UsageError: an unknown run id.
+        ConfigError: a file that the run needs is missing.
+    """
+    if run_id not in RUNS:
+        raise UsageError(run_id, "must be a run of a bundle", remedy=nearest(run_id, RUNS))
+    names = [*RUNS[run_id]]
+    if distributed and names == ["train"]:
+        names.append("multi_gpu_train")
+    return [config_file(folder, name) for name in names]
 
 
 def bundle_folder(bundle: str | Path) -> Path:
@@ -43,5 +84,6 @@ def bundle_folder(bundle: str | Path) -> Path:
     if folder.parent.name in ("", "bundles") and is_bundle(packaged):
         return packaged
     found = "a folder without configs/train.yaml or configs/inference.yaml" if folder.is_dir() else "no such folder"
-    raise UsageError(bundle, "must be a bundle's folder or the name of a packaged bundle", found,
-                     nearest(name, bundle_names()))
+    raise UsageError(
+        bundle, "must be a bundle's folder or the name of a packaged bundle", found, nearest(name, bundle_names())
+    )

@@ -1,0 +1,436 @@
+"""From a bundle's folder to a MONAI workflow: the right config files, checked overrides, errors of one line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+from decathlete import errors
+from decathlete.bundle import bundle_folder, config_file, config_files
+from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, UsageError
+
+# arguments of MONAI's own `run`, not ids of a config
+RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")
+COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
+
+
+def load(
+    bundle: str | Path,
+    config: str = "inference",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    where: str = "override",
+) -> ConfigParser:
+    """Config of a bundle as MONAI's parser, with ``bundle_root`` set to the bundle's absolute folder.
+
+    Args:
+        bundle: a bundle's folder or name.
+        config: ``inference``, ``train``, or ``evaluate`` (laid over ``train``).
+        overrides: id to value; ids spelt with ``::`` or ``#``.
+        where: what the message about an unknown id names as the place of the word.
+
+    Raises:
+        UsageError: unknown bundle or config.
+        ConfigError: a file that is not YAML or JSON, or an override that names no id of the config.
+    """
+    folder = bundle_folder(bundle).resolve()
+    names = ("train", "evaluate") if config == "evaluate" else (config,)
+    files = [config_file(folder, name) for name in names]
+    parser = _read(files)
+    metadata = folder / "configs" / "metadata.json"
+    if metadata.is_file():
+        parser.read_meta(str(metadata))
+    values = check_overrides(parser, overrides or {}, where=where, file=files[-1])
+    if "bundle_root" in parser:
+        values.setdefault("bundle_root", _plain(str(folder)))
+    parser.update(values)
+    return parser
+
+
+def check_overrides(
+    parser: ConfigParser, overrides: Mapping[str, Any], *, where: str = "override", file: str | Path = "config"
+) -> dict[str, Any]:
+    """Overrides with ids spelt with ``::``, each of which names an id of the config or an argument of a component.
+
+    Args:
+        parser: the config.
+        overrides: id to value.
+        where: the place of the words, for the message.
+        file: the config's file, for the message.
+
+    Raises:
+        ConfigError: an unknown id; the message gives the nearest known one.
+    """
+    checked = {}
+    for word, value in overrides.items():
+        name = str(word).replace("#", "::")
+        if name not in parser and not _is_argument(parser, name):
+            raise ConfigError(
+                file, "an override must name an id of this config", f"'{name}' ({where})", _suggestion(parser, name)
+            )
+        checked[name] = _plain(value)
+    return checked
+
+
+def _plain(value: Any) -> Any:
+    """Keep ``#`` in texts: MONAI turns it into ``::`` everywhere, in paths too, but not in an escaped expression."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and "#" in value and not value.startswith(("$", "@", "%")):
+        return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
+    return value
+
+
+def _read(files: list[Path]) -> ConfigParser:
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(file) for file in files])
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+        found = " ".join(str(error).split())
+        raise ConfigError(", ".join(str(f) for f in files), "must be YAML or JSON with each key once", found) from error
+    return parser
+
+
+def _ids(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every id of a config, parents before children."""
+    children = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in children:
+        name = f"{prefix}::{key}" if prefix else str(key)
+        yield name
+        yield from _ids(value, name)
+
+
+def _arguments(parser: ConfigParser, component: str) -> tuple[set[str], bool]:
+    """Argument names that a component's target takes, and whether it takes any other name too."""
+    config = parser.get(component)
+    if not isinstance(config, dict) or "_target_" not in config:
+        return set(), False
+    target = config["_target_"]
+    if not isinstance(target, str) or target.startswith(("$", "@", "%")):
+        return set(), True  # known only when the config runs
+    from pydoc import locate
+
+    path = parser.locator.get_component_module_name(target) if "." not in target else target
+    path = path[0] if isinstance(path, list) else path
+    found = locate(f"{path}.{target}" if "." not in target and path else target)
+    try:
+        parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return set(), True
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return names | set(COMPONENT_KEYS), any(p.kind == p.VAR_KEYWORD for p in parameters)
+
+
+def _is_argument(parser: ConfigParser, name: str) -> bool:
+    component, separator, argument = name.rpartition("::")
+    if not separator or component not in parser:
+        return False
+    names, any_name = _arguments(parser, component)
+    return any_name or argument in names
+
+
+def _suggestion(parser: ConfigParser, name: str) -> str:
+    """The nearest id: among the neighbours of the wrong one, else an id that ends alike, else any."""
+    from difflib import get_close_matches
+
+    everything = [i for i in _ids(parser.get()) if not i.startswith("_meta_")]
+    parent = name.rpartition("::")[0]
+    while parent and parent not in parser:
+        parent = parent.rpartition("::")[0]
+    depth = parent.count("::") + 1 if parent else 0
+    siblings = [i for i in everything if i.count("::") == depth and (not parent or i.startswith(parent + "::"))]
+    if parent:
+        siblings += [f"{parent}::{a}" for a in _arguments(parser, parent)[0] - set(COMPONENT_KEYS)]
+    leaf = name.rpartition("::")[2]
+    alike = [i for i in everything if i.rpartition("::")[2] == leaf]
+    close = get_close_matches(name, siblings, n=1, cutoff=0.75) or get_close_matches(name, everything, n=1) or alike
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    known = sorted({i.rpartition("::")[2] for i in siblings})
+    return f"{hint}Known {'in ' + parent if parent else 'at the top'}: {', '.join(known)}"
+
+
+class BundleWorkflow(ConfigWorkflow):
+    """MONAI's workflow over a bundle's folder, whose overrides must name ids of the config.
+
+    Args:
+        bundle: a bundle's folder or name.
+        run_id: ``training``, ``inferring``, ``evaluating`` or ``run``; decides which config files are read.
+        distributed: lay ``multi_gpu_train`` over the training config; by default in a process that torchrun started.
+        where: what the message about an unknown id names as the place of the word.
+        init_id, final_id, meta_file, logging_file, tracking: as in MONAI's ``ConfigWorkflow``.
+        override: id to value; ids spelt with ``::`` or ``#``.
+
+    Raises:
+        UsageError: unknown bundle or run id.
+        ConfigError: a missing config file, or an override that names no id.
+        DataError: no data where the config or ``$DECATHLETE_DATA`` says.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        run_id: str = "training",
+        *,
+        distributed: bool | None = None,
+        where: str = "override",
+        init_id: str = "initialize",
+        final_id: str = "finalize",
+        meta_file: str | list[str] | None = None,
+        logging_file: str | bool | None = None,
+        tracking: str | dict | None = None,
+        **override: Any,
+    ) -> None:
+        folder = bundle_folder(bundle).resolve()
+        files = config_files(folder, run_id, in_torchrun() if distributed is None else distributed)
+        values = _prepared(folder, files, override, where, tracking)
+        super().__init__(
+            config_file=[str(file) for file in files],
+            meta_file=meta_file,
+            logging_file=logging_file,
+            init_id=init_id,
+            run_id=run_id,
+            final_id=final_id,
+            tracking=tracking,
+            workflow_type="infer" if run_id == "inferring" else "train",
+            **values,
+        )
+        self.folder = folder
+
+
+def _prepared(
+    folder: Path, files: list[Path], overrides: Mapping[str, Any], where: str, tracking: str | dict | None = None
+) -> dict[str, Any]:
+    """Checked overrides, with ``bundle_root`` and the data folder filled in."""
+    parser = _read(files)
+    values = dict(overrides)
+    # ids that only exist once tracking has patched the config
+    extra = {k: values.pop(k) for k in list(values) if tracking and k in DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]}
+    values = check_overrides(parser, values, where=where, file=files[-1])
+    if "bundle_root" in parser:
+        values.setdefault("bundle_root", _plain(str(folder)))
+    data = data_folder(parser.get("dataset_dir"), values.get("dataset_dir"), file=files[-1])
+    if data is not None:
+        values["dataset_dir"] = _plain(str(data))
+    return values | extra
+
+
+def data_folder(default: Any, given: Any = None, *, file: str | Path = "config") -> Path | None:
+    """Folder of a run's data: the given one, else the one of its name in ``$DECATHLETE_DATA``, else the config's.
+
+    Args:
+        default: ``dataset_dir`` of the config.
+        given: ``dataset_dir`` of the user.
+        file: the config's file, for the message.
+
+    Returns:
+        The folder, or None where the config has none or computes it.
+
+    Raises:
+        DataError: the folder is missing or empty.
+    """
+    chosen = default if given is None else given
+    if not isinstance(chosen, str) or chosen.startswith(("$", "@", "%")):
+        return None
+    folder = Path(chosen).expanduser()
+    where, root = f"{file}, dataset_dir", os.environ.get("DECATHLETE_DATA")
+    if given is None and root:
+        folder = Path(root).expanduser() / folder.name
+        where = "$DECATHLETE_DATA"
+        if not folder.is_dir() and Path(chosen).is_dir():
+            folder = Path(chosen)
+    elif given is not None:
+        where = "--dataset_dir"
+    found = "no such folder" if not folder.is_dir() else "" if any(folder.iterdir()) else "an empty folder"
+    if found:
+        raise DataError(
+            folder,
+            f"must be a folder with data ({where})",
+            found,
+            f"Run 'decathlete data {_task_name(folder.name)}' or pass --dataset_dir",
+        )
+    return folder
+
+
+def _task_name(folder: str) -> str:
+    """What ``decathlete data`` calls the data set of a folder's name: ``hippocampus`` for ``Task04_Hippocampus``."""
+    from decathlete.data.tasks import get_task
+
+    try:
+        return get_task(folder).name
+    except UsageError:
+        return "TASK"
+
+
+def in_torchrun() -> bool:
+    """Whether torchrun started this process as one of its group."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = None, gpus: int | None = None) -> int:
+    """Train, predict or evaluate with a bundle, as MONAI's ``run`` does.
+
+    Args:
+        run_id: ``training``, ``inferring`` or ``evaluating``.
+        bundle: a bundle's folder or name.
+        overrides: id of the config to value; also MONAI's own ``tracking``, ``meta_file``, ``logging_file``.
+        gpus: start this many processes with torchrun, over ``multi_gpu_train.yaml``.
+
+    Returns:
+        0 when done; with ``gpus``, the exit status of the processes.
+
+    Raises:
+        UsageError: unknown bundle, run or id.
+        DataError: no data.
+        DeviceError: memory or GPUs ran out.
+        DecathleteError: whatever of ours was raised inside MONAI's engines, freed of its wrapping.
+    """
+    values = dict(overrides or {})
+    if str(values.get("fold", "")).isdigit():
+        values["fold"] = int(values["fold"])
+    own = {name: values.pop(name) for name in RUN_ARGUMENTS if values.get(name) is not None}
+    if gpus and not in_torchrun():
+        return _launch(run_id, bundle, values, own, gpus)
+    workflow = None
+    with one_line_errors():
+        try:
+            workflow = BundleWorkflow(bundle, run_id, where="command line", **own, **values)
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except Exception as error:
+            if (ours := find_error(error)) is not None:
+                raise ours from None if ours is not error else ours.__cause__
+            if is_out_of_memory(error):
+                raise _out_of_memory(error, workflow) from error
+            raise
+    return 0
+
+
+def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int) -> int:
+    """Start ``gpus`` processes of this very run; mistakes are found before, so that they are told once."""
+    import torch
+
+    folder = bundle_folder(bundle).resolve()
+    if run_id != "training":
+        raise UsageError("--gpus", "only training runs in several processes", run_id, "Leave --gpus out")
+    if torch.cuda.is_available() and gpus > torch.cuda.device_count():
+        raise DeviceError(
+            "--gpus",
+            "must not exceed the GPUs of this machine",
+            f"{gpus}, with {torch.cuda.device_count()} here",
+            "Use fewer",
+        )
+    _prepared(folder, config_files(folder, run_id, True), values, "command line", own.get("tracking"))
+    job = json.dumps([run_id, str(folder), values | own], default=str)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={gpus}",
+        "-m",
+        "decathlete.workflow",
+        job,
+    ]
+    return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def find_error(error: BaseException | None) -> DecathleteError | None:
+    """Our error inside what MONAI, ignite or a data worker made of it, or None.
+
+    The first along ``__cause__`` and ``__context__`` counts; a data worker hands over only the text of its traceback.
+    """
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, DecathleteError):
+            return current
+        for name, text in re.findall(r"^decathlete\.errors\.(\w+): (.*)$", str(current), flags=re.MULTILINE):
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, DecathleteError):
+                where, _, rule = text.partition(": ")
+                return kind(where, rule)
+        queue += [current.__cause__, current.__context__]
+    return None
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory of the GPU or of the machine ran out somewhere along the causes of an error."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> DeviceError:
+    """The device, what was asked of it, and the smaller setting to try."""
+
+    def setting(*names: str) -> tuple[str, Any] | None:
+        for name in names:
+            value = workflow.parser.get(name) if workflow is not None else None
+            if isinstance(value, (int, list)):
+                return name, value
+        return None
+
+    infer = workflow is not None and workflow.run_id == "inferring"
+    batch = setting("sw_batch_size", "inferer::sw_batch_size") if infer else setting("batch_size")
+    patch = setting("roi_size", "inferer::roi_size", "patch_size") if infer else setting("patch_size")
+    found = ", ".join(f"{name} {value}" for name, value in filter(None, (batch, patch)))
+    if batch and isinstance(batch[1], int) and batch[1] > 1:
+        remedy = f"Try --{batch[0]} {batch[1] // 2}"
+    else:
+        remedy = f"Try a smaller {patch[0] if patch else 'patch_size'}, or --device cpu"
+    return DeviceError("memory", "the work must fit into the memory of the device", found or str(error), remedy)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Leave tracebacks of our own errors out of the log while the block runs: their one line is printed at the end."""
+    factory = logging.getLogRecordFactory()
+
+    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = factory(*args, **kwargs)
+        if made.exc_info and find_error(made.exc_info[1]) is not None:
+            made.exc_info = None
+        return made
+
+    logging.setLogRecordFactory(record)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+
+
+def _child(argument: str) -> int:
+    """One process of ``--gpus``: the run as JSON, errors of one line."""
+    run_id, folder, values = json.loads(argument)
+    try:
+        return run(run_id, folder, values)
+    except DecathleteError as error:
+        print(f"decathlete (process {os.environ.get('RANK', '?')}): {error}", file=sys.stderr)
+        return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(_child(sys.argv[1]))
