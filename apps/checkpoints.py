@@ -1,0 +1,159 @@
+"""Files of weights: read without running code from them, matched key by key, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decathlete.errors import CheckpointError
+from decathlete.files import atomic_write
+
+MAX_KEYS_SHOWN = 5
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of a checkpoint file, on the CPU; only tensors and plain values are accepted.
+
+    Raises:
+        CheckpointError: no such file, a pickle that holds other objects than weights, or a damaged file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            path,
+            "a file of weights must be there",
+            "no such file",
+            "Train the bundle, or give the path of weights with --checkpoint",
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            path,
+            "must hold weights and nothing that runs code",
+            "a pickle of other objects, or a damaged file",
+            "Save a plain state dict: torch.save(network.state_dict(), path)",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            path,
+            "must be a file that torch.save wrote",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'an empty message'}",
+            "Copy the file again; it may be cut short",
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(path, "must hold a state dict", f"a {type(content).__name__}")
+    return dict(content)
+
+
+def state_dict_of(content: Mapping[str, Any], where: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint's content: the content itself, or what is under ``model``.
+
+    Raises:
+        CheckpointError: neither of the two is a mapping of names to tensors.
+    """
+    weights = content.get("model", content)
+    if (
+        not isinstance(weights, Mapping)
+        or not weights
+        or not all(isinstance(v, torch.Tensor) for v in weights.values())
+    ):
+        raise CheckpointError(
+            where,
+            "must hold a state dict (names and tensors), plain or under 'model'",
+            f"the keys {_some(content)}",
+            "Save network.state_dict()",
+        )
+    return dict(weights)
+
+
+def load_weights(network: torch.nn.Module, path: str | os.PathLike, where: str | None = None) -> torch.nn.Module:
+    """Fill ``network`` with the weights of a file, every key and shape matched, and return it.
+
+    Args:
+        network: its parameters and buffers keep their device and type.
+        path: a state dict that torch.save wrote, plain or under ``model`` (as in ``last.pt``).
+        where: what an error names besides the file: the bundle or config id that asked for these weights.
+
+    Raises:
+        CheckpointError: no such file, no weights, or another network's; keys and shapes that differ are named.
+    """
+    place = f"{path} ({where})" if where else str(path)
+    match_weights(network, state_dict_of(read_checkpoint(path), place), place)
+    return network
+
+
+def match_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy ``weights`` into ``network``, or raise a CheckpointError that names the keys and shapes that differ."""
+    own = network.state_dict()
+    missing = [k for k in own if k not in weights]
+    unexpected = [k for k in weights if k not in own]
+    shapes = [
+        f"{k} is {_shape(weights[k])} in the file and {_shape(own[k])} in the network"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    faults = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(unexpected)}"] * bool(unexpected)
+    faults += [f"{len(shapes)} of another shape: {_some(shapes)}"] * bool(shapes)
+    if faults:
+        raise CheckpointError(
+            where,
+            "the weights must be this network's, key by key",
+            "; ".join(faults),
+            "Use the weights that belong to this bundle, or change its network block to theirs",
+        )
+    network.load_state_dict(weights, strict=True)
+
+
+def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Write ``content`` with torch.save, atomically: what stood at ``path`` survives a failure.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        with atomic_write(path) as part:
+            torch.save(dict(content), part)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        kept = "The file of before is untouched. " if path.is_file() else ""
+        raise CheckpointError(
+            path,
+            "the checkpoint must be written",
+            str(error).splitlines()[0],
+            f"{kept}Free some disk space or choose another --output_dir, then go on with --resume",
+        ) from error
+    return path
+
+
+def plain_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the network itself, without the wrappers of distributed or compiled training, on the CPU."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in unwrap(network).state_dict().items()}
+
+
+def unwrap(network: torch.nn.Module) -> torch.nn.Module:
+    """The network inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = (
+            getattr(network, "module", None)
+            if isinstance(network, torch.nn.parallel.DistributedDataParallel)
+            else getattr(network, "_orig_mod", None)
+        )
+        if inner is None:
+            return network
+        network = inner
+
+
+def _some(names: Any) -> str:
+    names = [str(n) for n in names]
+    more = f" and {len(names) - MAX_KEYS_SHOWN} more" if len(names) > MAX_KEYS_SHOWN else ""
+    return ", ".join(names[:MAX_KEYS_SHOWN]) + more
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
