@@ -1,0 +1,240 @@
+"""The strict reader against files whose verdict is known, and the label pairs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from decathlete.errors import DataError, GeometryError
+from decathlete.transforms import NiftiReader, check_pair, read_nifti, read_pair
+from monai.data import NibabelReader
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
+
+_SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+_BAD = _SHARED / "data" / "bad_inputs"
+
+
+def _cases(kind: str) -> list:
+    """Rows of the table of bad inputs; one skipped row where the table is not there."""
+    table = _BAD / "cases.json"
+    if not table.is_file():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {table}"))]
+    rows = [row for row in json.loads(table.read_text(encoding="utf-8")) if row["kind"] == kind]
+    return [pytest.param(row, id=Path(row["path"]).name[:60]) for row in rows]
+
+
+def _assert_truth(volume, truth: dict) -> None:
+    v = volume.array.astype(np.float64)
+    assert list(v.shape) == truth["shape"][:3]
+    np.testing.assert_allclose(volume.affine, truth["affine"], atol=1e-4)
+    i, j, k = np.indices(v.shape)
+    assert v.sum() == pytest.approx(truth["sum"], rel=1e-6)
+    assert (v * (i + 2 * j + 3 * k)).sum() == pytest.approx(truth["moment"], rel=1e-6)
+
+
+def _read_or_refused(read) -> tuple:
+    """What was read and None, or None and the refusal."""
+    try:
+        return read(), None
+    except DataError as error:
+        return None, error
+
+
+@pytest.mark.parametrize("row", _cases("nifti"))
+def test_nifti_file_gets_its_verdict(row):
+    path = _BAD / row["path"]
+    volume, refusal = _read_or_refused(lambda: read_nifti(path))
+    if refusal:
+        assert row["verdict"] != "read", refusal
+        assert (path.name.split(".")[0] if path.name.startswith("pair_") else path.name) in refusal.where
+        assert refusal.rule
+        assert refusal.found
+        assert "\n" not in str(refusal)
+        return
+    assert row["verdict"] != "refuse", "was read"
+    assert row["verdict"] == "read" or volume.notes, "read in silence"
+    assert not (path.name.startswith("valid") and volume.notes), volume.notes
+    if row["truth"]:
+        _assert_truth(volume, row["truth"])
+
+
+@pytest.mark.parametrize("row", _cases("nifti-pair"))
+def test_label_pair_gets_its_verdict(row):
+    folder = _BAD / row["path"]
+    pair, refusal = _read_or_refused(
+        lambda: read_pair(folder / "image.nii.gz", folder / "label.nii.gz", allowed_labels={0, 1})
+    )
+    if refusal:
+        assert row["verdict"] != "read", refusal
+        assert folder.name in refusal.where
+        return
+    image, label = pair
+    assert row["verdict"] != "refuse", "was read"
+    assert row["verdict"] == "read" or label.notes, "read in silence"
+    assert label.array.dtype == np.uint8
+    assert label.array.shape == image.array.shape
+
+
+def test_pair_verdicts_keep_one_set_of_label_values():
+    """0 and 255 stored with slope 1/255, floats, and 0.9999999 all mean the control's label."""
+    if not _BAD.is_dir():
+        pytest.skip("no bad inputs")
+    control = read_nifti(_BAD / "nifti/pairs/valid/label.nii.gz", kind="label").array
+    for name in ("label_scl_slope", "label_float_whole", "label_almost_whole", "label_4d_one_volume"):
+        read = read_nifti(_BAD / "nifti/pairs" / name / "label.nii.gz", kind="label", allowed_labels={0, 1})
+        np.testing.assert_array_equal(read.array, control)
+
+
+def test_hippocampus_label_of_another_body_is_refused_for_every_image(shared, hippocampus_data):
+    odd = shared / "data/bad_inputs/hippocampus_odd/label_281.nii.gz"
+    label = read_nifti(odd, kind="label", allowed_labels={0, 1, 2})
+    for path in sorted((hippocampus_data / "imagesTr").glob("hippocampus_0*.nii.gz"))[:10]:
+        with pytest.raises(GeometryError, match=r"label_281.*512x512x94 on image"):
+            check_pair(read_nifti(path), label)
+
+
+def _write(path: Path, array: np.ndarray, affine=None, **fields) -> Path:
+    image = nib.Nifti1Image(array, np.diag([1.5, 2, 3, 1]) if affine is None else affine)
+    for name, value in fields.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    values = np.random.default_rng(0).integers(0, 900, (9, 8, 7)).astype(np.int16)
+    affine = nib.affines.from_matvec(np.array([[0, -1.5, 0], [2, 0, 0], [0, 0, 3]]), [5, -6, 7])
+    return _write(tmp_path / "case_1.nii.gz", values, affine)
+
+
+def test_array_and_affine_equal_nibabel(image):
+    volume, theirs = read_nifti(image), nib.load(image)
+    np.testing.assert_array_equal(volume.array, theirs.get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(volume.affine, theirs.affine)
+    assert volume.array.dtype == np.float32
+    assert volume.array.flags.writeable
+
+
+def test_header_writes_a_result_with_the_same_forms_units_and_codes(image, tmp_path):
+    loaded = nib.load(image)
+    loaded.set_sform(loaded.affine, code=4)
+    loaded.set_qform(loaded.affine, code=1)
+    loaded.header.set_xyzt_units("mm", "sec")
+    nib.save(loaded, image)
+    volume = read_nifti(image)
+    nib.save(nib.Nifti1Image(volume.array.astype(np.uint8), None, volume.header), tmp_path / "out.nii.gz")
+    header = nib.load(tmp_path / "out.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 1)
+    assert header.get_xyzt_units() == ("mm", "sec")
+    np.testing.assert_array_equal(header.get_sform(), loaded.header.get_sform())
+    np.testing.assert_allclose(header.get_qform(), loaded.header.get_qform(), atol=1e-6)
+
+
+def test_channels_are_the_last_axis_and_their_number_is_checked(tmp_path):
+    path = _write(tmp_path / "four.nii.gz", np.arange(4 * 60, dtype=np.float32).reshape(3, 4, 5, 4))
+    assert read_nifti(path, channels=4).array.shape == (3, 4, 5, 4)
+    with pytest.raises(DataError, match=r"2 channels along the fourth axis are wanted. found 4"):
+        read_nifti(path, channels=2)
+    with pytest.raises(DataError, match="one volume is wanted"):
+        read_nifti(path)
+
+
+def test_shape_beyond_the_limit_is_refused_before_unpacking(image):
+    with pytest.raises(DataError, match=r"at most 100 voxels. found shape 9x8x7"):
+        read_nifti(image, max_voxels=100)
+
+
+def test_not_finite_voxels_are_counted_and_the_first_is_named(tmp_path):
+    values = np.zeros((3, 4, 5), np.float32)
+    values[1, 2, 3] = values[2, 0, 0] = np.nan
+    with pytest.raises(DataError, match=r"2 that are not, the first at \(1, 2, 3\)"):
+        read_nifti(_write(tmp_path / "nan.nii.gz", values))
+
+
+def test_wrong_label_values_are_counted(tmp_path):
+    values = np.zeros((3, 4, 5), np.uint8)
+    values[0, 0, :3] = 7
+    path = _write(tmp_path / "label.nii.gz", values)
+    with pytest.raises(DataError, match=r"among \{0, 1\}. found 7 \(3 voxels\)"):
+        read_nifti(path, kind="label", allowed_labels=(0, 1))
+    assert read_nifti(path, kind="label").array[0, 0, 0] == 7
+
+
+def test_gzip_padding_of_zeros_and_many_small_members_are_read(image):
+    plain = gzip.decompress(image.read_bytes())
+    image.write_bytes(b"".join(gzip.compress(plain[i : i + 100]) for i in range(0, len(plain), 100)) + b"\0" * 7)
+    assert read_nifti(image).array.shape == (9, 8, 7)
+
+
+def test_affines_that_differ_are_told_with_both_values(image, tmp_path):
+    label = _write(
+        tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), nib.load(image).affine + np.eye(4, k=3) * 0.5
+    )
+    with pytest.raises(GeometryError, match=r"difference of 0.5 mm, in x of the origin: label 5.5, image 5 \(case_1"):
+        read_pair(image, label)
+
+
+def test_note_is_logged_once_a_file(tmp_path, caplog):
+    path = _write(tmp_path / "flat.nii.gz", np.full((3, 4, 5), 3, np.int16))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            read_nifti(path)
+    assert [r.getMessage() for r in caplog.records] == [f"{path}: every voxel is 3"]
+
+
+def test_loader_gives_what_nibabel_reader_gives(image):
+    ours = LoadImaged("image", reader="decathlete.transforms.NiftiReader")({"image": image})["image"]
+    theirs = LoadImaged("image", reader=NibabelReader)({"image": image})["image"]
+    assert (ours.array == theirs.array).all()
+    assert (ours.affine == theirs.affine).all()
+    assert set(theirs.meta) <= set(ours.meta)
+    for key in ("original_affine", "spatial_shape", "space", "original_channel_dim", "filename_or_obj"):
+        np.testing.assert_array_equal(ours.meta[key], theirs.meta[key])
+
+
+def test_loader_never_falls_back_to_a_reader_that_takes_the_file(tmp_path):
+    values = np.zeros((3, 4, 5), np.float32)
+    values[0, 0, 0] = np.nan
+    path = _write(tmp_path / "nan.nii.gz", values)
+    with pytest.raises(DataError, match="voxels are finite"):
+        LoadImaged("image", reader="decathlete.transforms.NiftiReader")({"image": path})
+
+
+def test_several_files_become_channels_on_one_grid(image, tmp_path):
+    other = _write(
+        tmp_path / "t2.nii.gz", np.ones((9, 8, 7), np.int16) * np.arange(7, dtype=np.int16), nib.load(image).affine
+    )
+    chain = Compose([LoadImaged("image", reader=NiftiReader), EnsureChannelFirstd("image")])
+    assert chain({"image": [str(image), str(other)]})["image"].shape == (2, 9, 8, 7)
+    shifted = _write(tmp_path / "t3.nii.gz", np.ones((9, 8, 7), np.int16), np.eye(4))
+    with pytest.raises(RuntimeError) as caught:
+        chain({"image": [str(image), str(shifted)]})
+    assert isinstance(caught.value.__cause__, GeometryError)
+
+
+def test_orientation_spacing_and_saving_follow_the_metadata(image, tmp_path):
+    chain = Compose(
+        [
+            LoadImaged("image", reader="decathlete.transforms.NiftiReader"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=(1, 1, 1)),
+            SaveImaged("image", output_dir=tmp_path / "out", separate_folder=False, output_postfix="", print_log=False),
+        ]
+    )
+    data = chain({"image": image})["image"]
+    np.testing.assert_allclose(np.diag(data.affine)[:3], 1)
+    np.testing.assert_allclose(data.meta["original_affine"], nib.load(image).affine)
+    assert nib.load(tmp_path / "out" / "case_1.nii.gz").shape == tuple(data.shape[1:])
+
+
+def test_label_loader_checks_values(image):
+    with pytest.raises(DataError, match="label values are among"):
+        LoadImaged("label", reader=NiftiReader, kind="label", allowed_labels=[0, 1])({"label": image})
