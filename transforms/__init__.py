@@ -1,5 +1,14 @@
 """Dictionary transforms and the strict reader, one idea a file."""
 
 from decathlete.transforms.read import NiftiReader, Volume, check_pair, read_nifti, read_pair
+from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
-__all__ = ["NiftiReader", "Volume", "check_pair", "read_nifti", "read_pair"]
+__all__ = [
+    "NiftiReader",
+    "RestoreGridd",
+    "Volume",
+    "check_pair",
+    "read_nifti",
+    "read_pair",
+    "restore_to_grid",
+]
