@@ -1,0 +1,99 @@
+"""Inference over windows, in the number format of training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.utils import ensure_tuple_rep, fall_back_tuple
+from torch import Tensor
+
+from decathlete.training.precision import autocast
+
+
+class SlidingWindow(SlidingWindowInferer):
+    """MONAI's sliding window under autocast, with mirrored copies by option; the output is float32 logits.
+
+    A volume that one window covers takes a plain forward pass, without the weights and sums of blending.
+
+    Args:
+        roi_size: window; components that are not positive take the volume's size.
+        sw_batch_size, overlap, mode: as in MONAI's SlidingWindowInferer, with other defaults.
+        amp: forward pass in bfloat16 where the device has it (see ``decathlete.training.precision``).
+        mirror_axes: spatial axes (0, 1, 2) to mirror: each window is predicted in all combinations, 2 to the power of
+            their number, and the **logits** are averaged, as where windows overlap.
+        divisible: the padded volume and window are multiples of this, which the network's strides may ask for.
+        kwargs: further arguments of MONAI's SlidingWindowInferer (``sw_device``, ``device``, ``cpu_thresh``, ...).
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] | int,
+        sw_batch_size: int = 4,
+        overlap: Sequence[float] | float = 0.5,
+        mode: str = "gaussian",
+        amp: bool = True,
+        mirror_axes: Sequence[int] | None = None,
+        divisible: Sequence[int] | int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(roi_size, sw_batch_size, overlap, mode, **kwargs)
+        self.amp, self.mirror_axes, self.divisible = amp, tuple(mirror_axes or ()), divisible
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Float32 logits (B, num_classes, *spatial) of ``inputs`` (B, C, *spatial); a MetaTensor of a MetaTensor."""
+        size = tuple(inputs.shape[2:])
+        if any(not 0 <= axis < len(size) for axis in self.mirror_axes):
+            raise ValueError(f"mirror_axes (={self.mirror_axes}) must be among the {len(size)} spatial axes, from 0")
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        window = self.window(size)
+        low = [max(w - n, 0) // 2 for w, n in zip(window, size, strict=True)]
+        high = [max(w - n, 0) - before for w, n, before in zip(window, size, low, strict=True)]
+        if any(low) or any(high):
+            pad = [n for pair in reversed(list(zip(low, high, strict=True))) for n in pair]
+            plain = F.pad(plain, pad, mode=str(self.padding_mode), value=self.cval)
+
+        def forward(x: Tensor, *a: Any, **k: Any) -> Tensor:
+            return self._forward(x, network, *a, **k)
+
+        if tuple(plain.shape[2:]) == window and not self.with_coord and not kwargs:
+            parts = [forward(part.to(self.sw_device or part.device), *args) for part in plain.split(self.sw_batch_size)]
+            out = torch.cat(parts).to(self.device or plain.device)
+        else:
+            windows = copy(self)
+            windows.roi_size = window
+            if window != self.roi_size:
+                windows.roi_weight_map = None
+            out = SlidingWindowInferer.__call__(windows, plain.float(), forward, *args, **kwargs)  # type: ignore[assignment]
+        out = out[(..., *(slice(before, before + n) for before, n in zip(low, size, strict=True)))]
+        # an evaluator's postprocessing expects a MetaTensor of a MetaTensor, as MONAI's inferers give
+        return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
+
+    def window(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial shape of the windows of a volume of spatial shape ``size``; smaller volumes are padded to it."""
+        roi = fall_back_tuple(self.roi_size, tuple(size))
+        return tuple(-(-n // k) * k for n, k in zip(roi, ensure_tuple_rep(self.divisible, len(size)), strict=True))
+
+    def _forward(self, x: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        total: Tensor | None = None
+        copies = [c for n in range(len(self.mirror_axes) + 1) for c in itertools.combinations(self.mirror_axes, n)]
+        with autocast(x.device, self.amp):
+            for axes in copies:
+                dims = [axis + 2 for axis in axes]
+                out = finest(network(x.flip(dims) if dims else x, *args, **kwargs)).float()
+                out = out.flip(dims) if dims else out
+                total = out if total is None else total.add_(out)
+        return total / len(copies) if len(copies) > 1 else total  # type: ignore[operator,return-value]
+
+
+def finest(output: Any) -> Tensor:
+    """The full-resolution output: the first of a deeply supervised network's list, or a dictionary's first value."""
+    if isinstance(output, Mapping):
+        return finest(next(iter(output.values())))
+    return finest(output[0]) if isinstance(output, (list, tuple)) else output

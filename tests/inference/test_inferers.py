@@ -1,0 +1,119 @@
+"""Windows cover the volume, mirrored copies are averaged, and the output is float32 where the input was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from decathlete.inference import SlidingWindow
+
+
+class Windows(nn.Module):
+    """Two channels, x and -x, and the shapes that were asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, x):
+        self.shapes.append(tuple(x.shape))
+        return torch.cat([x, -x], 1)
+
+
+@pytest.fixture
+def volume():
+    return torch.randn(1, 1, 11, 9, 7, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Conv3d(1, 3, 3, padding=1).eval()
+
+
+def test_windows_agree_with_monai_in_float32(volume):
+    ours = SlidingWindow((8, 8, 4), amp=False)(volume, network())
+    theirs = SlidingWindowInferer((8, 8, 4), sw_batch_size=4, overlap=0.5, mode="gaussian")(volume, network())
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_small_volume_is_padded_to_one_window_and_cropped(volume):
+    windows = Windows()
+    out = SlidingWindow((12, 12, 12), amp=False)(volume, windows)
+    assert windows.shapes == [(1, 1, 12, 12, 12)]
+    assert torch.equal(out, torch.cat([volume, -volume], 1))
+
+
+def test_one_window_agrees_with_monai(volume):
+    ours = SlidingWindow((12, 12, 12), amp=False)(volume, network())
+    theirs = SlidingWindowInferer((12, 12, 12), mode="gaussian")(volume, network())
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_whole_volume_window_is_padded_to_the_multiple_that_strides_ask_for(volume):
+    windows = Windows()
+    out = SlidingWindow((-1, -1, -1), divisible=(4, 8, 1), amp=False)(volume, windows)
+    assert windows.shapes == [(1, 1, 12, 16, 7)]
+    assert torch.equal(out[:, :1], volume)
+
+
+def test_mirrored_copies_average_logits(volume):
+    class Ramp(nn.Module):  # adds the position along the first axis
+        def forward(self, x):
+            return x + torch.arange(x.shape[2], dtype=torch.float32)[:, None, None]
+
+    out = SlidingWindow((-1, -1, -1), mirror_axes=(0, 2), amp=False)(volume, Ramp())
+    torch.testing.assert_close(out, volume + 5)  # the ramps 0..10 and 10..0 average to 5
+
+
+def test_mirrored_copies_of_a_symmetric_network_change_nothing(volume):
+    plain = SlidingWindow((8, 8, 4), amp=False)(volume, Windows())
+    mirrored = SlidingWindow((8, 8, 4), amp=False, mirror_axes=(0, 1, 2))(volume, Windows())
+    torch.testing.assert_close(plain, mirrored)
+
+
+def test_mirror_axis_out_of_range_is_refused(volume):
+    with pytest.raises(ValueError, match="3 spatial axes"):
+        SlidingWindow((8, 8, 8), mirror_axes=(3,))(volume, Windows())
+
+
+def test_reduced_precision_inside_float32_outside(volume):
+    seen = []
+
+    class Spy(nn.Conv3d):
+        def forward(self, x):
+            seen.append(super().forward(x).dtype)
+            return super().forward(x)
+
+    from decathlete.training.precision import amp_dtype
+
+    out = SlidingWindow((12, 12, 12), amp=True)(volume, Spy(1, 2, 1))
+    assert seen == [amp_dtype("cpu", True)]
+    assert out.dtype == torch.float32
+
+
+def test_deeply_supervised_output_gives_its_finest(volume):
+    class Deep(nn.Module):
+        def forward(self, x):
+            return [x * 2, x[..., ::2, ::2, ::2]]
+
+    for roi in ((12, 12, 12), (8, 8, 4)):
+        torch.testing.assert_close(SlidingWindow(roi, amp=False)(volume, Deep()), volume * 2)
+
+
+def test_metadata_goes_through(volume):
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    image = MetaTensor(volume[0], affine=affine, meta={"filename_or_obj": "a.nii.gz"})[None]
+    for roi in ((12, 12, 12), (8, 8, 4)):
+        out = SlidingWindow(roi)(image, network())
+        assert isinstance(out, MetaTensor)
+        assert out.meta["filename_or_obj"] == "a.nii.gz"
+        assert torch.equal(out.affine, affine)
+
+
+def test_two_dimensional_images():
+    image = torch.randn(2, 1, 20, 13)
+    out = SlidingWindow((8, 8), amp=False)(image, nn.Identity())
+    torch.testing.assert_close(out, image)
