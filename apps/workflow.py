@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,10 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from decathlete import errors
 from decathlete.bundle import bundle_folder, config_file, config_files
 from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, UsageError
+from decathlete.failures import find_error, is_out_of_memory, short_log
+from decathlete.short_form import in_torchrun, literal
 
 # arguments of MONAI's own `run`, not ids of a config
 RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")
@@ -55,7 +53,7 @@ def load(
         parser.read_meta(str(metadata))
     values = check_overrides(parser, overrides or {}, where=where, file=files[-1])
     if "bundle_root" in parser:
-        values.setdefault("bundle_root", _plain(str(folder)))
+        values.setdefault("bundle_root", literal(str(folder)))
     parser.update(values)
     return parser
 
@@ -81,17 +79,8 @@ def check_overrides(
             raise ConfigError(
                 file, "an override must name an id of this config", f"'{name}' ({where})", _suggestion(parser, name)
             )
-        checked[name] = _plain(value)
+        checked[name] = literal(value)
     return checked
-
-
-def _plain(value: Any) -> Any:
-    """Keep ``#`` in texts: MONAI turns it into ``::`` everywhere, in paths too, but not in an escaped expression."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and "#" in value and not value.startswith(("$", "@", "%")):
-        return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
-    return value
 
 
 def _read(files: list[Path]) -> ConfigParser:
@@ -220,10 +209,10 @@ def _prepared(
     extra = {k: values.pop(k) for k in list(values) if tracking and k in DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]}
     values = check_overrides(parser, values, where=where, file=files[-1])
     if "bundle_root" in parser:
-        values.setdefault("bundle_root", _plain(str(folder)))
+        values.setdefault("bundle_root", literal(str(folder)))
     data = data_folder(parser.get("dataset_dir"), values.get("dataset_dir"), file=files[-1])
     if data is not None:
-        values["dataset_dir"] = _plain(str(data))
+        values["dataset_dir"] = literal(str(data))
     return values | extra
 
 
@@ -266,17 +255,10 @@ def data_folder(default: Any, given: Any = None, *, file: str | Path = "config")
 
 def _task_name(folder: str) -> str:
     """What ``decathlete data`` calls the data set of a folder's name: ``hippocampus`` for ``Task04_Hippocampus``."""
-    from decathlete.data.tasks import get_task
+    from decathlete.data.tasks import task_of_folder
 
-    try:
-        return get_task(folder).name
-    except UsageError:
-        return "TASK"
-
-
-def in_torchrun() -> bool:
-    """Whether torchrun started this process as one of its group."""
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+    task = task_of_folder(folder)
+    return task.name if task else "TASK"
 
 
 def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = None, gpus: int | None = None) -> int:
@@ -304,7 +286,7 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
     if gpus and not in_torchrun():
         return _launch(run_id, bundle, values, own, gpus)
     workflow = None
-    with one_line_errors():
+    with short_log():
         try:
             workflow = BundleWorkflow(bundle, run_id, where="command line", **own, **values)
             workflow.initialize()
@@ -348,41 +330,6 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int)
     return 1 if subprocess.run(command, check=False).returncode else 0
 
 
-def find_error(error: BaseException | None) -> DecathleteError | None:
-    """Our error inside what MONAI, ignite or a data worker made of it, or None.
-
-    The first along ``__cause__`` and ``__context__`` counts; a data worker hands over only the text of its traceback.
-    """
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, DecathleteError):
-            return current
-        for name, text in re.findall(r"^decathlete\.errors\.(\w+): (.*)$", str(current), flags=re.MULTILINE):
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, DecathleteError):
-                where, _, rule = text.partition(": ")
-                return kind(where, rule)
-        queue += [current.__cause__, current.__context__]
-    return None
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory of the GPU or of the machine ran out somewhere along the causes of an error."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> DeviceError:
     """The device, what was asked of it, and the smaller setting to try."""
 
@@ -402,24 +349,6 @@ def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> Dev
     else:
         remedy = f"Try a smaller {patch[0] if patch else 'patch_size'}, or --device cpu"
     return DeviceError("memory", "the work must fit into the memory of the device", found or str(error), remedy)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Leave tracebacks of our own errors out of the log while the block runs: their one line is printed at the end."""
-    factory = logging.getLogRecordFactory()
-
-    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        made = factory(*args, **kwargs)
-        if made.exc_info and find_error(made.exc_info[1]) is not None:
-            made.exc_info = None
-        return made
-
-    logging.setLogRecordFactory(record)
-    try:
-        yield
-    finally:
-        logging.setLogRecordFactory(factory)
 
 
 def _child(argument: str) -> int:

@@ -1,0 +1,213 @@
+"""The short form ``python -m monai.bundle run training --config bundles/hippocampus``.
+
+MONAI's ``run`` knows ``--config_file`` and takes any other flag for an override. A line in site-packages
+(``decathlete_short_form.pth``) imports this module at the start of Python, and only when a word of the command line
+contains ``monai.bundle``. Then the command line is translated and MONAI runs as ever: nothing of it is replaced.
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+MODULES = ("monai.bundle", "monai.bundle.__main__")
+# flags of the interpreter that take a value, in the same word or in the next
+VALUED = "WX"
+
+
+def module_run(words: Sequence[str]) -> str | None:
+    """Name of the module that a Python command line runs with ``-m``, or None for a script, ``-c`` and no program.
+
+    Args:
+        words: ``sys.orig_argv``, the interpreter first. Spellings such as ``-um NAME``, ``-W x -m NAME`` and ``-mNAME``
+            are read as the interpreter reads them.
+    """
+    queue = list(words[1:])
+    while queue:
+        word = queue.pop(0)
+        if word == "--check-hash-based-pycs":
+            queue = queue[1:]
+        elif word.startswith("--") and len(word) > 2:
+            continue
+        elif not word.startswith("-") or word in ("-", "--"):
+            return None
+        for place, letter in enumerate(word[1:] if not word.startswith("--") else "", start=2):
+            value = word[place:] or (queue[0] if queue else "")
+            if letter == "m":
+                return value or None
+            if letter == "c":
+                return None
+            if letter in VALUED:
+                queue = queue if word[place:] else queue[1:]
+                break
+    return None
+
+
+def translate(
+    words: Sequence[str], environ: Mapping[str, str] | None = None, log: TextIO | None = None
+) -> list[str] | None:
+    """Words of ``monai.bundle`` with ``--config BUNDLE`` spelt out, or None where there is nothing to translate.
+
+    ``--config`` becomes ``--config_file`` with the run's files and ``--bundle_root`` with the bundle's absolute folder,
+    so that it works from any working directory. A command with ``--config_file`` stays as it is, and so does one whose
+    ``--args_file`` names the config: there ``--config`` is an override like any other.
+
+    Args:
+        words: what follows ``python -m monai.bundle``: ``run``, the run id, flags.
+        environ: in place of ``os.environ``; torchrun's variables lay ``multi_gpu_train`` over a training, and
+            ``DECATHLETE_DATA`` holds the data sets' folders.
+        log: gets the line that says which bundle is meant; ``sys.stderr`` by default.
+
+    Raises:
+        UsageError: no such bundle, or no such run in it.
+    """
+    environ = os.environ if environ is None else environ
+    if not words or words[0] != "run":
+        return None
+    # fire reads its own flags behind a lone `--`
+    end = words.index("--") if "--" in words else len(words)
+    own, rest = list(words[1:end]), list(words[end:])
+    bundles = _take(own, "config")
+    if not bundles or _value(own, "config_file") is not None or _names_config(_value(own, "args_file")):
+        return None
+
+    from decathlete.bundle import bundle_folder, config_files, is_bundle
+    from decathlete.errors import UsageError
+
+    if len(bundles) > 1 or not bundles[0]:
+        raise UsageError("--config", "takes one bundle", " ".join(bundles) or "none", "Give a folder or a name")
+    folder = bundle_folder(bundles[0]).resolve()
+    kind = "folder" if is_bundle(Path(bundles[0])) else "packaged bundle"
+    if environ.get("LOCAL_RANK", "0") == "0":
+        print(f"decathlete: --config {bundles[0]} is the {kind} {folder}", file=log or sys.stderr)
+
+    run_id = _positional(own) or _value(own, "run_id") or "run"
+    files = [str(file) for file in config_files(folder, run_id, in_torchrun(environ))]
+    added = ["--config_file", files[0] if len(files) == 1 else repr(files)]
+    if _value(own, "bundle_root") is None:
+        added += ["--bundle_root", literal(str(folder))]
+    data = _data_folder(Path(files[0]), environ.get("DECATHLETE_DATA"))
+    if data and _value(own, "dataset_dir") is None:
+        added += ["--dataset_dir", literal(data)]
+    return ["run", *own, *added, *rest]
+
+
+def literal(value: Any) -> Any:
+    """Value of an override that stays as it is: MONAI turns ``#`` into ``::`` in texts, in paths too.
+
+    Other than in a text, it stays when escaped in an expression. Paths become text; all else is returned as given.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and "#" in value and not value.startswith(("$", "@", "%")):
+        return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
+    return value
+
+
+def in_torchrun(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether torchrun started this process as one of its group."""
+    environ = os.environ if environ is None else environ
+    return "LOCAL_RANK" in environ and "WORLD_SIZE" in environ
+
+
+def _positional(words: Sequence[str]) -> str | None:
+    """First word that is neither a flag nor the value of the flag before it."""
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if _flag(word) is None:
+            return word
+        if "=" not in word and queue and _flag(queue[0]) is None:
+            queue.pop(0)
+    return None
+
+
+def _flag(word: str) -> str | None:
+    """Name of a flag as fire reads it: ``config`` for ``--config``, ``-config`` and ``--config=x``."""
+    if not word.startswith("-") or word in ("-", "--"):
+        return None
+    return word.lstrip("-").partition("=")[0].replace("-", "_")
+
+
+def _take(words: list[str], name: str) -> list[str]:
+    """Remove a flag and its value from ``words`` and return its values, one for each time it was there."""
+    values = []
+    while (place := next((i for i, word in enumerate(words) if _flag(word) == name), None)) is not None:
+        _, equals, value = words.pop(place).partition("=")
+        if not equals:
+            has_value = place < len(words) and _flag(words[place]) is None
+            value = words.pop(place) if has_value else ""
+        values.append(value)
+    return values
+
+
+def _value(words: list[str], name: str) -> str | None:
+    """Value of a flag, or None without it."""
+    values = _take(list(words), name)
+    return values[-1] if values else None
+
+
+def _names_config(args_file: str | None) -> bool:
+    """Whether MONAI's ``--args_file`` brings a config of its own."""
+    if args_file is None:
+        return False
+    try:
+        return "config_file" in Path(args_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True  # MONAI tells what is wrong with the file
+
+
+def _data_folder(config: Path, root: str | None) -> str | None:
+    """Folder in ``$DECATHLETE_DATA`` of the same name as the config's ``dataset_dir``, if it is there."""
+    if not root:
+        return None
+    import re
+
+    found = re.search(r"""^\s*["']?dataset_dir["']?\s*:\s*["']?([^"'\s#,]+)""", config.read_text(), flags=re.MULTILINE)
+    name = Path(found[1]).name if found and not found[1].startswith(("$", "@", "%")) else ""
+    folder = Path(root).expanduser() / name
+    return str(folder) if name and folder.is_dir() else None
+
+
+def install() -> None:
+    """Translate this process's command line if it is a short form; called by the line in site-packages.
+
+    A mistake ends the process with one line and exit status 2, since Python would print a traceback of its start-up.
+    """
+    if module_run(sys.orig_argv) not in MODULES:
+        return
+    from decathlete.errors import DecathleteError
+
+    try:
+        words = translate(sys.argv[1:])
+    except DecathleteError as error:
+        print(f"decathlete: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_status)
+    if words is not None:
+        sys.argv[1:] = words
+        _short_errors()
+
+
+def _short_errors() -> None:
+    """Let an error of ours end MONAI's command as one line, whatever MONAI and ignite wrapped around it."""
+    from decathlete.failures import find_error, shorten_log
+
+    shorten_log()
+    default = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        ours = find_error(error)
+        if ours is None:
+            default(kind, error, traceback)
+            return
+        print(f"decathlete: {ours}", file=sys.stderr, flush=True)
+        if ours.exit_status != 1:  # Python's own after an error
+            sys.stdout.flush()
+            os._exit(ours.exit_status)
+
+    sys.excepthook = hook
