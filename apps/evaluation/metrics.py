@@ -18,10 +18,11 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
-from decathlete.errors import GeometryError
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
+
+from decathlete.errors import GeometryError
 
 Mask = NDArray[np.bool_]
 

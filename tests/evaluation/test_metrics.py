@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from decathlete.errors import GeometryError
-from decathlete.evaluation.metrics import dice, hd95, iou, nsd, score, surface_distances, volume_ml
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
+
+from decathlete.errors import GeometryError
+from decathlete.evaluation.metrics import dice, hd95, iou, nsd, score, surface_distances, volume_ml
 
 SPACINGS = [(0.7, 1.0, 2.5), (1.0, 1.0, 1.0), (0.5, 0.9, 3.1), (1.2, 0.4, 0.8), (2.0, 1.0, 0.5), (0.31, 1.7, 1.1)]
 # surface-distance 0.1 (DeepMind): compute_surface_dice_at_tolerance of the masks of `random_pair`, at 1.0 and 0.6 mm

@@ -1,0 +1,174 @@
+"""Label maps against references, case by case, on the reference's own grid."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from decathlete.errors import DataError, DecathleteError, GeometryError
+from decathlete.evaluation.labels import bundle_labels
+from decathlete.evaluation.report import Row, Summary, score_case, write_report
+from decathlete.files import nifti_files, strip_nifti_suffix
+
+logger = logging.getLogger(__name__)
+
+GRID_TOLERANCE_MM = 1e-3
+NAMES_SHOWN = 5
+
+
+def evaluate(
+    bundle: str | Path, prediction: str | Path, label: str | Path, output: str | Path | None = None
+) -> Summary:
+    """Score label maps, print a table, and write ``metrics.csv`` and ``summary.json``.
+
+    Args:
+        bundle: folder or name of the bundle whose classes are scored.
+        prediction: folder of label maps, or one file.
+        label: folder of references, or one file. Files pair by name without ``.nii`` or ``.nii.gz``; two single files
+            pair whatever their names. References without a prediction are named in a warning, since a fold predicts a
+            part of them; a prediction without a reference has failed.
+        output: folder of the two files; default: that of the predictions.
+
+    Returns:
+        The scores; cases that could not be scored are in ``failed`` and named on stderr.
+
+    Raises:
+        UsageError: unknown bundle.
+        DataError: a missing or empty folder, or no case that could be scored; nothing is written then.
+    """
+    labels = bundle_labels(bundle)
+    prediction, label = Path(prediction), Path(label)
+    pairs, failed, unpredicted = _pair(prediction, label)
+    if unpredicted:
+        logger.warning("%s: no prediction for %s", prediction, _some(unpredicted))
+    rows: list[Row] = []
+    for case, (predicted, reference) in tqdm(pairs.items(), desc="evaluate", unit="case", file=sys.stderr):
+        try:
+            rows += score_files(case, predicted, reference, labels)
+        except DecathleteError as error:
+            failed[case] = str(error)
+    for message in failed.values():
+        print(f"decathlete: {message}", file=sys.stderr)
+    if not rows:
+        raise DataError(prediction, "at least one case must be scored", f"{len(failed)} that failed")
+    scored = [case for case in pairs if case not in failed]
+    summary = write_report(
+        rows,
+        output or (prediction if prediction.is_dir() else prediction.parent),
+        failed,
+        not_predicted=unpredicted,
+        prediction=prediction,
+        label=label,
+        prediction_sha256=files_sha256(pairs[case][0] for case in scored),
+        label_sha256=files_sha256(pairs[case][1] for case in scored),
+    )
+    print(summary.table())
+    print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
+    return summary
+
+
+def score_files(case: str, prediction: Path, reference: Path, labels: Mapping[int, str]) -> list[Row]:
+    """Rows of one case from its two files.
+
+    Raises:
+        DataError: a file is damaged or holds values that are no class.
+        GeometryError: the two are not on one grid.
+    """
+    from decathlete.transforms import read_nifti
+
+    allowed = {0, *labels}
+    predicted = read_nifti(prediction, kind="label", allowed_labels=allowed)
+    truth = read_nifti(reference, kind="label", allowed_labels=allowed)
+    check_grid(case, predicted.array.shape, predicted.affine, truth.array.shape, truth.affine)
+    return score_case(case, predicted.array, truth.array, truth.spacing, labels)
+
+
+def check_grid(
+    case: str,
+    shape: tuple[int, ...],
+    affine: NDArray[Any],
+    reference_shape: tuple[int, ...],
+    reference_affine: NDArray[Any],
+) -> None:
+    """Refuse a prediction that does not lie on its reference voxel by voxel.
+
+    Raises:
+        GeometryError: shapes differ, or affines differ by more than 1e-3 mm in an entry; both values are named.
+    """
+    remedy = "Predict on the original grid, without resampling or reorienting"
+    if tuple(shape) != tuple(reference_shape):
+        raise GeometryError(
+            case,
+            "prediction and reference must have one shape",
+            f"{tuple(shape)} against {tuple(reference_shape)}",
+            remedy,
+        )
+    if np.abs(affine - reference_affine).max() > GRID_TOLERANCE_MM:
+        rows = (np.array2string(np.asarray(a)[:3], separator=" ", precision=6) for a in (affine, reference_affine))
+        found = " against ".join(" ".join(row.split()) for row in rows)
+        raise GeometryError(
+            case, f"prediction and reference affines must agree to {GRID_TOLERANCE_MM:g} mm", found, remedy
+        )
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """Hash over names and contents of files, in the order of the names."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
+        total.update(f"{path.name} {content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _pair(prediction: Path, label: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str], list[str]]:
+    """Pairs by case, messages of predictions without a reference, and references without a prediction."""
+    predictions, references = _by_case(prediction), _by_case(label)
+    if not prediction.is_dir() and not label.is_dir():
+        return {next(iter(references)): (prediction, label)}, {}, []
+    pairs = {case: (path, references[case]) for case, path in predictions.items() if case in references}
+    if not pairs:
+        found = f"{_some(list(predictions))} in {prediction}, {_some(list(references))} in {label}"
+        raise DataError(
+            prediction,
+            "a prediction has the name of its reference",
+            f"no name on both sides: {found}",
+            "Rename the files",
+        )
+    failed = {
+        case: str(DataError(path, "a prediction has a reference of its name", f"no {case}.nii.gz in {label}"))
+        for case, path in predictions.items()
+        if case not in references
+    }
+    return pairs, failed, [case for case in references if case not in predictions]
+
+
+def _by_case(place: Path) -> dict[str, Path]:
+    if place.is_file():
+        return {strip_nifti_suffix(place.name): place}
+    if not place.is_dir():
+        raise DataError(place, "must be a folder of NIfTI files, or one file", "no such file or folder")
+    found: dict[str, Path] = {}
+    for path in nifti_files(place):
+        case = strip_nifti_suffix(path.name)
+        if case in found:
+            raise DataError(place, "each case has one file", f"{found[case].name} and {path.name}", "Delete one")
+        found[case] = path
+    if not found:
+        raise DataError(place, "must hold NIfTI files (.nii, .nii.gz)", "none")
+    return found
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,133 @@
+"""Scores of an evaluator's own predictions, for ``evaluate.yaml``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+
+from decathlete.errors import DataError, DecathleteError, WorkError
+from decathlete.evaluation.evaluate import check_grid, files_sha256
+from decathlete.evaluation.labels import foreground
+from decathlete.evaluation.report import Row, Summary, score_case, write_report
+from decathlete.files import strip_nifti_suffix
+
+
+class MetricsWriter:
+    """Handler that writes ``metrics.csv`` and ``summary.json`` as `evaluate` does, when a run is completed.
+
+    Attach it to an evaluator whose postprocessing leaves the label map on the scan's own grid under ``pred_key``,
+    shape (1, X, Y, Z) or (X, Y, Z). References are read from their files: one that went through the network's chain may
+    lie on another grid. Each item names its reference under ``label_key``: a path that no transform loaded, or an image
+    loaded by MONAI, whose ``filename_or_obj`` is taken.
+
+    Args:
+        labels: classes as name to value (or value to name); background may be among them.
+        output_dir: folder of the two files.
+        pred_key: key of the label map in the engine's output.
+        label_key: key of the reference in the engine's output or batch.
+
+    Attributes:
+        summary: the scores, once the run is completed.
+
+    Raises:
+        WorkError: at the end, after the files are written, if a case could not be scored; each is named.
+    """
+
+    def __init__(
+        self, labels: Mapping[Any, Any], output_dir: str | Path, pred_key: str = "pred", label_key: str = "label"
+    ) -> None:
+        self.labels = foreground(labels)
+        self.output_dir = Path(output_dir)
+        self.pred_key, self.label_key = pred_key, label_key
+        self.summary: Summary | None = None
+        self.logger = logging.getLogger(type(self).__name__)
+        self._reset()
+
+    def attach(self, engine: Engine) -> None:
+        """Score after each iteration, write when the run is completed."""
+        engine.add_event_handler(Events.STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _reset(self, engine: Engine | None = None) -> None:
+        self._rows: dict[str, list[Row]] = {}
+        self._failed: dict[str, str] = {}
+        self._references: dict[str, Path] = {}
+
+    def _score(self, engine: Engine) -> None:
+        outputs, batch = _items(engine.state.output), _items(engine.state.batch)
+        for n, output in enumerate(outputs):
+            item = {**(batch[n] if n < len(batch) else {}), **{k: v for k, v in output.items() if v is not None}}
+            reference = _path_of(item.get(self.label_key), self.label_key)
+            case = str(item.get("case_id") or strip_nifti_suffix(reference.name))
+            try:
+                self._rows[case] = self._score_item(case, item.get(self.pred_key), reference)
+                self._references[case] = reference
+            except DecathleteError as error:
+                self._failed[case] = str(error)
+                self.logger.error("%s", error)
+
+    def _score_item(self, case: str, pred: Any, reference: Path) -> list[Row]:
+        from decathlete.transforms import read_nifti
+
+        if not isinstance(pred, (torch.Tensor, np.ndarray)):
+            raise DataError(case, f"the engine's output must hold a label map under '{self.pred_key}'", f"{type(pred)}")
+        truth = read_nifti(reference, kind="label", allowed_labels={0, *self.labels})
+        affine = np.asarray(getattr(pred, "affine", truth.affine), dtype=np.float64)  # a plain tensor knows none
+        values = pred.detach().cpu().numpy() if isinstance(pred, torch.Tensor) else pred
+        if values.ndim == truth.array.ndim + 1 and len(values) == 1:
+            values = values[0]
+        check_grid(case, values.shape, affine, truth.array.shape, truth.affine)
+        return score_case(case, values, truth.array, truth.spacing, self.labels)
+
+    def _write(self, engine: Engine) -> None:
+        rows, failed, references = _gathered((self._rows, self._failed, self._references))
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        if rows:
+            self.summary = write_report(
+                [row for case in sorted(rows) for row in rows[case]],
+                self.output_dir,
+                failed,
+                label_sha256=files_sha256(references.values()),
+            )
+            self.logger.info("%s\n%s", self.summary.metrics_csv, self.summary.table())
+        if failed or not rows:
+            found = "; ".join(failed.values()) or "no case"
+            raise WorkError(self.output_dir, "every case must be scored", f"{len(failed)} that failed: {found}")
+
+
+def _items(values: Any) -> list[dict[str, Any]]:
+    """An engine's batch or output as a list of items, as MONAI's decollation leaves them."""
+    if isinstance(values, Mapping):
+        raise DataError("evaluator", "items must be decollated (MONAI's default) for MetricsWriter", "a batch")
+    return [dict(v) for v in values] if isinstance(values, (list, tuple)) else []
+
+
+def _path_of(label: Any, key: str) -> Path:
+    """File of a reference: the path itself, or what MONAI noted when it loaded the image."""
+    if isinstance(label, (str, os.PathLike)):
+        return Path(label)
+    name = getattr(label, "meta", {}).get("filename_or_obj")
+    if isinstance(name, (list, tuple)):
+        name = name[0] if name else None
+    if not name:
+        raise DataError("evaluator", f"each item must name its reference under '{key}'", f"{type(label).__name__}")
+    return Path(name)
+
+
+def _gathered(found: tuple[dict, dict, dict]) -> tuple[dict, dict, dict]:
+    """What all processes found, each case once: samplers repeat cases to give every process as many."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return found
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, found)
+    return tuple({k: v for part in parts for k, v in part[n].items()} for n in range(3))  # type: ignore[return-value]
