@@ -1,1 +1,54 @@
-"""placeholder."""
+"""Data sets: where they come from, their cases and folds, checks and caches. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decathlete.data.cache import CachedDataset, cached_dataset
+    from decathlete.data.cases import data_hash, datalist
+    from decathlete.data.download import download_task, fetch
+    from decathlete.data.folds import split
+    from decathlete.data.phantoms import make_phantoms
+    from decathlete.data.tasks import TASKS, Task, get_task
+    from decathlete.data.verification import Fault, verify
+
+# no file here has the name of a public function: importing it would put the module in the function's place
+_HOME = {
+    "CachedDataset": "cache",
+    "Fault": "verification",
+    "TASKS": "tasks",
+    "Task": "tasks",
+    "cached_dataset": "cache",
+    "data_hash": "cases",
+    "datalist": "cases",
+    "download_task": "download",
+    "fetch": "download",
+    "get_task": "tasks",
+    "make_phantoms": "phantoms",
+    "split": "folds",
+    "verify": "verification",
+}
+__all__ = [
+    "TASKS",
+    "CachedDataset",
+    "Fault",
+    "Task",
+    "cached_dataset",
+    "data_hash",
+    "datalist",
+    "download_task",
+    "fetch",
+    "get_task",
+    "make_phantoms",
+    "split",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: torch and MONAI cost seconds at start."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'decathlete.data' has no attribute '{name}'")
+    return getattr(import_module(f"decathlete.data.{_HOME[name]}"), name)

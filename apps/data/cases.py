@@ -1,0 +1,186 @@
+"""Cases of a data set in the layout of the Medical Segmentation Decathlon, split into folds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from decathlete.data.folds import split
+from decathlete.data.tasks import Task, get_task, task_of_folder
+from decathlete.errors import DataError
+from decathlete.files import NIFTI_SUFFIXES, nifti_files, strip_nifti_suffix
+
+logger = logging.getLogger(__name__)
+
+Case = dict[str, Any]
+_FOLDERS = {"training": ("imagesTr", "labelsTr"), "test": ("imagesTs", None)}
+
+
+def datalist(
+    dataset_dir: str | Path,
+    fold: int | str = "all",
+    part: Literal["training", "validation", "all", "test"] = "training",
+    task: Task | str | None = None,
+) -> list[Case]:
+    """Cases as ``{"image": path, "label": path, "case_id": id}``, sorted by id; without ``label`` for ``part="test"``.
+
+    The cases are those of ``dataset.json`` where there is one, else ``imagesTr/*.nii.gz`` with ``labelsTr`` under the
+    same names. Listed cases of which neither file is there are left out, and a line in the log says how many.
+
+    Args:
+        dataset_dir: the data set's folder.
+        fold: 0 to 4, or ``all``: train on every case and validate on every case.
+        part: of the fold; ``all`` for every labelled case, ``test`` for the cases without public labels.
+        task: whose official ids the folds go by; by default the one that the folder is named after, if any.
+
+    Raises:
+        DataError: the folder is missing or empty, a file is missing, or an entry leads out of the folder.
+        UsageError: an unknown fold or task.
+    """
+    if part not in ("training", "validation", "all", "test"):
+        raise ValueError(f"part (={part!r}) must be 'training', 'validation', 'all' or 'test'")
+    folder = Path(dataset_dir)
+    task = task_of_folder(folder) if task is None else get_task(task) if isinstance(task, str) else task
+    cases = list_cases(folder, "test" if part == "test" else "training")
+    missing = [
+        path for case in cases for key in ("image", "label") for path in _paths(case.get(key)) if not _there(path)
+    ]
+    if missing:
+        raise DataError(missing[0], "an image of a training has its label, and both files are there", "no such file",
+                        f"{len(missing)} missing in all: add them, or leave the cases out of dataset.json")  # fmt: skip
+    if part in ("all", "test"):
+        return cases
+    train, validation = split([case["case_id"] for case in cases], fold, task)
+    wanted = set(train if part == "training" else validation)
+    return [case for case in cases if case["case_id"] in wanted]
+
+
+def list_cases(folder: str | Path, part: Literal["training", "test"] = "training") -> list[Case]:
+    """Cases that a data set states, sorted by id, whether or not one of a case's two files is missing.
+
+    Raises:
+        DataError: the folder is missing or empty, or an entry of ``dataset.json`` leads out of it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise _no_cases(folder, "no such folder")
+    images, labels = _FOLDERS[part]
+    description = read_description(folder)
+    if description is None or (part == "test" and not description.get("test")):
+        cases = _from_folders(folder, images, labels)
+    else:
+        cases = [_from_entry(folder, entry, n, part) for n, entry in enumerate(_entries(folder, description, part))]
+        there = [case for case in cases if any(map(_there, _paths(case["image"]) + _paths(case.get("label"))))]
+        if len(there) < len(cases):
+            logger.warning("%s: %d of %d listed cases are not there", folder, len(cases) - len(there), len(cases))
+        cases = there
+    if not cases and part == "training":
+        raise _no_cases(folder, "0 cases")
+    return sorted(cases, key=lambda case: case["case_id"])
+
+
+def read_description(folder: str | Path) -> Mapping[str, Any] | None:
+    """Contents of ``dataset.json``, or None where there is none.
+
+    Raises:
+        DataError: it is not a JSON object.
+    """
+    path = Path(folder) / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(path, "dataset.json is JSON", str(error), "Correct the file, or remove it") from error
+    if not isinstance(description, dict):
+        raise DataError(path, "dataset.json is a JSON object", type(description).__name__, "Correct the file")
+    return description
+
+
+def data_hash(cases: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 over the files of the cases, whatever folder they lie in; the order of the cases counts not.
+
+    A ``.nii.gz`` enters with its size, its start and the checksum at its end, so that no image is unpacked; other
+    files enter whole.
+    """
+    lines = []
+    for case in cases:
+        for key in ("image", "label"):
+            for path in map(Path, _paths(case.get(key))):
+                lines.append(f"{key}/{path.name}:{_digest(path)}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if path.name.lower().endswith(".gz"):
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{size}:".encode() + file.read(4096))
+            file.seek(max(0, size - 8))
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _no_cases(folder: Path, found: str) -> DataError:
+    task = task_of_folder(folder)
+    return DataError(folder, "dataset_dir holds cases, imagesTr/*.nii.gz with labelsTr or a dataset.json", found,
+                     f"Run 'decathlete data {task.name if task else 'TASK'}' or pass --dataset_dir")  # fmt: skip
+
+
+def _entries(folder: Path, description: Mapping[str, Any], part: str) -> Sequence[Any]:
+    entries = description.get(part, [])
+    if not isinstance(entries, list):
+        raise DataError(folder / "dataset.json", f"'{part}' is a list", type(entries).__name__, "Correct the file")
+    return entries
+
+
+def _from_entry(folder: Path, entry: Any, number: int, part: str) -> Case:
+    where = f"{folder / 'dataset.json'}, {part}[{number}]"
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    keys = ("image", "label") if part == "training" else ("image",)
+    if not isinstance(entry, dict) or any(key not in entry for key in keys):
+        raise DataError(where, f"an entry gives {' and '.join(keys)}", f"{entry!r:.200}", "Correct the file")
+    case: Case = {key: _inside(folder, entry[key], where) for key in keys}
+    first = case["image"][0] if isinstance(case["image"], list) else case["image"]
+    return case | {"case_id": strip_nifti_suffix(Path(first).name)}
+
+
+def _inside(folder: Path, entry: Any, where: str) -> str | list[str]:
+    if isinstance(entry, list) and entry:
+        return [str(_inside(folder, item, where)) for item in entry]
+    if not isinstance(entry, str):
+        raise DataError(where, "a file is given by its name", f"{entry!r:.200}", "Correct the file")
+    path = PurePosixPath(entry.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise DataError(where, "files lie in the data set's folder", f"'{entry}'", "Use paths relative to dataset.json")
+    return str(folder / path)
+
+
+def _from_folders(folder: Path, images: str, labels: str | None) -> list[Case]:
+    if not (folder / images).is_dir():
+        return []
+    cases = []
+    for image in nifti_files(folder / images):
+        case: Case = {"image": str(image), "case_id": strip_nifti_suffix(image.name)}
+        if labels:
+            same = [folder / labels / (case["case_id"] + suffix) for suffix in NIFTI_SUFFIXES]
+            there = [path for path in (folder / labels / image.name, *same) if path.is_file()]
+            case["label"] = str(there[0] if there else folder / labels / image.name)
+        cases.append(case)
+    return cases
+
+
+def _paths(entry: str | list[str] | None) -> list[str]:
+    return [] if entry is None else [entry] if isinstance(entry, str) else entry
+
+
+def _there(path: str) -> bool:
+    return Path(path).is_file()

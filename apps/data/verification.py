@@ -1,0 +1,112 @@
+"""A data set looked over file by file, before anything costs time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from decathlete.data.cases import list_cases, read_description
+from decathlete.data.tasks import Task, get_task, task_of_folder
+from decathlete.errors import DataError
+from decathlete.files import nifti_files
+from decathlete.transforms import Volume, check_pair, read_nifti
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with one file."""
+
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return self.message if self.message.startswith(str(self.path)) else f"{self.path}: {self.message}"
+
+
+def verify(folder: str | Path, task: Task | str | None = None, progress: bool = True) -> list[Fault]:
+    """Faults of a data set's files; an empty list says that all can be trained on.
+
+    Every image and label must be readable and finite, a pair must share shape and affine, label values must be among
+    those stated, channels as many as stated, and no two images may hold the same voxels. What is stated is in
+    ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check goes on after a fault.
+
+    Args:
+        folder: the data set's folder.
+        task: whose channels and labels count where there is no ``dataset.json``; by default by the folder's name.
+        progress: show a bar on stderr.
+
+    Raises:
+        DataError: the folder is missing or holds no case.
+    """
+    folder = Path(folder)
+    channels, labels = stated(folder, task)
+    cases = list_cases(folder) + list_cases(folder, "test")
+    faults: list[Fault] = []
+    seen: dict[str, Path] = {}
+    for case in tqdm(cases, desc=f"check {folder.name}", unit="case", disable=not progress):
+        image = _read(faults, case["image"], kind="image", channels=channels)
+        if image is not None:
+            digest = hashlib.sha256(str(image.array.shape).encode() + image.array.tobytes()).hexdigest()
+            first = seen.setdefault(digest, image.path)
+            if first != image.path:
+                faults.append(Fault(image.path, f"holds the same voxels as {first.name}"))
+        if "label" not in case:
+            continue
+        label = _read(faults, case["label"], kind="label", channels=1, allowed_labels=labels)
+        if image is not None and label is not None:
+            try:
+                check_pair(image, label)
+            except DataError as error:
+                faults.append(Fault(label.path, str(error)))
+    return faults + list(_strays(folder, cases))
+
+
+def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, list[int] | None]:
+    """Number of channels and label values that a data set states; 1 and None where nothing is stated.
+
+    Raises:
+        DataError: ``dataset.json`` has other things in their place.
+    """
+    folder = Path(folder)
+    facts = get_task(task) if isinstance(task, str) else task or task_of_folder(folder)
+    description = read_description(folder) or {}
+    channels = len(facts.channels) if facts else 1
+    labels = [0, *facts.labels.values()] if facts else None
+    try:
+        if modality := description.get("modality") or description.get("channel_names"):
+            channels = len(modality)
+        if given := description.get("labels"):
+            # MSD writes {"1": "liver"}, nnU-Net v2 {"liver": 1}
+            numbers = [key if str(key).isdigit() else value for key, value in given.items()]
+            labels = sorted({0, *(int(number) for number in numbers)})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(folder / "dataset.json", "modality and labels name channels and label values", str(error),
+                        "Write them as MSD does: {\"0\": \"background\", \"1\": \"liver\"}") from error  # fmt: skip
+    return channels, labels
+
+
+def _read(faults: list[Fault], entry: str | list[str], **wanted: Any) -> Volume | None:
+    paths = [entry] if isinstance(entry, str) else entry
+    if len(paths) > 1:
+        wanted["channels"] = 1
+    volumes = []
+    for path in paths:
+        try:
+            volumes.append(read_nifti(path, **wanted))
+        except DataError as error:
+            faults.append(Fault(Path(path), str(error)))
+    return volumes[0] if volumes else None
+
+
+def _strays(folder: Path, cases: list[dict[str, Any]]) -> Iterator[Fault]:
+    """Labels that belong to no case."""
+    known = {Path(case["label"]).name for case in cases if "label" in case}
+    if (folder / "labelsTr").is_dir():
+        for path in nifti_files(folder / "labelsTr"):
+            if path.name not in known:
+                yield Fault(path, "belongs to no case: its image is missing, or not listed in dataset.json")
