@@ -1,0 +1,51 @@
+"""Weights averaged over the last iterations, which validate better than any single iteration's."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from ignite.engine import Events
+
+from decathlete.checkpoints import unwrap
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights; ``network`` is the averaged copy, in evaluation mode.
+
+    After iteration i the average keeps ``min(decay, (1 + i) / (10 + i))`` of itself: early on it follows the network
+    closely, since the first weights are noise. Running statistics of batch norm are averaged too, counters are copied.
+
+    ignite's EMAHandler lets the copy's buffers share memory with the network's; batch norm then has the statistics of
+    other weights than its own.
+
+    Args:
+        network: the network in training, on its device.
+        decay: share kept; 0 makes the copy follow the network exactly.
+    """
+
+    def __init__(self, network: torch.nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.source = unwrap(network)
+        self.network = deepcopy(self.source).eval().requires_grad_(False)
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer; handlers that load weights are to be attached before."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.update(e.state.iteration))
+
+    def _start(self, engine: Any) -> None:
+        if engine.state.iteration == 0:  # weights may have been loaded since the copy was made
+            self.network.load_state_dict(self.source.state_dict())
+
+    @torch.no_grad()
+    def update(self, iteration: int) -> None:
+        """Take in the network's weights after an iteration, the first of which is 1."""
+        keep = min(self.decay, (1 + iteration) / (10 + iteration))
+        theirs = self.source.state_dict()
+        for name, mine in self.network.state_dict().items():
+            if mine.is_floating_point():
+                mine.lerp_(theirs[name], 1 - keep)
+            else:
+                mine.copy_(theirs[name])

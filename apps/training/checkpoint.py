@@ -1,0 +1,168 @@
+"""What a training leaves in its output folder: best, final and resumable weights."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+
+from decathlete.checkpoints import match_weights, plain_weights, read_checkpoint, save_checkpoint, unwrap
+from decathlete.errors import CheckpointError
+from decathlete.training.average import WeightAverage
+from decathlete.training.schedule import PolySchedule
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
+
+
+class Checkpoint:
+    """Writes ``last.pt`` (all that a resumed run needs), ``model.pt`` (best) and ``model_final.pt`` (at the end).
+
+    ``model.pt`` and ``model_final.pt`` are plain state dicts of the averaged weights, where there is an average.
+    ``model.pt`` has the best key metric of the validator; without any validation it is the final one. ``last.pt``
+    holds under ``model`` the same averaged weights, and beside them network, optimizer, schedule, scaler, epoch,
+    iteration, best metric and the seed, from which all random state of an epoch is derived. All files are written
+    whole or not at all.
+
+    Attach it before the handlers that read the trainer's state at the start (first in ``train::handlers``).
+
+    Args:
+        output_dir: folder of the files.
+        network: the network in training.
+        optimizer: its optimizer.
+        validator: the evaluator whose key metric chooses ``model.pt``.
+        schedule: its state is kept; a time budget lives there.
+        average: the averaged weights.
+        resume: go on from ``last.pt``, if there is one.
+        settings: what must not change in a resumed run, by name (fold, seed, batch size, ...); plain values.
+        every_epochs: epochs between two writings of ``last.pt``.
+        every_s: and at least this many seconds.
+
+    Raises:
+        CheckpointError: from the run: a full disk (the files of before survive), or a ``last.pt`` to resume that is
+            another network's, was made with other settings, or is no checkpoint.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        validator: Any = None,
+        schedule: PolySchedule | None = None,
+        average: WeightAverage | None = None,
+        resume: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        every_epochs: int = 1,
+        every_s: float = 20.0,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network, self.optimizer, self.validator = network, optimizer, validator
+        self.schedule, self.average, self.resume = schedule, average, resume
+        self.settings = {k: _plain_value(v) for k, v in (settings or {}).items()}
+        self.every_epochs, self.every_s = every_epochs, every_s
+        self._saved_at = float("-inf")
+        self._ready = False
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def _start(self, engine: Any) -> None:
+        if self.resume and (self.output_dir / LAST).is_file():
+            self._restore(engine, self.output_dir / LAST)
+        elif self.resume:
+            logger.info("resume: no %s yet, starting from the beginning", self.output_dir / LAST)
+        if not self._ready:  # attached only now, so that these come after all other handlers of the epoch
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+            engine.add_event_handler(Events.COMPLETED, self._save_final)
+            if self.validator is not None:
+                self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
+            self._ready = True
+
+    def _restore(self, engine: Any, path: Path) -> None:
+        content = read_checkpoint(path)
+        missing = [k for k in ("network", "optimizer", "epoch", "iteration", "best", "settings") if k not in content]
+        if missing:
+            raise CheckpointError(path, "must be a checkpoint that a training can resume", f"no {', '.join(missing)}",
+                                  f"Resume from the {LAST} of a run; {BEST} holds weights alone")  # fmt: skip
+        saved = content["settings"]
+        changed = [f"{k} was {saved[k]} and is {v}" for k, v in self.settings.items() if k in saved and saved[k] != v]
+        if changed:
+            raise CheckpointError(path, "a resumed run keeps its settings", "; ".join(changed),
+                                  "Give the old settings, or another output_dir")  # fmt: skip
+        match_weights(unwrap(self.network), content["network"], f"{path}, network")
+        if self.average is not None:
+            match_weights(self.average.network, content["model"], f"{path}, model")
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.schedule is not None and content.get("schedule"):
+            self.schedule.load_state_dict(content["schedule"])
+        if getattr(engine, "scaler", None) is not None and content.get("scaler"):
+            engine.scaler.load_state_dict(content["scaler"])  # type: ignore[attr-defined]
+        engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
+        if "seed" in content and hasattr(engine, "seed"):
+            engine.seed = content["seed"]
+        if self.validator is not None:
+            state = self.validator.state
+            state.best_metric, state.best_metric_epoch = content["best"]["metric"], content["best"]["epoch"]
+        logger.info(
+            "resume: going on after epoch %d (iteration %d) of %s", engine.state.epoch, engine.state.iteration, path
+        )
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return plain_weights(self.average.network if self.average is not None else self.network)
+
+    def _save_last(self, engine: Any) -> None:
+        state = engine.state
+        final = state.epoch >= (state.max_epochs or 0)
+        due = state.epoch % self.every_epochs == 0 and time.monotonic() - self._saved_at >= self.every_s
+        if state.rank != 0 or not (final or due):
+            return
+        best = self.validator.state if self.validator is not None else None
+        scaler = getattr(engine, "scaler", None)
+        save_checkpoint(
+            {
+                "model": self._weights(),
+                "network": plain_weights(self.network),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict() if self.schedule is not None else {},
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "epoch": state.epoch,
+                "iteration": state.iteration,
+                "seed": getattr(engine, "seed", 0),
+                "best": {
+                    "metric": float(best.best_metric) if best else -1.0,
+                    "epoch": best.best_metric_epoch if best else -1,
+                },
+                "settings": self.settings,
+            },
+            self.output_dir / LAST,
+        )
+        self._saved_at = time.monotonic()
+
+    def _save_best(self, evaluator: Any) -> None:
+        if evaluator.state.rank == 0 and evaluator.state.best_metric_epoch == evaluator.state.epoch:
+            save_checkpoint(self._weights(), self.output_dir / BEST)
+
+    def _save_final(self, engine: Any) -> None:
+        if engine.state.rank != 0:
+            return
+        save_checkpoint(self._weights(), self.output_dir / FINAL)
+        if self.validator is None or self.validator.state.best_metric_epoch == -1:
+            save_checkpoint(self._weights(), self.output_dir / BEST)
+            logger.info("no validation has run: %s holds the final weights", self.output_dir / BEST)
+
+
+def _plain_value(value: Any) -> Any:
+    """A value that a checkpoint can hold without a pickle."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(v) for v in value]
+    return str(value)

@@ -1,0 +1,239 @@
+"""Validation, early stop, progress and TensorBoard of a training."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai.handlers
+import torch
+from ignite.engine import Events
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class ValidationHandler(monai.handlers.ValidationHandler):
+    """MONAI's ValidationHandler, which validates after the last epoch too, whatever the interval is."""
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer."""
+        if not self.epoch_level:
+            super().attach(engine)
+            return
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_if_due)
+        if self.exec_at_start:
+            engine.add_event_handler(Events.STARTED, self)
+
+    def _validate_if_due(self, engine: Any) -> None:
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch >= engine.state.max_epochs:
+            self(engine)
+
+
+class EarlyStop:
+    """Ends a training whose key metric has not risen for some epochs; a resumed run counts on.
+
+    Args:
+        validator: the evaluator with the key metric.
+        patience: epochs since the best one; ``None`` never stops.
+    """
+
+    def __init__(self, validator: Any, patience: int | None = None) -> None:
+        self.validator, self.patience = validator, patience
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer; to be attached after the ValidationHandler."""
+        if self.patience is not None:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop_if_stale)
+
+    def _stop_if_stale(self, engine: Any) -> None:
+        best = self.validator.state.best_metric_epoch
+        if best > 0 and engine.state.epoch - best >= (self.patience or 0):
+            logger.info("early stop: no better validation since epoch %d", best)
+            engine.terminate()
+
+
+class Progress:
+    """A bar with loss, validation metric and time left on stderr; lines now and then where stderr is no terminal.
+
+    Args:
+        validator: the evaluator whose key metric is shown.
+        every_s: seconds between two lines.
+    """
+
+    def __init__(self, validator: Any = None, every_s: float = 30.0) -> None:
+        self.validator, self.every_s = validator, every_s
+        self._bar: tqdm | None = None
+        self._line_at = self._started = 0.0
+        self._first = 0
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer; to be attached after the handler that restores a checkpoint."""
+        if getattr(engine.state, "rank", 0) != 0:
+            return
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+        for event in (Events.COMPLETED, Events.EXCEPTION_RAISED):
+            engine.add_event_handler(event, self._close)
+
+    def _start(self, engine: Any) -> None:
+        self._started = self._line_at = time.monotonic()
+        self._first = engine.state.iteration
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=_total(engine), initial=self._first, unit="it", desc="training", dynamic_ncols=True)
+
+    def _show(self, engine: Any) -> None:
+        total, facts = _total(engine), self._facts(engine)
+        if self._bar is not None:
+            if total != self._bar.total:
+                self._bar.total = total
+            self._bar.set_postfix(facts, refresh=False)
+            self._bar.update(engine.state.iteration - self._bar.n)
+            return
+        now = time.monotonic()
+        last = total is not None and engine.state.iteration >= total
+        if now - self._line_at < self.every_s and not last and engine.state.iteration != self._first + 1:
+            return
+        self._line_at = now
+        left = ""
+        done = engine.state.iteration - self._first
+        if total is not None and done > 1:
+            left = f", {tqdm.format_interval((now - self._started) / done * (total - engine.state.iteration))} left"
+        text = ", ".join(f"{k} {v}" for k, v in facts.items())
+        print(
+            f"training: iteration {engine.state.iteration} of {total or '?'}, {text}{left}", file=sys.stderr, flush=True
+        )
+
+    def _facts(self, engine: Any) -> dict[str, str]:
+        facts = {"epoch": str(engine.state.epoch), "loss": f"{loss_of(engine.state.output):.4f}"}
+        if self.validator is not None and self.validator.state.best_metric_epoch > 0:
+            name = self.validator.state.key_metric_name
+            facts[name] = f"{self.validator.state.metrics.get(name, float('nan')):.4f}"
+        return facts
+
+    def _close(self, engine: Any, *error: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if error:
+            raise error[0]
+
+
+class TensorBoard:
+    """Loss and learning rate while training, the metrics of each validation, and pictures of the first cases.
+
+    Scalars: ``train/loss``, ``train/learning_rate``; of each validation ``validation/<metric>`` and, where the metric
+    keeps its details, ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with most
+    foreground, reference as outline and prediction as fill.
+
+    Args:
+        log_dir: folder of the event file.
+        validator: the evaluator.
+        labels: class name to label value, background at 0.
+        interval: iterations between two values of loss and learning rate.
+        pictures: cases to draw at each validation.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | Path,
+        validator: Any = None,
+        labels: Mapping[str, int] | None = None,
+        interval: int = 10,
+        pictures: int = 3,
+    ) -> None:
+        self.log_dir, self.validator, self.interval, self.pictures = Path(log_dir), validator, interval, pictures
+        self.names = [name for name, value in sorted((labels or {}).items(), key=lambda item: item[1]) if value]
+        self._writer: Any = None
+        self._trainer: Any = None
+        self._drawn = 0
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer and its validator."""
+        if getattr(engine.state, "rank", 0) != 0:
+            return
+        self._trainer = engine
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_loss)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.EPOCH_STARTED, self._restart_pictures)
+            self.validator.add_event_handler(IterationEvents.MODEL_COMPLETED, self._draw)
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._write_metrics)
+
+    def _open(self, engine: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # what a killed run wrote after its last checkpoint is purged: the resumed run writes it again
+        self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1, flush_secs=30)
+
+    def _write_loss(self, engine: Any) -> None:
+        step = engine.state.iteration
+        if step % self.interval and step != 1:
+            return
+        self._writer.add_scalar("train/loss", loss_of(engine.state.output), step)
+        self._writer.add_scalar("train/learning_rate", self._trainer.optimizer.param_groups[0]["lr"], step)
+
+    def _restart_pictures(self, evaluator: Any) -> None:
+        self._drawn = 0
+
+    def _draw(self, evaluator: Any) -> None:
+        if self._writer is None or self._drawn >= self.pictures:
+            return
+        from decathlete.training.trainer import case_names
+        from decathlete.view.panels import overlay_array
+
+        output = evaluator.state.output
+        batch = evaluator.state.batch
+        for number, case in enumerate(output if isinstance(output, list) else []):
+            if self._drawn >= self.pictures or not isinstance(case.get(CommonKeys.LABEL), torch.Tensor):
+                return
+            maps = [_label_values(case[key]) for key in (CommonKeys.LABEL, CommonKeys.PRED)]
+            picture = overlay_array(case[CommonKeys.IMAGE], *maps)
+            name = (case_names(batch[number]) or [str(self._drawn)])[0]
+            self._writer.add_image(
+                f"validation/{Path(name).name}", picture, self._trainer.state.iteration, dataformats="HWC"
+            )
+            self._drawn += 1
+
+    def _write_metrics(self, evaluator: Any) -> None:
+        if self._writer is None:
+            return
+        step = self._trainer.state.iteration
+        for name, value in evaluator.state.metrics.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(f"validation/{name}", value, step)
+            details = evaluator.state.metric_details.get(name)
+            if isinstance(details, torch.Tensor) and details.ndim == 2 and details.shape[1] == len(self.names):
+                for label, mean in zip(self.names, details.float().nanmean(dim=0).tolist(), strict=True):
+                    self._writer.add_scalar(f"validation/{name}/{label}", mean, step)
+        self._writer.flush()
+
+    def _close(self, engine: Any) -> None:
+        self._writer.close()
+        self._writer = None
+
+
+def loss_of(output: Any) -> float:
+    """The loss in a trainer's output, of a batch or of its cases."""
+    first = output[0] if isinstance(output, list) else output
+    loss = first[CommonKeys.LOSS]
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
+def _label_values(label: torch.Tensor) -> torch.Tensor:
+    """Label map (1, *spatial), from itself or from one channel a class."""
+    return label.argmax(dim=0, keepdim=True) if label.shape[0] > 1 else label
+
+
+def _total(engine: Any) -> int | None:
+    """Iterations of the whole training, ``None`` while a time budget is being measured."""
+    if hasattr(engine.state, "total_iterations"):
+        return engine.state.total_iterations
+    return engine.state.max_epochs * engine.state.epoch_length

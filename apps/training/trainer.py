@@ -1,0 +1,188 @@
+"""The training engine of all bundles."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.data.utils import set_rnd
+from monai.engines import SupervisedTrainer, default_prepare_batch
+from monai.engines.utils import IterationEvents
+from monai.engines.workflow import Workflow
+from monai.inferers import Inferer, SimpleInferer
+from monai.utils import CommonKeys
+
+from decathlete.errors import TrainingError
+from decathlete.training.precision import amp_dtype, autocast
+
+
+class Trainer(SupervisedTrainer):
+    """MONAI's SupervisedTrainer with bfloat16 on any device, clipped gradients and a stop at the first NaN.
+
+    The forward pass runs under :func:`decathlete.training.autocast`, the loss in float32. At the start of every epoch
+    all random state is set from ``(seed, epoch, rank)``, so that a run that is stopped and resumed at an epoch's
+    border draws what the unbroken run draws. A network that returns a list (deep supervision) has all of it go into
+    the loss; metrics see the finest, which is the first.
+
+    Args:
+        seed: origin of all randomness while training.
+        clip_norm: largest L2 norm of all gradients together; ``None`` leaves them as they are.
+        channels_last: memory format of network and images; faster with batch norm on CPU and with tensor cores.
+        batch_transform: random augmentation of a whole batch: a callable that takes and returns
+            ``{"image": (B, C, *spatial), "label": (B, 1, *spatial)}`` on the device.
+        decollate: split each batch into cases for postprocessing and metrics; by default only where there are such.
+        kwargs: as MONAI's SupervisedTrainer; ``amp=True`` means the fastest type that the device computes in.
+
+    Raises:
+        TrainingError: from ``run``, where a loss or a gradient is not finite; names the batch's cases.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Any,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: Callable,
+        *,
+        seed: int = 0,
+        clip_norm: float | None = 12.0,  # nnU-Net's default
+        channels_last: bool = False,
+        batch_transform: Callable[[dict], Mapping] | None = None,
+        inferer: Inferer | None = None,
+        prepare_batch: Callable = default_prepare_batch,
+        amp: bool = False,
+        decollate: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        device = torch.device(device)
+        self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
+        self.batch_transform = batch_transform
+        self.wants_amp = amp
+        self._prepare = prepare_batch
+        self._loss = loss_function
+        self._names: list[str] = []
+        needs_scaler = amp_dtype(device, amp) == torch.float16
+        if decollate is None:
+            decollate = kwargs.get("postprocessing") is not None or kwargs.get("key_train_metric") is not None
+        # `amp` of MONAI's engine means torch.autocast("cuda") and a GradScaler; only float16 needs the scaler
+        kwargs.setdefault("optim_set_to_none", True)
+        super().__init__(
+            device,
+            max_epochs,
+            train_data_loader,
+            network,
+            optimizer,
+            self._loss_in_float32,
+            prepare_batch=self._prepare_batch,
+            amp=needs_scaler,
+            amp_kwargs={"dtype": torch.float16},
+            inferer=_Autocast(inferer or SimpleInferer(), device, amp),
+            decollate=decollate,
+            **kwargs,
+        )
+        if channels_last:
+            for ndim, layout in _CHANNELS_LAST.items():
+                for p in network.parameters():
+                    if p.ndim == ndim:
+                        p.data = p.data.contiguous(memory_format=layout)
+        optimizer.register_step_pre_hook(self._clip_gradients)
+        self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        self.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train until ``state.max_epochs``; a second call goes on from there."""
+        self.scaler: Any = torch.amp.GradScaler(self.state.device.type) if self.amp else None
+        Workflow.run(self)
+
+    def _start_epoch(self, engine: Any) -> None:
+        seed_everything(self.seed, self.state.epoch, self.state.rank)
+        own = int(np.random.SeedSequence([self.seed, self.state.epoch, self.state.rank, 1]).generate_state(1)[0])
+        set_rnd(getattr(self.data_loader, "dataset", None), own)
+        set_rnd(self.batch_transform, own + 1)
+        # a new iterator each epoch: one that lived on would carry its sampler's state over the border
+        self._dataloader_iter = None
+
+    def _prepare_batch(self, batchdata: Any, device: Any, non_blocking: bool = False, **kwargs: Any) -> tuple:
+        self._names = case_names(batchdata)
+        image, label, *rest = self._prepare(batchdata, device, non_blocking, **kwargs)
+        batch = {CommonKeys.IMAGE: _plain(image), CommonKeys.LABEL: _plain(label)}
+        if self.batch_transform is not None:
+            batch = dict(self.batch_transform(batch))
+        image = batch[CommonKeys.IMAGE]
+        if self.channels_last and image.ndim in _CHANNELS_LAST:
+            image = image.contiguous(memory_format=_CHANNELS_LAST[image.ndim])
+        return (image, batch[CommonKeys.LABEL], *rest)
+
+    def _loss_in_float32(self, pred: Any, label: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.state.device.type, enabled=False):
+            pred = [p.float() for p in pred] if isinstance(pred, (list, tuple)) else pred.float()
+            return self._loss(pred, label)
+
+    def _check_loss(self, engine: Any) -> None:
+        output = self.state.output
+        if not torch.isfinite(output[CommonKeys.LOSS]):
+            raise self._stop("loss", output[CommonKeys.LOSS].item())
+        if isinstance(output[CommonKeys.PRED], (list, tuple)):
+            output[CommonKeys.PRED] = output[CommonKeys.PRED][0]
+
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(gradients, self.clip_norm if self.clip_norm else float("inf"))
+        if not torch.isfinite(norm):
+            raise self._stop("norm of the gradients", norm.item())
+
+    def _stop(self, what: str, value: float) -> TrainingError:
+        cases = ", ".join(self._names) or "a batch without case ids"
+        return TrainingError(
+            f"iteration {self.state.iteration} (epoch {self.state.epoch}), cases {cases}",
+            f"the {what} must be a finite number",
+            str(value),
+            "Look at these cases with 'decathlete check', lower the learning rate, or set amp to false",
+        )
+
+
+class _Autocast(Inferer):
+    """An inferer under autocast."""
+
+    def __init__(self, inferer: Inferer, device: torch.device, amp: bool) -> None:
+        self.inferer, self.device, self.amp = inferer, device, amp
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
+        with autocast(self.device, self.amp):
+            return self.inferer(inputs, network, *args, **kwargs)
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
+    """Set the random state of Python, NumPy and torch from three numbers; each triple gives another state."""
+    python, numpy_, torch_ = np.random.SeedSequence([seed, epoch, rank]).generate_state(3)
+    random.seed(int(python))
+    np.random.seed(int(numpy_))
+    torch.manual_seed(int(torch_))  # CUDA's generators too
+
+
+def case_names(batch: Any) -> list[str]:
+    """What a batch calls its cases: ``case_id``, else the image files' names, else nothing."""
+    if not isinstance(batch, Mapping):
+        return [name for part in batch for name in case_names(part)] if isinstance(batch, (list, tuple)) else []
+    image = batch.get(CommonKeys.IMAGE)
+    names = batch.get("case_id")
+    if names is None and isinstance(image, MetaTensor):
+        names = image.meta.get("filename_or_obj")
+    if names is None:
+        return []
+    return [str(n) for n in names] if isinstance(names, (list, tuple)) else [str(names)]
+
+
+def _plain(tensor: Any) -> Any:
+    """Without MONAI's metadata, which every torch function of the network would drag along."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from decathlete.checkpoints import load_weights
+from decathlete.errors import CheckpointError
+from decathlete.training import Checkpoint, EarlyStop, Progress, TensorBoard, ValidationHandler, WeightAverage
+
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+def validator_of(trainer):
+    """The evaluator that tiny.build put into the trainer."""
+    handlers = trainer._event_handlers[Events.EPOCH_COMPLETED]
+    return next(
+        h[0].__self__.validator for h in handlers if isinstance(getattr(h[0], "__self__", None), ValidationHandler)
+    )
+
+
+# --- Checkpoint
+
+
+def test_a_run_leaves_best_final_and_resumable_weights(tmp_path):
+    tiny.build(tmp_path, max_epochs=2).run()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "model.pt", "model_final.pt"]
+    for name in ("last.pt", "model.pt", "model_final.pt"):
+        load_weights(tiny.network(1), tmp_path / name)
+
+
+def test_the_last_checkpoint_holds_what_a_resumed_run_needs(tmp_path):
+    tiny.build(tmp_path, max_epochs=2, seed=5).run()
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (content["epoch"], content["iteration"], content["seed"]) == (2, 8, 5)
+    assert content["optimizer"]["state"]
+    assert content["best"]["epoch"] == 2
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
+    trainer = tiny.build(tmp_path, max_epochs=3, val_interval=1)
+    validator = validator_of(trainer)
+    scores = iter([0.3, 0.9, 0.5])
+    kept = {}
+
+    @validator.on(Events.EPOCH_COMPLETED)
+    def score(engine):  # stands in for the metric after its comparison
+        value = next(scores)
+        if value > engine.state.best_metric or engine.state.epoch == 1:
+            engine.state.best_metric, engine.state.best_metric_epoch = value, engine.state.epoch
+        else:
+            engine.state.best_metric_epoch = 2
+        kept[engine.state.epoch] = {k: v.clone() for k, v in engine.network.state_dict().items()}
+
+    trainer.run()
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(best[k], kept[2][k]) for k in best)
+
+
+def test_without_validation_the_final_weights_are_the_best(tmp_path):
+    net = tiny.network()
+    trainer = tiny.build(tmp_path / "unused", max_epochs=1)
+    Checkpoint(tmp_path, net, torch.optim.SGD(net.parameters(), lr=0.1)).attach(trainer)
+    trainer.run()
+    assert (tmp_path / "model.pt").is_file()
+    assert (tmp_path / "model_final.pt").is_file()
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_of_before(tmp_path, monkeypatch):
+    tiny.build(tmp_path, max_epochs=1).run()
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(content, part):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"model\.pt.*No space left.*--resume"):
+        tiny.build(tmp_path, max_epochs=2, resume=True).run()
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_resume_refuses_another_network_and_names_the_keys(tmp_path):
+    tiny.build(tmp_path, max_epochs=1).run()
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    content["network"]["9.weight"] = content["network"].pop("0.weight")
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"missing 0\.weight; unexpected 9\.weight"):
+        tiny.build(tmp_path, resume=True).run()
+
+
+def test_resume_refuses_weights_alone(tmp_path):
+    torch.save(tiny.network().state_dict(), tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="must be a checkpoint that a training can resume"):
+        tiny.build(tmp_path, resume=True).run()
+
+
+def test_resume_refuses_another_fold(tmp_path):
+    net = tiny.network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for fold, resume in ((0, False), (1, True)):
+        trainer = tiny.build(tmp_path / "other", max_epochs=1)
+        Checkpoint(tmp_path, net, optimizer, resume=resume, settings={"fold": fold}).attach(trainer)
+        if not resume:
+            trainer.run()
+    with pytest.raises(CheckpointError, match="fold was 0 and is 1"):
+        trainer.run()
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "decathlete")
+    trainer = tiny.build(tmp_path, max_epochs=1, resume=True)
+    trainer.run()
+    assert trainer.state.iteration == 4
+    assert "starting from the beginning" in caplog.text
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    tiny.build(tmp_path, max_epochs=2).run()
+    before = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    tiny.build(tmp_path, max_epochs=2, resume=True).run()
+    after = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+# --- ValidationHandler, EarlyStop
+
+
+def test_validation_runs_every_interval_and_after_the_last_epoch(tmp_path):
+    trainer = tiny.build(tmp_path, max_epochs=5, val_interval=2)
+    epochs = []
+    validator_of(trainer).add_event_handler(Events.COMPLETED, lambda e: epochs.append(e.state.epoch))
+    trainer.run()
+    assert epochs == [2, 4, 5]
+
+
+def test_early_stop_ends_after_patience_epochs_without_a_better_metric(tmp_path):
+    trainer = tiny.build(tmp_path, max_epochs=9, val_interval=1)
+    validator_of(trainer).metric_cmp_fn = lambda now, best: False  # the first one stays the best
+    EarlyStop(validator_of(trainer), patience=3).attach(trainer)
+    trainer.run()
+    assert trainer.state.epoch == 4
+    assert (tmp_path / "model_final.pt").is_file()
+
+
+# --- WeightAverage
+
+
+def test_average_by_hand():
+    net = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(0.0)
+        average = WeightAverage(net, decay=0.5)
+        net.weight.fill_(11.0)
+        average.update(1)  # keeps min(0.5, 2 / 11) of 0
+        assert average.network.weight.item() == pytest.approx(9.0)
+        net.weight.fill_(1.0)
+        average.update(1000)  # keeps 0.5
+        assert average.network.weight.item() == pytest.approx(5.0)
+
+
+def test_average_takes_batch_norm_statistics_without_sharing_them():
+    net = torch.nn.BatchNorm1d(2)
+    average = WeightAverage(net, decay=0.0)
+    net(torch.full((4, 2), 3.0))
+    average.update(1)
+    assert torch.equal(average.network.running_mean, net.running_mean)
+    assert average.network.num_batches_tracked.item() == 1
+    net(torch.full((4, 2), 9.0))
+    assert not torch.equal(average.network.running_mean, net.running_mean)
+
+
+# --- TensorBoard, Progress
+
+
+def test_tensorboard_has_loss_rate_dice_per_class_and_pictures(tmp_path):
+    trainer = tiny.build(tmp_path / "run", max_epochs=2)
+    board = TensorBoard(tmp_path / "logs", validator_of(trainer), {"background": 0, "blob": 1}, interval=2, pictures=1)
+    board.attach(trainer)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= {"train/loss", "train/learning_rate", "validation/val_mean_dice"}
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 4, 6, 8]
+    assert [e.step for e in events.Scalars("validation/val_mean_dice/blob")] == [8]
+    assert events.Tags()["images"] == ["validation/blob_0"]
+
+
+def test_progress_away_from_a_terminal_is_lines_with_the_end_in_sight(tmp_path, capsys):
+    trainer = tiny.build(tmp_path, max_epochs=2)
+    Progress(validator_of(trainer), every_s=0.0).attach(trainer)
+    trainer.run()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 8
+    assert lines[-1].startswith("training: iteration 8 of 8, epoch 2, loss ")
+    assert lines[3].endswith("left")
