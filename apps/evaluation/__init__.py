@@ -6,21 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from decathlete.evaluation.compare import compare
+    from decathlete.evaluation.comparison import compare
     from decathlete.evaluation.cross_validation import cross_validate
-    from decathlete.evaluation.evaluate import evaluate
     from decathlete.evaluation.handler import MetricsWriter
     from decathlete.evaluation.labels import bundle_labels
     from decathlete.evaluation.metrics import dice, hd95, iou, nsd, volume_ml
+    from decathlete.evaluation.scoring import evaluate
     from decathlete.evaluation.statistics import label_statistics
 
 _HOME = {
     "MetricsWriter": "handler",
     "bundle_labels": "labels",
-    "compare": "compare",
+    "compare": "comparison",
     "cross_validate": "cross_validation",
     "dice": "metrics",
-    "evaluate": "evaluate",
+    "evaluate": "scoring",
     "hd95": "metrics",
     "iou": "metrics",
     "label_statistics": "statistics",
@@ -46,6 +46,5 @@ def __getattr__(name: str) -> Any:
     """Import the public names when they are asked for: scipy and torch cost time at start."""
     if name not in _HOME:
         raise AttributeError(f"module 'decathlete.evaluation' has no attribute '{name}'")
-    value = getattr(import_module(f"decathlete.evaluation.{_HOME[name]}"), name)
-    globals()[name] = value  # `evaluate` and `compare` are modules too: the function must win over the submodule
-    return value
+    # no module bears the name of a function: an imported module would hide it
+    return getattr(import_module(f"decathlete.evaluation.{_HOME[name]}"), name)

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from decathlete.errors import DataError, DecathleteError, WorkError
-from decathlete.evaluation.evaluate import check_grid, files_sha256
 from decathlete.evaluation.labels import foreground
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
+from decathlete.evaluation.scoring import check_grid, files_sha256
 from decathlete.files import strip_nifti_suffix
 
 

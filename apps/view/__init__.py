@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from decathlete.view.overlay import overlay
+    from decathlete.view.figure import overlay
     from decathlete.view.panels import overlay_array
 
-_HOME = {"overlay": "overlay", "overlay_array": "panels"}
+_HOME = {"overlay": "figure", "overlay_array": "panels"}
 __all__ = ["overlay", "overlay_array"]
 
 
@@ -17,6 +17,5 @@ def __getattr__(name: str) -> Any:
     """Import the public names when they are asked for: matplotlib costs a second at start."""
     if name not in _HOME:
         raise AttributeError(f"module 'decathlete.view' has no attribute '{name}'")
-    value = getattr(import_module(f"decathlete.view.{_HOME[name]}"), name)
-    globals()[name] = value  # `overlay` is a module too: the function must win over the submodule
-    return value
+    # no module bears the name of a function: an imported module would hide it
+    return getattr(import_module(f"decathlete.view.{_HOME[name]}"), name)

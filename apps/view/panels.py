@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from decathlete.errors import GeometryError
 from numpy.typing import NDArray
+
+from decathlete.errors import GeometryError
 
 # Okabe and Ito's palette without black and gray: told apart with every common form of colour blindness.
 COLOURS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from decathlete.errors import GeometryError
 from decathlete.view import overlay_array
 from decathlete.view.panels import COLOURS, outline
