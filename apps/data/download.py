@@ -1,0 +1,317 @@
+"""Data sets fetched: an archive downloaded with resume, checked, unpacked safely; or phantoms made."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from decathlete.data.tasks import Task, get_task
+from decathlete.errors import DataError
+from decathlete.files import nifti_files
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20
+_TIMEOUT_S = 60.0  # of silence, not of the whole download
+_TRIES = 6  # cut connections in a row without one new byte
+_WAIT_S = 1.0  # before the second of these tries, doubled before each further one
+_MAX_MEMBERS = 1_000_000
+_BY_HAND = "Check the network, put the data set's folder there by hand, or make phantoms with --phantom N"
+_HOSTILE = "Do not trust this archive; get it from medicaldecathlon.com"
+
+
+def fetch(
+    task: str, output: str | Path = "data", phantom: int | None = None, seed: int = 0, verify: bool = False
+) -> Path:
+    """Folder of a task's data set under ``output``: the one that is there, else downloaded and checked.
+
+    Args:
+        task: name of an MSD task: ``hippocampus``, ``Task04_Hippocampus``.
+        output: folder that holds, or will hold, the data set's folder.
+        phantom: make this many artificial cases instead; nothing is downloaded.
+        seed: of the phantoms.
+        verify: only check what is there, file by file; download nothing.
+
+    Raises:
+        UsageError: unknown task.
+        DataError: the download failed, there is nothing to check, or (with ``verify``) files have faults; each fault
+            is logged by its file before.
+    """
+    facts = get_task(task)
+    folder = Path(output) / facts.folder
+    if phantom is not None:
+        from decathlete.data.phantoms import make_phantoms
+
+        made = make_phantoms(facts.name, phantom, Path(output), seed)
+        folder = Path(made) if made is not None else folder
+    elif not verify:
+        if is_complete(folder):
+            return folder
+        folder = download_task(facts, output)
+    elif not folder.is_dir() and (root := os.environ.get("DECATHLETE_DATA")):
+        folder = Path(root) / facts.folder
+    if verify or phantom is None:
+        count = _log_faults(folder, facts)
+        if count and verify:
+            raise DataError(folder, "every file of a data set is sound", f"{count} faults, named above",
+                            "Correct or remove these files")  # fmt: skip
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a data set is there: ``dataset.json`` and images. Unpacking renames the folder last, so it is whole."""
+    images = folder / "imagesTr"
+    return (folder / "dataset.json").is_file() and images.is_dir() and bool(nifti_files(images))
+
+
+def download_task(task: Task | str, output: str | Path, progress: bool = True) -> Path:
+    """Folder of a task's data set under ``output``, downloaded and unpacked unless it is there.
+
+    An interrupted download goes on where it stopped, from ``<archive>.part``. The address of the archives can be
+    replaced by a mirror's in the environment variable DECATHLETE_MSD_URL.
+
+    Raises:
+        DataError: the archive cannot be had, its MD5 is wrong, it holds unsafe members, or the disk is full.
+    """
+    facts = get_task(task) if isinstance(task, str) else task
+    output = Path(output)
+    folder = output / facts.folder
+    if is_complete(folder):
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(folder, "the data set's folder is whole or absent", "a folder without dataset.json or images",
+                        "Move it away and run the command again")  # fmt: skip
+    archive = output / facts.archive_url.rpartition("/")[2]
+    with _told_in_one_line(output):
+        output.mkdir(parents=True, exist_ok=True)
+        if not archive.is_file() or _md5(archive) != facts.md5:
+            download(facts.archive_url, archive, facts.md5, progress)
+        unpack(archive, folder, progress)
+        archive.unlink()
+    return folder
+
+
+def download(url: str, path: Path, md5: str, progress: bool = True) -> None:
+    """Write the file at ``url`` to ``path`` if its MD5 is ``md5``; interrupted, it goes on from ``<path>.part``.
+
+    Raises:
+        DataError: the server refuses or is not reached, or the MD5 is wrong; then what was downloaded is removed.
+    """
+    if not url.startswith(("https://", "http://")):
+        raise DataError(
+            url, "an archive's address starts with https:// or http://", "another", "See DECATHLETE_MSD_URL"
+        )
+    bar = tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)
+    with bar, _Part(path.with_name(path.name + ".part"), bar) as part:
+        fruitless = 0
+        while True:
+            before = part.size
+            try:
+                if _receive(url, part):
+                    break
+                problem: object = "the connection was cut"
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code not in (408, 429):
+                    raise DataError(url, "the server gives the archive", f"HTTP {error.code} {error.reason}",
+                                    _BY_HAND) from error  # fmt: skip
+                problem = error
+            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+                problem = error
+            fruitless = 0 if part.size > before else fruitless + 1
+            if fruitless == _TRIES:
+                raise DataError(url, "the server is reached", f"{problem}", _BY_HAND)
+            time.sleep(min(_WAIT_S * 2**fruitless, 30) if fruitless else 0)
+        found = part.digest.hexdigest()
+    if found != md5:
+        part.path.unlink()
+        raise DataError(url, f"the archive's MD5 is {md5}", found,
+                        "The download was removed; run the command again, or try another mirror")  # fmt: skip
+    part.path.replace(path)
+
+
+def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
+    """Unpack a tar archive of a data set into ``folder``, which appears only when whole; ``._*`` files are left out.
+
+    Raises:
+        DataError: a member leads out of the archive's folder, is a link or a device, or holds more than it can, or
+            the archive is damaged, or does not hold the folder's data set.
+    """
+    packed = archive.stat().st_size
+    if shutil.disk_usage(folder.parent).free < packed:
+        raise OSError(errno.ENOSPC, "no space for the unpacked files")
+    work = folder.parent / f".part_{folder.name}"
+    shutil.rmtree(work, ignore_errors=True)  # of an earlier call that was killed
+    try:
+        with (
+            tarfile.open(archive) as tar,
+            tqdm(desc=f"unpack {archive.name}", unit="file", disable=not progress) as bar,
+        ):
+            # a plain tar holds what it says, but for sparse members; NIfTI compresses threefold
+            limit = packed + _BLOCK if _is_plain(archive) else 30 * packed + _BLOCK
+            for member, target in _members(tar, work, archive, limit):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source = tar.extractfile(member)
+                with target.open("xb") as file:
+                    if source is not None:
+                        shutil.copyfileobj(source, file, _BLOCK)
+                bar.update()
+        if not is_complete(work / folder.name):
+            raise DataError(archive, f"the archive holds {folder.name}/dataset.json and images", "other files",
+                            "Check the address of the mirror")  # fmt: skip
+        if folder.exists():
+            folder.rmdir()
+        (work / folder.name).replace(folder)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
+        raise DataError(
+            archive, "the archive is a sound tar", f"{error}", "Remove it and run the command again"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _members(tar: tarfile.TarFile, work: Path, archive: Path, limit: int) -> Iterator[tuple[tarfile.TarInfo, Path]]:
+    """Regular files of an archive with where they go; anything that could write elsewhere is refused."""
+    total = 0
+    for number, member in enumerate(tar):
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
+            raise DataError(archive, "members of an archive stay in its folder", f"'{member.name}'", _HOSTILE)
+        if any(part.startswith("._") for part in name.parts) or member.isdir():
+            continue
+        if not member.isfile():
+            kind = "a link" if member.issym() or member.islnk() else "a device or pipe"
+            raise DataError(
+                archive, "members of an archive are files and folders", f"'{member.name}', {kind}", _HOSTILE
+            )
+        total += member.size
+        if total > limit or number > _MAX_MEMBERS:
+            raise DataError(
+                archive, f"such an archive unpacks to at most {limit:,} bytes", f"{total:,} or more", _HOSTILE
+            )
+        yield member, work.joinpath(*name.parts)
+
+
+class _Part:
+    """A download's file so far, with its MD5; what an earlier call left is taken up."""
+
+    def __init__(self, path: Path, bar: tqdm) -> None:
+        self.path, self._bar = path, bar
+        self.digest, self.size = hashlib.md5(usedforsecurity=False), 0
+
+    def __enter__(self) -> _Part:
+        self._file = self.path.open("ab+")
+        self._file.seek(0)
+        for block in iter(lambda: self._file.read(_BLOCK), b""):
+            self._count(block)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def append(self, block: bytes) -> None:
+        """Write a block at the end."""
+        self._file.write(block)
+        self._count(block)
+
+    def restart(self) -> None:
+        """Throw away what is there."""
+        self._file.truncate(0)
+        self.digest, self.size = hashlib.md5(usedforsecurity=False), 0
+        self._bar.reset()
+
+    def expect(self, total: int) -> None:
+        """Take note of the whole file's size; OSError where the disk cannot hold it."""
+        self._bar.total = total
+        self._bar.refresh()
+        if shutil.disk_usage(self.path.parent).free < total - self.size:
+            raise OSError(errno.ENOSPC, "no space for the archive")
+
+    def _count(self, block: bytes) -> None:
+        self.digest.update(block)
+        self.size += len(block)
+        self._bar.update(len(block))
+
+
+def _receive(url: str, part: _Part) -> bool:
+    """One connection: append what it gives; whether the file is now whole."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={part.size}-"} if part.size else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: no bytes after those that are here
+            raise
+        whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(part.size)
+        if not whole:
+            part.restart()
+        return whole
+    with response:
+        start, total = _range(response)
+        if start != part.size:
+            part.restart()
+            if start != 0:
+                return False
+        if total is not None:
+            part.expect(total)
+        while block := response.read(_BLOCK):
+            part.append(block)
+    return total is None or part.size == total
+
+
+def _range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """First byte that a response gives, and size of the whole file, None where it is not told."""
+    given = response.headers.get("Content-Range", "")
+    if response.status == 206 and given.startswith("bytes ") and "-" in given:
+        start, _, rest = given.removeprefix("bytes ").partition("-")
+        total = rest.rpartition("/")[2]
+        return int(start), int(total) if total.isdigit() else None
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+@contextmanager
+def _told_in_one_line(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(where, "the disk has room for the archive and for its contents", f"{error.strerror}",
+                            "Free some space and run the command again: it goes on from there") from error  # fmt: skip
+        raise DataError(where, "the folder can be written to", f"{error}", "Pass another --output") from error
+
+
+def _is_plain(archive: Path) -> bool:
+    """Whether a tar archive is not compressed: the first member's header has its mark."""
+    with archive.open("rb") as file:
+        return file.read(262)[257:262] == b"ustar"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _log_faults(folder: Path, task: Task) -> int:
+    from decathlete.data.verification import verify
+
+    faults = verify(folder, task)
+    for fault in faults:
+        logger.warning("%s", fault)
+    return len(faults)
