@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from decathlete.data.cache import CachedDataset, cached_dataset
     from decathlete.data.cases import data_hash, datalist
     from decathlete.data.download import download_task, fetch
+    from decathlete.data.folders import dataset_folder
     from decathlete.data.folds import split
     from decathlete.data.phantoms import make_phantoms
     from decathlete.data.tasks import TASKS, Task, get_task
@@ -23,6 +24,7 @@ _HOME = {
     "cached_dataset": "cache",
     "data_hash": "cases",
     "datalist": "cases",
+    "dataset_folder": "folders",
     "download_task": "download",
     "fetch": "download",
     "get_task": "tasks",
@@ -38,6 +40,7 @@ __all__ = [
     "cached_dataset",
     "data_hash",
     "datalist",
+    "dataset_folder",
     "download_task",
     "fetch",
     "get_task",
