@@ -170,11 +170,11 @@ def table(values: Mapping[str, Any]) -> str:
         interval = f"{_shown(low, 4)} to {_shown(high, 4)}"
         means = [_shown(found[m]["mean"], 2 if m.endswith(("_mm", "_ml")) else 4) for m in METRICS[1:]]
         lines.append((name, _shown(found["dice"]["mean"], 4), interval, *means, str(found["dice"]["n"])))
-    text = _aligned(lines)
+    text = aligned(lines)
     if "folds" in values:
         heads = ("fold", "Dice", "cases")
         folds = [(n, _shown(f["dice"], 4), str(f["cases"])) for n, f in values["folds"].items()]
-        text += "\n\n" + _aligned([heads, *folds])
+        text += "\n\n" + aligned([heads, *folds])
     worst = ", ".join(f"{c['case']} {_shown(c['dice'], 3)}" for c in values["worst_cases"])
     return f"{text}\n\nlowest Dice: {worst}" if worst else text
 
@@ -254,7 +254,8 @@ def _shown(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _aligned(lines: Iterable[Sequence[str]]) -> str:
+def aligned(lines: Iterable[Sequence[str]]) -> str:
+    """Lines of cells as columns: the first to the left, the others to the right."""
     lines = list(lines)
     widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
     return "\n".join(

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE_MM = 1e-3
 NAMES_SHOWN = 5
+PROBABILITIES = "_probabilities"  # end of the name of a prediction's class probabilities
 
 
 def evaluate(
@@ -49,12 +50,8 @@ def evaluate(
     pairs, failed, unpredicted = _pair(prediction, label)
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, _some(unpredicted))
-    rows: list[Row] = []
-    for case, (predicted, reference) in tqdm(pairs.items(), desc="evaluate", unit="case", file=sys.stderr):
-        try:
-            rows += score_files(case, predicted, reference, labels)
-        except DecathleteError as error:
-            failed[case] = str(error)
+    rows, faults = score_pairs(pairs, labels)
+    failed |= faults
     for message in failed.values():
         print(f"decathlete: {message}", file=sys.stderr)
     if not rows:
@@ -73,6 +70,26 @@ def evaluate(
     print(summary.table())
     print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
     return summary
+
+
+def score_pairs(
+    pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[int, str], desc: str = "evaluate"
+) -> tuple[list[Row], dict[str, str]]:
+    """Rows of all cases that can be scored, and the message of each that cannot; a progress bar on stderr.
+
+    Args:
+        pairs: case to its prediction and its reference.
+        labels: value to name of the classes.
+        desc: what the progress bar calls the work.
+    """
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for case, (predicted, reference) in tqdm(pairs.items(), desc=desc, unit="case", file=sys.stderr):
+        try:
+            rows += score_files(case, predicted, reference, labels)
+        except DecathleteError as error:
+            failed[case] = str(error)
+    return rows, failed
 
 
 def score_files(case: str, prediction: Path, reference: Path, labels: Mapping[int, str]) -> list[Row]:
@@ -159,8 +176,12 @@ def _by_case(place: Path) -> dict[str, Path]:
     if not place.is_dir():
         raise DataError(place, "must be a folder of NIfTI files, or one file", "no such file or folder")
     found: dict[str, Path] = {}
-    for path in nifti_files(place):
+    files = nifti_files(place)
+    probabilities = {f"{strip_nifti_suffix(path.name)}{PROBABILITIES}" for path in files}
+    for path in files:
         case = strip_nifti_suffix(path.name)
+        if case in probabilities:  # beside the label map that was predicted with it
+            continue
         if case in found:
             raise DataError(place, "each case has one file", f"{found[case].name} and {path.name}", "Delete one")
         found[case] = path

@@ -133,3 +133,8 @@ def test_command_tells_failure_by_its_exit_status(bundle, folders, broken, statu
     if broken:
         (folders[0] / "case_b.nii.gz").write_bytes(b"not an image")
     assert main(["evaluate", str(bundle), "--prediction", str(folders[0]), "--label", str(folders[1])]) == status
+
+
+def test_probabilities_beside_a_prediction_are_passed_over(bundle, folders):
+    save(folders[0] / "case_a_probabilities.nii.gz", np.zeros((9, 8, 7, 3)))
+    assert not evaluate(bundle, *folders).failed

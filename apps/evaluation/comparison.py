@@ -1,0 +1,120 @@
+"""Dice of two methods on the same cases, side by side."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decathlete.errors import DataError
+from decathlete.evaluation.report import RESAMPLES, SEED, aligned, read_rows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cases that both tables hold.
+
+    Attributes:
+        rows: per case and class: ``case``, ``class``, ``dice``, ``reference``, ``difference`` (ours less reference).
+        groups: per class, and ``mean`` over each case's classes: ``dice``, ``reference``, ``difference``, ``ci95`` of
+            the mean difference (paired bootstrap over cases), ``better`` and ``worse`` (numbers of cases), ``cases``.
+        unmatched: cases of ours without a reference.
+    """
+
+    rows: list[dict[str, Any]]
+    groups: dict[str, dict[str, Any]]
+    unmatched: list[str]
+
+    def table(self, per_case: bool = True) -> str:
+        """Aligned lines: the groups, and below them each case, the largest loss first."""
+        heads = ("class", "Dice", "reference", "difference", "95% interval", "better", "worse", "cases")
+        lines: list[tuple[str, ...]] = [heads]
+        for name, g in self.groups.items():
+            means = (f"{g['dice']:.4f}", f"{g['reference']:.4f}", f"{g['difference']:+.4f}")
+            interval = f"{g['ci95'][0]:+.4f} to {g['ci95'][1]:+.4f}"
+            lines.append((name, *means, interval, str(g["better"]), str(g["worse"]), str(g["cases"])))
+        text = aligned(lines)
+        if per_case:
+            worst_first = sorted(self.rows, key=lambda row: row["difference"])
+            text += "\n\n" + aligned(
+                [("case", "class", "Dice", "reference", "difference")]
+                + [
+                    (r["case"], r["class"], f"{r['dice']:.4f}", f"{r['reference']:.4f}", f"{r['difference']:+.4f}")
+                    for r in worst_first
+                ]
+            )
+        return text
+
+
+def compare(metrics_csv: str | Path, reference_csv: str | Path, labels: Mapping[int, str] | None = None) -> Comparison:
+    """Compare the Dice of a ``metrics.csv`` case by case with a published table.
+
+    Args:
+        metrics_csv: ours.
+        reference_csv: columns ``case``, ``label``, ``dice``, others ignored; ``label`` is a class name or label value.
+        labels: label value to class name; default: the values in the reference, in rising order, stand for the classes
+            of ``metrics_csv`` in its order, which is that of their values.
+
+    Raises:
+        DataError: a table without these columns, or no case in both.
+    """
+    ours = [row for row in read_rows(metrics_csv) if not np.isnan(row["dice"])]
+    names = list(dict.fromkeys(row["class"] for row in ours))
+    known = _reference(Path(reference_csv), {row["case"] for row in ours}, names, labels)
+    rows = [
+        {
+            "case": row["case"],
+            "class": row["class"],
+            "dice": row["dice"],
+            "reference": known[row["case"], row["class"]],
+            "difference": row["dice"] - known[row["case"], row["class"]],
+        }
+        for row in ours
+        if (row["case"], row["class"]) in known
+    ]
+    if not rows:
+        raise DataError(reference_csv, f"must hold cases and classes of {metrics_csv}", "none of them")
+    matched = {row["case"] for row in rows}
+    groups = {name: _group([row for row in rows if row["class"] == name]) for name in names}
+    groups = {name: group for name, group in groups.items() if group["cases"]}
+    if len(groups) > 1:
+        groups["mean"] = _group([_mean([r for r in rows if r["case"] == case]) for case in sorted(matched)])
+    return Comparison(rows, groups, sorted({row["case"] for row in ours} - matched))
+
+
+def _reference(
+    path: Path, cases: set[str], names: list[str], labels: Mapping[int, str] | None
+) -> dict[tuple[str, str], float]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["case"] in cases and row["dice"] not in ("", "nan")]
+        found = {(row["case"], row["label"]): float(row["dice"]) for row in rows}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(path, "must be a CSV with the columns case, label, dice", f"{error!r}") from error
+    if labels is None:
+        values = sorted({int(label) for _, label in found if label.isdigit()})
+        labels = dict(zip(values, names, strict=False))
+    return {(case, labels.get(int(label), "") if label.isdigit() else label): v for (case, label), v in found.items()}
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in ("dice", "reference", "difference")}
+
+
+def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if not rows:
+        return {"cases": 0}
+    differences = np.array([row["difference"] for row in rows])
+    drawn = np.random.default_rng(SEED).integers(len(rows), size=(RESAMPLES, len(rows)))
+    low, high = np.percentile(differences[drawn].mean(axis=1), (2.5, 97.5))
+    return {
+        **_mean(rows),
+        "ci95": [float(low), float(high)],
+        "better": int((differences > 0).sum()),
+        "worse": int((differences < 0).sum()),
+        "cases": len(rows),
+    }

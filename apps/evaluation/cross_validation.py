@@ -1,0 +1,301 @@
+"""All folds of a bundle: trained, predicted, scored on the original grid, and pooled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from decathlete.bundle import bundle_folder, config_file
+from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
+from decathlete.evaluation.labels import bundle_labels
+from decathlete.evaluation.report import Row, Summary, read_rows, write_report
+from decathlete.evaluation.scoring import files_sha256, score_pairs
+from decathlete.files import atomic_write, strip_nifti_suffix
+
+logger = logging.getLogger(__name__)
+
+Case = dict[str, Any]
+
+STATE = "cross_validation.json"  # of each fold: settings, how far it came, seconds of training
+LAST, BEST = "last.pt", "model.pt"  # what a training leaves: to resume, and the best weights
+OWN = ("fold", "output_dir", "resume", "minutes", "dataset_dir")  # overrides that this command sets itself
+NUM_FOLDS = 5
+CHANGES_SHOWN = 3
+
+
+def cross_validate(
+    bundle: str | Path,
+    folds: str = "0-4",
+    overrides: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    minutes: float | None = None,
+    dataset_dir: str | Path | None = None,
+    reference: str | Path | None = None,
+) -> Summary:
+    """Train each fold, predict its validation cases with its best weights, score them, and pool the scores.
+
+    Writes into ``output``: of each fold ``fold_<n>`` with the run's files, ``predictions``, ``metrics.csv`` and
+    ``summary.json``; of all folds ``metrics.csv`` with a column ``fold``, and ``summary.json``. A table goes to stdout.
+    The same command again goes on where it was cut: finished folds are kept, a training that stopped is resumed.
+
+    Args:
+        bundle: a bundle's folder or name.
+        folds: such as ``0-4`` or ``0,2``.
+        overrides: id of ``train.yaml`` to value; those that ``inference.yaml`` has too hold in the prediction as well.
+        output: folder of the runs; default: ``runs/<bundle>``.
+        minutes: wall time of each fold's training, in place of the config's epochs.
+        dataset_dir: folder of the data; default: as for a training.
+        reference: CSV with the columns case, label, dice, to be compared with case by case on stdout.
+
+    Returns:
+        The pooled scores; cases without a score are in ``failed`` and named on stderr.
+
+    Raises:
+        UsageError: unknown bundle, id or fold, or a folder that holds a run of other settings.
+        DataError: no data, or a case in both parts of a fold.
+        TrainingError: a training failed.
+    """
+    numbers = fold_numbers(folds)
+    folder = bundle_folder(bundle)
+    overrides = dict(overrides or {})
+    for name in OWN:
+        if name in overrides:
+            raise UsageError(name, "is set by cross-validate itself", f"--{name} {overrides[name]}", "Leave it out")
+    root = Path(output or Path("runs") / folder.resolve().name)
+    plans = [_Fold(folder, number, root / f"fold_{number}", overrides, minutes, dataset_dir) for number in numbers]
+    for plan in plans:  # all of them before the first costs time
+        plan.check()
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for position, plan in enumerate(plans, 1):
+        print(f"decathlete: fold {plan.number} ({position} of {len(plans)}) in {plan.folder}", file=sys.stderr)
+        plan.finish()
+        rows += [{"fold": plan.number, **row} for row in plan.rows()]
+        failed |= plan.failed()
+    for message in failed.values():
+        print(f"decathlete: {message}", file=sys.stderr)
+    summary = write_report(
+        rows,
+        root,
+        failed,
+        bundle=folder.resolve().name,
+        overrides=overrides,
+        minutes=minutes,
+        training_s={str(plan.number): plan.state().get("training_s") for plan in plans},
+        label_sha256=files_sha256(Path(case["label"]) for plan in plans for case in plan.validation),
+    )
+    print(summary.table())
+    if reference is not None:
+        from decathlete.evaluation.comparison import compare
+
+        print(f"\nagainst {reference}\n{compare(summary.metrics_csv, reference, bundle_labels(folder)).table()}")
+    print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
+    return summary
+
+
+def fold_numbers(folds: str) -> list[int]:
+    """Numbers meant by ``0-4``, ``2`` or ``0,2-3``, rising, each once.
+
+    Raises:
+        UsageError: anything else, or a fold beyond the fifth.
+    """
+    numbers: set[int] = set()
+    for part in str(folds).split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UsageError("folds", "must be numbers such as 0-4 or 0,2", f"'{folds}'")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if not numbers or max(numbers) >= NUM_FOLDS:
+        raise UsageError("folds", f"run from 0 to {NUM_FOLDS - 1}", f"'{folds}'")
+    return sorted(numbers)
+
+
+class _Fold:
+    """One fold: what it is made of, and how far it has come."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        number: int,
+        folder: Path,
+        overrides: Mapping[str, Any],
+        minutes: float | None,
+        dataset_dir: str | Path | None,
+    ) -> None:
+        self.bundle, self.number, self.folder = bundle, number, folder
+        self.overrides, self.minutes = dict(overrides), minutes
+        self.dataset_dir, self.train, self.validation = _cases(bundle, number, overrides, dataset_dir)
+        self.labels = bundle_labels(bundle)
+        self.settings = self._settings()
+
+    def _settings(self) -> dict[str, str]:
+        """What the scores depend on; a fold made with other values is never taken for this one."""
+        from decathlete.data import data_hash
+
+        configs = sorted(config_file(self.bundle, name) for name in ("train", "inference"))
+        return {
+            "configs": files_sha256(configs),
+            "data": data_hash(self.train + self.validation),
+            "validation cases": ", ".join(sorted(case["case_id"] for case in self.validation)),
+            "minutes": json.dumps(self.minutes),
+            **{f"--{name}": json.dumps(value, default=str) for name, value in sorted(self.overrides.items())},
+        }
+
+    def check(self) -> None:
+        """Refuse a folder that holds another run.
+
+        Raises:
+            UsageError: settings differ, or a training that no cross-validation started.
+        """
+        remedy = "Choose another --output, or move that folder away"
+        there = self.state().get("settings")
+        if there is None:
+            if (self.folder / LAST).exists() or (self.folder / BEST).exists():
+                raise UsageError(
+                    self.folder, "must be free, or this cross-validation's own", "a run of another command", remedy
+                )
+            return
+        changed = [
+            f"{name} was {_short(there.get(name))} and is {_short(self.settings.get(name))}"
+            for name in sorted({*there, *self.settings})
+            if there.get(name) != self.settings.get(name)
+        ]
+        if changed:
+            found = "; ".join(changed[:CHANGES_SHOWN])
+            raise UsageError(self.folder, "a fold that is there must have the same settings", found, remedy)
+
+    def state(self) -> dict[str, Any]:
+        """What ``cross_validation.json`` says; empty where there is none."""
+        try:
+            content = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def rows(self) -> list[Row]:
+        """Scores of the finished fold."""
+        return read_rows(self.folder / "metrics.csv")
+
+    def failed(self) -> dict[str, str]:
+        """Message of each case of the finished fold that has no score."""
+        return dict(self.state().get("failed", {}))
+
+    def finish(self) -> None:
+        """Do what is still missing: training, prediction, scores."""
+        state = self.state()
+        if state.get("stage") == "done" and (self.folder / "metrics.csv").is_file() and not state.get("failed"):
+            print(f"decathlete: fold {self.number} is done already", file=sys.stderr)
+            return
+        trained = state.get("stage") in ("trained", "done") and (self.folder / BEST).is_file()
+        if not trained:
+            self._train(float(state.get("training_s") or 0))
+        self._score(overwrite=not trained)
+
+    def _train(self, seconds_before: float) -> None:
+        self._write_state("training", seconds_before)
+        command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", str(self.bundle)]
+        command += ["--fold", str(self.number), "--output_dir", str(self.folder)]
+        if self.dataset_dir is not None:
+            command += ["--dataset_dir", str(self.dataset_dir)]
+        if self.minutes is not None:
+            command += ["--minutes", str(self.minutes)]
+        if (self.folder / LAST).is_file():
+            command.append("--resume")
+        command += [f"--{name}={_as_word(value)}" for name, value in self.overrides.items()]
+        start = time.monotonic()
+        try:
+            # a process of its own: its memory is given back, and its crash is not ours
+            status = subprocess.run(command, check=False).returncode
+        finally:
+            seconds = seconds_before + time.monotonic() - start
+            self._write_state("training", seconds)
+        if status or not (self.folder / BEST).is_file():
+            found = f"exit status {status}" if status else f"no {BEST} in {self.folder}"
+            remedy = "Its message stands above; the same command goes on from there"
+            raise TrainingError(f"fold {self.number}", "the training must finish", found, remedy)
+        self._write_state("trained", seconds)
+
+    def _score(self, overwrite: bool) -> None:
+        from decathlete.inference import predict
+
+        seconds = self.state().get("training_s")
+        predictions = self.folder / "predictions"
+        images = {case["case_id"]: Path(case["image"]) for case in self.validation}
+        shared = self._prediction_overrides()
+        more = {"overrides": shared} if shared else {}
+        report = predict(
+            self.bundle, list(images.values()), predictions, [self.folder / BEST], overwrite=overwrite, **more
+        )
+        failed = {case: report.failed[image] for case, image in images.items() if image in report.failed}
+        pairs = {
+            case["case_id"]: (
+                predictions / f"{strip_nifti_suffix(images[case['case_id']].name)}.nii.gz",
+                Path(case["label"]),
+            )
+            for case in self.validation
+            if case["case_id"] not in failed
+        }
+        rows, faults = score_pairs(pairs, self.labels, f"evaluate fold {self.number}")
+        failed |= faults
+        if not rows:
+            raise DataError(predictions, "at least one case must be scored", "; ".join(failed.values()) or "no case")
+        write_report(rows, self.folder, failed, fold=self.number, training_s=seconds)
+        self._write_state("done", seconds, failed=failed)
+
+    def _prediction_overrides(self) -> dict[str, Any]:
+        from decathlete.workflow import load
+
+        known = load(self.bundle, "inference")
+        return {name: value for name, value in self.overrides.items() if name.replace("#", "::") in known}
+
+    def _write_state(self, stage: str, training_s: float | None, **more: Any) -> None:
+        content = {"stage": stage, "settings": self.settings, "training_s": training_s, **more}
+        with atomic_write(self.folder / STATE) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _cases(
+    bundle: Path, fold: int, overrides: Mapping[str, Any], dataset_dir: str | Path | None
+) -> tuple[Path | None, list[Case], list[Case]]:
+    """Data folder, training and validation cases, from the very ids that the training uses."""
+    from decathlete.workflow import data_folder, load
+
+    file = config_file(bundle, "train")
+    parser = load(bundle, "train", overrides, where="cross-validate")
+    data = data_folder(parser.get("dataset_dir"), None if dataset_dir is None else str(dataset_dir), file=file)
+    settings: dict[str, Any] = {**overrides, "fold": fold}
+    if data is not None:
+        settings["dataset_dir"] = str(data)
+    parser = load(bundle, "train", settings, where="cross-validate")
+    parts = []
+    for name in ("train::dataset::data", "validate::dataset::data"):
+        if name not in parser:
+            raise ConfigError(file, f"cross-validation needs '{name}'", "no such id")
+        parts.append([dict(case) for case in parser.get_parsed_content(name)])
+    train, validation = parts
+    for case in validation:
+        if not {"case_id", "image", "label"} <= case.keys():
+            raise ConfigError(f"{file}, validate::dataset::data", "a case has case_id, image and label", f"{case}")
+    both = sorted({case["case_id"] for case in train} & {case["case_id"] for case in validation})
+    if both:
+        raise DataError(
+            f"{file}, fold {fold}",
+            "no case may be trained on and validated on",
+            f"{len(both)} in both: {', '.join(both[:5])}",
+        )
+    return data, train, validation
+
+
+def _as_word(value: Any) -> str:
+    """Value as the command line reads it back."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _short(text: str | None) -> str:
+    return "not given" if text is None else text if len(text) <= 60 else f"{text[:57]}..."
