@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from decathlete.data.cache import CachedDataset, cached_dataset
+    from decathlete.data.cache import CachedDataset
     from decathlete.data.cases import data_hash, datalist
     from decathlete.data.download import download_task, fetch
     from decathlete.data.folders import dataset_folder
@@ -21,7 +21,6 @@ _HOME = {
     "Fault": "verification",
     "TASKS": "tasks",
     "Task": "tasks",
-    "cached_dataset": "cache",
     "data_hash": "cases",
     "datalist": "cases",
     "dataset_folder": "folders",
@@ -37,7 +36,6 @@ __all__ = [
     "CachedDataset",
     "Fault",
     "Task",
-    "cached_dataset",
     "data_hash",
     "datalist",
     "dataset_folder",
