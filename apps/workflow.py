@@ -89,7 +89,7 @@ def _read(files: list[Path]) -> ConfigParser:
         parser.read_config([str(file) for file in files])
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
         found = " ".join(str(error).split())
-        raise ConfigError(", ".join(str(f) for f in files), "must be YAML or JSON with each key once", found) from error
+        raise ConfigError(", ".join(str(f) for f in files), "must be YAML or JSON", found) from error
     return parser
 
 

@@ -1,0 +1,99 @@
+"""The command's words, its exit statuses and its one-line errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from decathlete import __version__
+from decathlete.cli import main
+from decathlete.errors import DataError
+
+VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote")
+
+
+def status(*words: str) -> int:
+    """Exit status of the command, in-process."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def test_help_lists_every_verb(capsys):
+    assert status("--help") == 0
+    text = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"\n    {verb}" not in text] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    assert status(verb, "--help") == 0
+    assert f"usage: decathlete {verb}" in capsys.readouterr().out
+
+
+def test_version_is_printed(capsys):
+    assert status("--version") == 0
+    assert capsys.readouterr().out == f"decathlete {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ((), "required: VERB"),
+        (("dat",), "invalid choice: 'dat'"),
+        (("data",), "required: task"),
+        (("data", "hippocampus", "--verbose"), "unknown option '--verbose'"),
+        (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "required: --prediction"),
+        (("run", "trainig", "--config", "x"), "invalid choice: 'trainig'"),
+        (("run", "training"), "required: --config"),
+    ],
+)
+def test_wrong_use_ends_with_status_2(words, text, capsys):
+    assert status(*words) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("data", "hipocampus", "--phantom", "1"), ("run", "training", "--config", "nowhere/at_all")],
+)
+def test_unknown_name_is_one_line_with_status_2(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status(*words) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert captured.err.startswith("decathlete: ")
+
+
+def test_word_without_an_id_is_refused(capsys):
+    assert status("run", "training", "--config", "hippocampus", "--fold", "0", "7") == 2
+    assert "spelt --id value" in capsys.readouterr().err
+
+
+def test_failed_work_is_one_line_with_status_1(capsys, monkeypatch):
+    def fetch(*args, **kwargs):
+        raise DataError("la_007", "must be finite", "NaN", "Fix the file")
+
+    monkeypatch.setattr("decathlete.data.fetch", fetch)
+    assert status("data", "heart") == 1
+    assert capsys.readouterr().err == "decathlete: la_007: must be finite. found NaN. Fix the file.\n"
+
+
+def test_debug_shows_the_traceback():
+    command = [sys.executable, "-m", "decathlete.cli", "data", "hipocampus", "--phantom", "1", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "UsageError: hipocampus" in done.stderr
+
+
+def test_interrupt_is_said_without_a_traceback(capsys, monkeypatch):
+    def fetch(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("decathlete.data.fetch", fetch)
+    assert status("data", "heart") == 130
+    assert capsys.readouterr().err == "decathlete: interrupted\n"
