@@ -1,0 +1,173 @@
+"""Artificial data sets in the layout of the Medical Segmentation Decathlon, for tests and where no data can be had."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from decathlete.data.anatomy import draw_case
+from decathlete.data.tasks import Task, get_task, task_of_folder
+from decathlete.errors import DataError, UsageError
+
+MAX_CASES = 900  # three digits in a case's name; those from 901 on are test cases
+_VERSION = 1  # raise it when the same seed would draw something else: folders of another version are not mixed in
+_SMALLEST = (16, 16, 8)  # voxels; below this some organs fall between the voxels
+
+
+def make_phantoms(
+    task: Task | str, n: int, folder: str | Path, seed: int = 0, shape: Sequence[int] | None = None
+) -> Path:
+    """Write ``n`` artificial cases with their labels, and a few without, and return the data set's folder.
+
+    The folder is ``folder/Task04_Hippocampus``, or ``folder`` itself where it has that name already. It appears when
+    all is written; the same call again keeps it. Case i is the same whatever ``n`` is. Most images have axes in RAS
+    order; about a third are stored as LAS, LPS or oblique, as real data are.
+
+    Args:
+        task: task or its name.
+        n: labelled cases, 1 to 900; a quarter as many test images, at most three, come with them.
+        folder: where the data set's folder goes.
+        seed: 0 or more; same seed and same versions of NumPy and SciPy, same bytes.
+        shape: voxels along (X, Y, Z) in RAS order, at least 16, 16, 8; without it, small pictures with a whole body
+            in them. The anatomy fills any shape; the spacing stays the task's.
+
+    Raises:
+        UsageError: a number or shape out of range.
+        DataError: the folder holds other data.
+    """
+    task = task if isinstance(task, Task) else get_task(task)
+    shape = _checked(n, seed, shape)
+    folder = Path(folder)
+    target = folder if task_of_folder(folder) == task else folder / task.folder
+    made_from = {"version": _VERSION, "seed": seed, "cases": n, "shape": shape}
+    if _holds(target, made_from):
+        return target
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part_", dir=target.parent))
+    try:
+        _write(task, part, made_from)
+        part.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp makes folders that only the owner reads
+        part.replace(target)
+    except OSError as error:
+        if target.exists() and _holds(target, made_from):  # another process was first
+            return target
+        raise DataError(target, "phantoms are written whole or not at all", str(error), "Free the place") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _checked(n: int, seed: int, shape: Sequence[int] | None) -> list[int] | None:
+    if not 1 <= n <= MAX_CASES:
+        raise UsageError("--phantom", f"the number of cases must be 1 to {MAX_CASES}", str(n))
+    if seed < 0:
+        raise UsageError("--seed", "must be 0 or more", str(seed))
+    if shape is None:
+        return None
+    voxels = [int(v) for v in shape]
+    if len(voxels) != 3 or any(v < least for v, least in zip(voxels, _SMALLEST, strict=True)):
+        raise UsageError("shape", "must be three numbers of voxels, at least 16, 16 and 8", str(tuple(shape)))
+    return voxels
+
+
+def _holds(target: Path, made_from: dict) -> bool:
+    """Whether ``target`` holds just these phantoms; False where nothing is there yet."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    remedy = f"Remove or rename {target}, or choose another --output"
+    try:
+        dataset = json.loads((target / "dataset.json").read_text("utf-8"))
+        there = dataset.get("phantom")
+        files = [entry[kind] for entry in dataset.get("training", []) for kind in ("image", "label")]
+        files += dataset.get("test", [])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        there, files = None, []
+    if there is None:
+        raise DataError(target, "phantoms are never mixed with other data", "a folder that is not of phantoms", remedy)
+    if there != made_from:
+        raise DataError(target, f"these phantoms are asked for: {made_from}", f"phantoms made from {there}", remedy)
+    missing = [name for name in files if not (target / name).is_file()]
+    if missing:
+        raise DataError(target, "every file of dataset.json must be there", f"{missing[0]} missing", remedy)
+    return True
+
+
+def _write(task: Task, part: Path, made_from: dict) -> None:
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        (part / name).mkdir()
+    n, tests = made_from["cases"], min(3, (made_from["cases"] + 3) // 4)
+    numbers = [*range(1, n + 1), *range(MAX_CASES + 1, MAX_CASES + 1 + tests)]
+    for number in tqdm(numbers, desc=f"{task.folder} phantoms", unit="case"):
+        # the generator knows the case alone: case i does not change with the number of cases
+        rng = np.random.default_rng([made_from["seed"], task.number, number])
+        image, label, spacing = draw_case(task.name, rng, made_from["shape"])
+        image, label, affine = _as_stored(image, label, spacing, rng)
+        name = f"{task.prefix}_{number:03d}.nii.gz"
+        _save(image, affine, part / ("imagesTr" if number <= n else "imagesTs") / name)
+        if number <= n:
+            _save(label, affine, part / "labelsTr" / name)
+    dataset = _dataset(task, numbers[:n], numbers[n:]) | {"phantom": made_from}
+    (part / "dataset.json").write_text(json.dumps(dataset, indent=1) + "\n", "utf-8")
+
+
+def _as_stored(
+    image: np.ndarray, label: np.ndarray, spacing: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image and label with the axes flipped as some scanners store them, and the affine that puts them right."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (np.array(label.shape) - 1) / 2 + np.round(rng.uniform(-40, 40, 3), 1)
+    draw = rng.random()
+    flips = (0,) if draw < 0.12 else (0, 1) if draw < 0.24 else ()
+    for axis in flips:
+        image, label = np.flip(image, axis), np.flip(label, axis)
+        affine[:3, 3] += affine[:3, axis] * (label.shape[axis] - 1)
+        affine[:3, axis] *= -1
+    if 0.24 <= draw < 0.34:
+        tilt = np.radians(rng.uniform(4, 12))
+        i, j = rng.permutation(3)[:2]
+        turn = np.eye(4)
+        turn[[i, i, j, j], [i, j, i, j]] = np.cos(tilt), -np.sin(tilt), np.sin(tilt), np.cos(tilt)
+        affine = turn @ affine
+    return image, label, affine
+
+
+def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    nifti = nib.Nifti1Image(np.ascontiguousarray(array), affine)
+    nifti.header.set_xyzt_units("mm")
+    nifti.header["descrip"] = b"phantom, not a patient"
+    nifti.set_sform(affine, 1)
+    nifti.set_qform(affine, 1)
+    # no time and no name in the gzip header: the same case is the same bytes
+    with path.open("wb") as file:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=4, mtime=0) as packed:
+            packed.write(nifti.to_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _dataset(task: Task, training: Sequence[int], test: Sequence[int]) -> dict:
+    names = {number: f"{task.prefix}_{number:03d}.nii.gz" for number in (*training, *test)}
+    return {
+        "name": task.folder[7:],
+        "description": f"PHANTOMS: drawn by a program in the manner of MSD {task.folder}; no patient's data",
+        "reference": "decathlete.data.phantoms",
+        "licence": "no rights claimed",
+        "release": "1.0",
+        "tensorImageSize": "4D" if len(task.channels) > 1 else "3D",
+        "modality": {str(i): name for i, name in enumerate(task.channels)},
+        "labels": {"0": "background"} | {str(value): name for name, value in task.labels.items()},
+        "numTraining": len(training),
+        "numTest": len(test),
+        "training": [{"image": f"./imagesTr/{names[i]}", "label": f"./labelsTr/{names[i]}"} for i in training],
+        "test": [f"./imagesTs/{names[i]}" for i in test],
+    }
