@@ -37,7 +37,7 @@ def per_axis(name: str, value: int | Sequence[int], spatial_dims: int, where: st
     return numbers
 
 
-def named_layer(kind: str, name: LayerName | Sequence | None, where: str) -> LayerName | None:
+def named_layer(kind: str, name: LayerName | Sequence | None, where: str) -> tuple[str, dict] | None:
     """Norm or activation in MONAI's spelling (``"BATCH"`` or ``("GROUP", {"num_groups": 8})``), None for none.
 
     ReLU and leaky ReLU are made to work in place unless ``inplace`` is given: they follow a norm or a sum, whose

@@ -121,6 +121,7 @@ class UNet(nn.Module):
         self.divisor = tuple(math.prod(s[axis] for s in steps) for axis in range(spatial_dims))
         self.extra_heads = _extra_heads(where, deep_supervision, levels - 1)
         self.deep_supervision = bool(deep_supervision)
+        self.norm_name = str(norm[0]) if norm else ""
         layers = {"norm": norm, "act": act, "dropout": float(dropout)}
 
         self.encoder = nn.ModuleList()
@@ -173,8 +174,8 @@ class UNet(nn.Module):
         """Return scores for ``x`` (B, in_channels, *spatial); in training with deep supervision a list, finest first.
 
         Raises:
-            ConfigError: another number of channels or axes, or a size that ``divisor`` does not divide (scripted
-                and traced networks do not check).
+            ConfigError: another number of channels or axes, or a size that ``divisor`` does not divide, or one
+                that leaves the norm a single value (scripted and traced networks do not check).
         """
         if not torch.jit.is_scripting():
             self._check(x)
@@ -211,6 +212,16 @@ class UNet(nn.Module):
                 f"each axis of the input must be divisible by the product of the strides, {self.divisor}",
                 f"size {size}",
                 "Change patch_size or roi_size, or pad with monai.transforms.DivisiblePadd",
+            )
+        values = math.prod(n // d for n, d in zip(size, self.divisor, strict=True))
+        if self.norm_name == "BATCH" and self.training:
+            values *= x.shape[0]
+        if values == 1 and (self.norm_name == "INSTANCE" or (self.norm_name == "BATCH" and self.training)):
+            raise ConfigError(
+                where,
+                f"{self.norm_name} norm needs more than 1 value a channel at the coarsest level",
+                f"1, from size {size} over {self.divisor}",
+                "Take a larger patch_size or roi_size, or fewer strides",
             )
 
 
