@@ -1,9 +1,11 @@
 """Dictionary transforms and the strict reader, one idea a file."""
 
+from decathlete.transforms.augment import BatchAugment
 from decathlete.transforms.read import NiftiReader, Volume, check_pair, read_nifti, read_pair
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 __all__ = [
+    "BatchAugment",
     "NiftiReader",
     "RestoreGridd",
     "Volume",

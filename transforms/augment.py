@@ -1,0 +1,192 @@
+"""Random transforms that work on a whole batch of tensors, on the device where the batch is.
+
+A batch is moved, turned and stretched by one call of ``grid_sample``, where a chain of MONAI's dictionary transforms
+resamples case by case and key by key on the CPU (``benchmarks/augmentation.py`` compares the two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from decathlete.errors import ConfigError
+
+_LABEL_MODES = ("soft", "nearest")
+
+
+class BatchAugment:
+    """Crop, turn, stretch, mirror and bend a batch, then change the image's intensities.
+
+    Every random number is drawn from torch's global generator of the CPU, so ``torch.manual_seed`` repeats a batch on
+    any device. Each sample draws its own numbers.
+
+    Args:
+        patch_size: spatial shape of what comes out, in voxels. The batch that goes in may be larger: what is turned in
+            at the corners is then image, not padding.
+        num_classes: with background; needed for ``label_mode="soft"``.
+        prob: share of samples that are turned, stretched and bent; the others are only shifted and mirrored.
+        rotation: largest angle in radians, about each axis (3D) or in the plane (2D).
+        scale: largest relative change of size, the same for all axes; each axis changes by up to half as much again.
+        translation: largest shift in voxels, one number or one per axis.
+        mirror_axes: spatial axes that are mirrored in half of the samples each. Label values do not change sides.
+        elastic: standard deviation in voxels of the displacement at the control points; 0 turns it off.
+        control_points: number of control points along each axis.
+        intensity_scale: the image is multiplied by a number in ``1 ± intensity_scale``.
+        intensity_shift: then a number in ``± intensity_shift`` is added, for images of unit standard deviation.
+        noise: largest standard deviation of Gaussian noise.
+        noise_prob: share of samples with noise.
+        gamma: largest absolute logarithm of the exponent applied between the image's extremes.
+        gamma_prob: share of samples with a gamma change.
+        spacing: voxel edge lengths in mm, so that a rotation turns the body and not the voxels; default all equal.
+        label_mode: ``soft`` returns class shares, shape (B, num_classes, *patch_size), interpolated linearly: a border
+            that falls between two voxels stays there, where nearest moves it by up to half a voxel; ``nearest`` returns
+            label values, shape (B, 1, *patch_size).
+        image_key: key of the image, shape (B, C, *spatial).
+        label_key: key of the label map, shape (B, 1, *spatial), values 0 to num_classes - 1.
+
+    Raises:
+        ConfigError: an argument that cannot be, when the object is made.
+    """
+
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        num_classes: int | None = None,
+        prob: float = 0.8,
+        rotation: float = 0.4,
+        scale: float = 0.15,
+        translation: float | Sequence[float] = 3.0,
+        mirror_axes: Sequence[int] = (),
+        elastic: float = 0.0,
+        control_points: int = 6,
+        intensity_scale: float = 0.25,
+        intensity_shift: float = 0.25,
+        noise: float = 0.15,
+        noise_prob: float = 0.3,
+        gamma: float = 0.3,
+        gamma_prob: float = 0.3,
+        spacing: Sequence[float] | None = None,
+        label_mode: str = "soft",
+        image_key: str = "image",
+        label_key: str = "label",
+    ) -> None:
+        self.patch_size = tuple(int(n) for n in patch_size)
+        dims = len(self.patch_size)
+        if dims not in (2, 3):
+            raise ConfigError("BatchAugment, patch_size", "must have 2 or 3 numbers", f"{dims}: {self.patch_size}")
+        if label_mode not in _LABEL_MODES:
+            raise ConfigError("BatchAugment, label_mode", f"must be one of {_LABEL_MODES}", repr(label_mode))
+        if label_mode == "soft" and not num_classes:
+            raise ConfigError("BatchAugment, num_classes", "is needed for label_mode 'soft'", repr(num_classes))
+        if any(not 0 <= axis < dims for axis in mirror_axes):
+            raise ConfigError("BatchAugment, mirror_axes", f"must be axes 0 to {dims - 1}", str(list(mirror_axes)))
+        self.num_classes = num_classes
+        self.prob, self.rotation, self.scale, self.elastic = prob, rotation, scale, elastic
+        self.control_points = control_points
+        shifts = translation if isinstance(translation, Sequence) else (translation,) * dims
+        self.translation = torch.tensor([float(t) for t in shifts])
+        self.mirror_axes = tuple(mirror_axes)
+        self.intensity_scale, self.intensity_shift = intensity_scale, intensity_shift
+        self.noise, self.noise_prob, self.gamma, self.gamma_prob = noise, noise_prob, gamma, gamma_prob
+        self.spacing = torch.tensor([float(s) for s in spacing] if spacing is not None else [1.0] * dims)
+        if len(self.translation) != dims or len(self.spacing) != dims:
+            raise ConfigError(
+                "BatchAugment",
+                f"translation and spacing need {dims} numbers each, one per axis",
+                f"{len(self.translation)} and {len(self.spacing)}",
+            )
+        self.label_mode, self.image_key, self.label_key = label_mode, image_key, label_key
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a copy of ``batch`` with image and label replaced; other keys are passed on."""
+        out = dict(batch)
+        image, label = batch[self.image_key], batch[self.label_key]
+        image, label = _plain(image).float(), _plain(label)
+        grid = self._grid(image.shape[0], image.shape[2:]).to(image.device)
+        out[self.image_key] = self._change_intensity(_sample(image, grid, "bilinear"))
+        if self.label_mode == "nearest":
+            out[self.label_key] = _sample(label.float(), grid, "nearest").to(label.dtype)
+        else:
+            # background is what the others leave: one channel less to interpolate, and outside the volume it is 1
+            foreground = torch.cat([(label == c) for c in range(1, self.num_classes or 2)], 1).float()
+            shares = _sample(foreground, grid, "bilinear")
+            out[self.label_key] = torch.cat([1 - shares.sum(1, keepdim=True), shares], 1)
+        return out
+
+    def _grid(self, samples: int, shape: Sequence[int]) -> Tensor:
+        """Where each voxel of the patches is taken from: (B, *patch_size, dims) in grid_sample's coordinates."""
+        dims = len(self.patch_size)
+        matrix = self._matrices(samples)  # (B, dims, dims), acts on mm from the patch's centre
+        axes = [torch.arange(n) - (n - 1) / 2 for n in self.patch_size]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, dims)  # (V, dims) in voxels
+        matrix = matrix * self.spacing / self.spacing[:, None]
+        where = points @ matrix.transpose(1, 2) + (torch.rand(samples, 1, dims) * 2 - 1) * self.translation
+        where = where.view(samples, *self.patch_size, dims)
+        if self.elastic:
+            bend = torch.randn(samples, dims, *(self.control_points,) * dims) * self.elastic
+            mode = "trilinear" if dims == 3 else "bilinear"
+            bend = F.interpolate(bend, size=self.patch_size, mode=mode, align_corners=True).movedim(1, -1)
+            where = where + bend * (torch.rand(samples) < self.prob).float().view(-1, *(1,) * (dims + 1))
+        half = torch.tensor([max((n - 1) / 2, 0.5) for n in shape])
+        return (where / half).flip(-1)  # grid_sample counts the axes from the last
+
+    def _matrices(self, samples: int) -> Tensor:
+        """Draw one linear map per sample, from the patch's millimetres to the batch's: (B, dims, dims)."""
+        dims = len(self.patch_size)
+        moved = (torch.rand(samples) < self.prob).float()[:, None]
+        angles = (torch.rand(samples, 3 if dims == 3 else 1) * 2 - 1) * self.rotation * moved
+        common = (torch.rand(samples, 1) * 2 - 1) * self.scale
+        each = (torch.rand(samples, dims) * 2 - 1) * self.scale / 2
+        stretch = 1 + (common + each) * moved
+        for axis in self.mirror_axes:
+            stretch[:, axis] *= 1 - 2 * (torch.rand(samples) < 0.5).float()
+        return rotation_matrices(angles) @ torch.diag_embed(stretch)
+
+    def _change_intensity(self, image: Tensor) -> Tensor:
+        """Scale, shift, noise and gamma, each sample with its own numbers."""
+        shape = (image.shape[0], *(1,) * (image.ndim - 1))
+
+        def draw() -> Tensor:
+            return torch.rand(shape).to(image.device)
+
+        image = image * (1 + (draw() * 2 - 1) * self.intensity_scale) + (draw() * 2 - 1) * self.intensity_shift
+        if self.noise and self.noise_prob:
+            sigma = self.noise * draw() * (draw() < self.noise_prob)
+            if bool(sigma.any()):
+                image = image + torch.randn(image.shape).to(image.device) * sigma
+        if self.gamma and self.gamma_prob:
+            exponent = torch.exp((draw() * 2 - 1) * self.gamma * (draw() < self.gamma_prob))
+            axes = tuple(range(1, image.ndim))
+            low = image.amin(axes, keepdim=True)
+            span = (image.amax(axes, keepdim=True) - low).clamp_min(1e-6)
+            image = ((image - low) / span).pow(exponent) * span + low
+        return image
+
+
+def rotation_matrices(angles: Tensor) -> Tensor:
+    """Rotation matrices for angles in radians: (B, 1) gives (B, 2, 2); (B, 3), about x, y, z in turn, (B, 3, 3)."""
+    cos, sin = torch.cos(angles), torch.sin(angles)
+    if angles.shape[1] == 1:
+        return torch.stack([cos, -sin, sin, cos], -1).view(-1, 2, 2)
+    out = torch.eye(3).repeat(len(angles), 1, 1)
+    for axis, (i, j) in enumerate(((1, 2), (0, 2), (0, 1))):
+        turn = torch.eye(3).repeat(len(angles), 1, 1)
+        sign = -1.0 if axis == 1 else 1.0  # a turn about y takes z to x
+        turn[:, i, i] = turn[:, j, j] = cos[:, axis]
+        turn[:, i, j] = -sign * sin[:, axis]
+        turn[:, j, i] = sign * sin[:, axis]
+        out = turn @ out
+    return out
+
+
+def _sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return F.grid_sample(volume, grid, mode=mode, padding_mode="zeros", align_corners=True)
+
+
+def _plain(x: Tensor) -> Tensor:
+    # MetaTensor's dispatch costs more than the arithmetic here
+    return x.as_tensor() if hasattr(x, "as_tensor") else x
