@@ -1,0 +1,303 @@
+"""Prediction of files and folders: a label map beside none of its inputs, on each input's own grid."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
+from decathlete.evaluation.statistics import label_statistics
+from decathlete.files import atomic_write, nifti_files, strip_nifti_suffix
+
+if TYPE_CHECKING:
+    from decathlete.inference.predictor import Predictor
+    from decathlete.transforms.read import Volume
+
+logger = logging.getLogger(__name__)
+
+VOLUMES = "volumes.json"
+PROBABILITIES = "_probabilities.nii.gz"
+NAME_BYTES = 255  # longest file name of the file systems in use
+
+
+@dataclass
+class PredictReport:
+    """What became of each input.
+
+    Attributes:
+        done: label maps that were written.
+        skipped: label maps that were there already.
+        failed: input to the one line that says why it has no label map.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+def predict(
+    bundle: str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    checkpoints: str | Path | Sequence[str | Path] | None = None,
+    tta: bool = False,
+    overwrite: bool = False,
+    save_probabilities: bool = False,
+    statistics: str | Path | None = None,
+    device: str | None = None,
+    memory_gib: float | None = None,
+) -> PredictReport:
+    """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
+
+    Shape, sform, qform, their codes and units are the input's. ``output/volumes.json`` gets the volume in ml of each
+    label and case. Each file is written whole or not at all; an input that fails is named at the end on stderr and does
+    not stop the rest.
+
+    Args:
+        bundle: a bundle's folder or name.
+        inputs: NIfTI files, and folders, which mean the NIfTI files directly in them (hidden files left out).
+        output: folder.
+        checkpoints: weights; several make an ensemble. Default: the bundle's own.
+        tta: average over mirrored copies too.
+        overwrite: predict again what is already in ``output``.
+        save_probabilities: also write ``<input's name>_probabilities.nii.gz``: 4D, float32, one volume a class,
+            background first.
+        statistics: JSON file for voxels, volume and intensity of each label and case (`label_statistics`).
+        device: such as ``cpu`` or ``cuda:1``; default: the bundle's choice.
+        memory_gib: an input whose estimated peak memory exceeds this fails with a DeviceError.
+
+    Raises:
+        UsageError: unknown bundle or device, or an output that would overwrite an input.
+        DataError: a missing input, a folder without NIfTI files, two inputs for one output, or a disk that cannot be
+            written.
+        CheckpointError: no weights, or another network's.
+    """
+    if memory_gib is not None and not memory_gib > 0:
+        raise UsageError("memory", "must be a number of GiB above 0", str(memory_gib))
+    folder = Path(output)
+    files = input_files(inputs)
+    targets = _targets(files, folder, save_probabilities, Path(statistics) if statistics else None)
+
+    from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once
+
+    predictor = Predictor(bundle, checkpoints, device, tta)
+    report = PredictReport()
+    volumes = _read_json(folder / VOLUMES)
+    figures = _read_json(Path(statistics)) if statistics else {}
+    try:
+        for file in _progress(files, predictor.name):
+            target = targets[file]
+            case = strip_nifti_suffix(file.name)
+            try:
+                if _is_finished(target, case, overwrite, save_probabilities):
+                    report.skipped.append(target)
+                    if case not in volumes or (statistics and case not in figures):
+                        figures[case] = _figures_of_finished(predictor, file, target)
+                else:
+                    figures[case] = _predict_one(predictor, file, target, save_probabilities, memory_gib)
+                    report.done.append(target)
+            except _DiskError:
+                raise
+            except Exception as error:  # whatever is wrong with one input, the others are to be predicted
+                report.failed[file] = _one_line(file, error)
+                logger.debug("%s", file, exc_info=True)
+                continue
+            if case in figures:
+                volumes[case] = {name: round(f["volume_ml"], 6) for name, f in figures[case].items()}
+    finally:
+        if report.done or report.skipped:
+            _write_json(volumes, folder / VOLUMES)
+            if statistics:
+                _write_json(figures, Path(statistics))
+    _say(report, folder)
+    return report
+
+
+def input_files(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Files that ``inputs`` mean, each once, folders replaced by the NIfTI files in them.
+
+    Raises:
+        DataError: a path that is not there, or a folder without NIfTI files.
+    """
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    if not given:
+        raise UsageError("inputs", "at least one file or folder must be given", "none")
+    files: dict[Path, Path] = {}
+    for path in map(Path, given):
+        if path.is_dir():
+            found = nifti_files(path)
+            if not found:
+                what = f"{sum(1 for _ in path.iterdir())} other entries" if any(path.iterdir()) else "an empty folder"
+                raise DataError(
+                    path,
+                    "a folder of inputs must hold NIfTI files (.nii, .nii.gz)",
+                    what,
+                    "Give the folder that holds the images themselves",
+                )
+        elif path.exists():
+            found = [path]
+        else:
+            raise DataError(path, "an input must be a file or a folder", "no such file or folder", "Check the path")
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+class _DiskError(DataError):
+    """An output that cannot be written: no use in going on."""
+
+
+def _targets(files: Sequence[Path], folder: Path, probabilities: bool, statistics: Path | None) -> dict[Path, Path]:
+    """Label map of each input; every name is checked before anything costs time."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(folder, "the output must be a folder", "a file of that name")
+    targets: dict[Path, Path] = {}
+    owner: dict[Path, Path] = {}
+    sources = {file.resolve() for file in files}
+    for file in files:
+        stem = strip_nifti_suffix(file.name)
+        targets[file] = folder / f"{stem}.nii.gz"
+        for target in [targets[file], *([folder / f"{stem}{PROBABILITIES}"] if probabilities else [])]:
+            if len(os.fsencode(target.name)) > NAME_BYTES:
+                raise DataError(
+                    file,
+                    f"the output's name must fit into {NAME_BYTES} bytes",
+                    f"{len(os.fsencode(target.name))} for '{target.name}'",
+                    "Give the input a shorter name",
+                )
+            if target.resolve() in sources:
+                raise UsageError(
+                    target,
+                    "an input is never overwritten",
+                    "an output of the same path",
+                    "Choose another folder for --output",
+                )
+            if target in owner:
+                raise DataError(
+                    target,
+                    "each input needs an output of its own",
+                    f"{owner[target]} and {file}",
+                    "Rename one, or predict them into two folders",
+                )
+            owner[target] = file
+    if statistics is not None and (statistics.resolve() in sources or statistics in owner):
+        raise UsageError(statistics, "the statistics need a file of their own", "an input or output of that path")
+    return targets
+
+
+def _is_finished(target: Path, case: str, overwrite: bool, probabilities: bool) -> bool:
+    there = target.is_file() and (not probabilities or (target.parent / f"{case}{PROBABILITIES}").is_file())
+    return there and not overwrite
+
+
+def _predict_one(
+    predictor: Predictor, file: Path, target: Path, probabilities: bool, memory_gib: float | None
+) -> dict[str, dict[str, Any]]:
+    """Predict one file, write what belongs to it, and return its statistics."""
+    from decathlete.transforms.read import read_nifti
+
+    if memory_gib is not None:
+        _check_memory(predictor, file, probabilities, memory_gib)
+    volume = read_nifti(file, channels=predictor.channels)
+    prediction = predictor(volume.array, volume.affine, probabilities, name=file)
+    note = f"decathlete {predictor.name}"
+    if prediction.probabilities is not None:
+        channels_last = np.moveaxis(prediction.probabilities, 0, -1)
+        _write(channels_last, volume, target.with_name(strip_nifti_suffix(target.name) + PROBABILITIES), note)
+    _write(prediction.label, volume, target, note)  # last: where it is, the case is finished
+    return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
+
+
+def _check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float) -> None:
+    """Refuse from the header alone, before the voxels are read."""
+    try:
+        header = nib.load(file).header
+        shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
+    except Exception:  # what is wrong with the file, the strict reader says
+        return
+    needed = predictor.memory_gib(shape, [float(s) for s in spacing], probabilities)
+    if needed > memory_gib:
+        raise DeviceError(
+            file,
+            f"the prediction must fit into {memory_gib:g} GiB (--memory)",
+            f"an estimate of {needed:.1f} GiB for {'x'.join(map(str, shape))} voxels",
+            "Allow more, crop the image" + (", or leave --save-probabilities out" if probabilities else ""),
+        )
+
+
+def _figures_of_finished(predictor: Predictor, file: Path, target: Path) -> dict[str, dict[str, Any]]:
+    """Statistics of a label map of an earlier run."""
+    from decathlete.transforms.read import read_nifti
+
+    volume = read_nifti(file, channels=predictor.channels)
+    label = read_nifti(target, kind="label")
+    return label_statistics(label.array, volume.array, volume.spacing, predictor.labels)
+
+
+def _write(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
+    """Write voxels with the geometry of the input's header, whole or not at all."""
+    header = volume.header.copy()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1, 0)
+    header.set_intent("label" if array.dtype.kind == "u" else "none")
+    header["descrip"] = f"{note[:50]}; not for clinical use".encode("ascii", "replace")
+    header["cal_min"] = header["cal_max"] = 0  # the window of the input's intensities
+    header["aux_file"] = header["db_name"] = b""
+    if array.ndim == 4:
+        header["pixdim"][4] = 1
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    try:
+        with atomic_write(target) as part:
+            nib.save(kind(array, None, header), part)
+    except OSError as error:
+        raise _DiskError(
+            target, "the output must be written", str(error), "Free disk space, or choose another --output"
+        ) from error
+
+
+def _progress(files: Sequence[Path], name: str) -> Iterable[Path]:
+    bar = tqdm(files, desc=name, unit="case", file=sys.stderr, dynamic_ncols=True)
+    for file in bar:
+        bar.set_postfix_str(file.name if len(file.name) <= 30 else f"{file.name[:27]}...", refresh=True)
+        yield file
+
+
+def _one_line(file: Path, error: Exception) -> str:
+    text = str(error) if isinstance(error, DecathleteError) else f"{file}: {type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _say(report: PredictReport, folder: Path) -> None:
+    parts = [f"{len(report.done)} predicted", f"{len(report.skipped)} already there", f"{len(report.failed)} failed"]
+    print(f"decathlete: {folder}: {', '.join(parts)}. Not for clinical use.", file=sys.stderr)
+    for message in report.failed.values():
+        print(f"decathlete: {message}", file=sys.stderr)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Figures of an earlier run; none where the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    try:
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _DiskError(path, "the figures must be written", str(error), "Free disk space") from error

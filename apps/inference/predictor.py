@@ -1,0 +1,322 @@
+"""A bundle with its weights, kept loaded: a scan in, a label map on the scan's own grid out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirst, LoadImaged, SaveImaged
+from monai.transforms.transform import apply_transform
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decathlete.bundle import bundle_folder, config_file
+from decathlete.checkpoints import load_weights
+from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
+from decathlete.failures import find_error, is_out_of_memory
+from decathlete.inference.memory import estimate_gib, window_bytes
+from decathlete.transforms.read import read_nifti
+from decathlete.transforms.restore import RestoreGridd, restore_to_grid
+from decathlete.workflow import load
+
+SMALLEST_PROBABILITY = 1e-7  # of an ensemble's mean, before the logarithm
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about a scan, on the scan's own grid.
+
+    Attributes:
+        label: (X, Y, Z), class numbers, uint8 (uint16 beyond 256 classes).
+        affine: 4x4, voxel indices to RAS mm: the scan's.
+        probabilities: (C, X, Y, Z), float32, summing to 1 over the classes; None unless asked for.
+    """
+
+    label: NDArray[Any]
+    affine: NDArray[np.float64]
+    probabilities: NDArray[np.float32] | None = None
+
+
+class Predictor:
+    """A bundle's network, its preprocessing and postprocessing, for one scan after the other.
+
+    The way is that of the bundle's ``inference.yaml``: its ``preprocessing`` without loading, ``inferer``, and
+    ``postprocessing`` without saving. Several checkpoints make an ensemble: the mean of their softmax probabilities on
+    the network's grid, handed on as logarithms, which is what one network's logits are up to a shift.
+
+    Args:
+        bundle: a bundle's folder or name.
+        checkpoints: weights, one path or several; a run's folder means its ``model.pt``. Default: the bundle's own.
+        device: such as ``cpu``, ``cuda:1``; default: what the bundle's config chooses.
+        tta: average the logits of mirrored copies too, along the axes of the config's ``tta_axes``, else along all.
+        overrides: id of ``inference.yaml`` to value.
+
+    Attributes:
+        channels: volumes that the input holds.
+        classes: channels of the network's output, background included.
+        labels: class name to label value, background left out.
+
+    Raises:
+        UsageError: unknown bundle or device.
+        ConfigError: an unknown id, or a config without the parts that prediction needs.
+        CheckpointError: no weights, or another network's.
+        DeviceError: the device is not there.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        checkpoints: str | Path | Sequence[str | Path] | None = None,
+        device: str | torch.device | None = None,
+        tta: bool = False,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = bundle_folder(bundle).resolve()
+        self._config = config_file(self.folder, "inference")
+        values = dict(overrides or {})
+        if device is not None:
+            values["device"] = f"$torch.device('{_checked_device(device)}')"
+        self._parser = load(self.folder, "inference", values)
+        self.name = self.folder.name
+        self.device = torch.device(self._parsed("device"))
+        network = self._parsed("network").to(self.device).eval()
+        paths = self._checkpoints(checkpoints)
+        self.networks = []
+        for n, path in enumerate(paths):
+            member = network if n == len(paths) - 1 else copy.deepcopy(network)
+            self.networks.append(load_weights(member, path, where=f"weights of {self.name}"))
+        self.channels = int(self._parsed("network_def::in_channels"))
+        self.classes = int(self._parsed("network_def::out_channels"))
+        self.inferer = self._parsed("inferer")
+        if tta:
+            self._mirror()
+        self._loader, self._preprocessing = self._split_loading(self._parsed("preprocessing"))
+        chain = self._parsed("postprocessing")
+        self._postprocessing = [t for t in chain.flatten().transforms if not isinstance(t, SaveImaged)]
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Class name to label value, background left out, in the order of the values."""
+        from decathlete.evaluation.labels import bundle_labels
+
+        return {name: value for value, name in bundle_labels(self.folder).items()}
+
+    def __call__(
+        self,
+        array: NDArray[Any] | Tensor,
+        affine: NDArray[Any] | Tensor,
+        probabilities: bool = False,
+        name: str | Path = "array",
+    ) -> Prediction:
+        """Predict a scan held in memory.
+
+        Args:
+            array: intensities as a NIfTI file holds them: (X, Y, Z), or (X, Y, Z, C) for several channels.
+            affine: 4x4, voxel indices to RAS mm.
+            probabilities: return each class's probability too.
+            name: what messages call this scan.
+
+        Raises:
+            DataError: another number of channels, values that are not finite, or no affine.
+            DeviceError: memory ran out.
+        """
+        image = self._image(array, affine, name)
+        try:
+            with torch.no_grad():
+                data = {"image": image}
+                for transform in self._preprocessing:
+                    data = apply_transform(transform, data)
+                logits = self._logits(data["image"])
+                return self._on_original_grid(data, logits, image.meta, probabilities, name)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(name) from error
+            if (ours := find_error(error)) is not None and ours is not error:
+                raise ours from error
+            raise
+
+    def predict_file(self, path: str | Path, probabilities: bool = False) -> Prediction:
+        """Predict a NIfTI file, read strictly.
+
+        Raises:
+            DataError: the file is missing, damaged, or holds another number of channels.
+        """
+        volume = read_nifti(path, channels=self.channels)
+        return self(volume.array, volume.affine, probabilities, name=path)
+
+    def memory_gib(self, shape: Sequence[int], spacing: Sequence[float], probabilities: bool = False) -> float:
+        """Upper estimate of the peak memory for a scan of spatial ``shape`` and ``spacing`` (mm), in GiB."""
+        restores_logits = not any(isinstance(t, RestoreGridd) and t.argmax for t in self._postprocessing)
+        return estimate_gib(
+            shape,
+            spacing,
+            channels=self.channels,
+            classes=self.classes,
+            preprocessing=Compose(self._preprocessing),
+            window_bytes=self._window_bytes,
+            restores_logits=restores_logits,
+            probabilities=probabilities,
+            networks=len(self.networks),
+        )
+
+    @cached_property
+    def _window_bytes(self) -> int:
+        roi, batch = getattr(self.inferer, "roi_size", None), getattr(self.inferer, "sw_batch_size", 1)
+        dims = self._parser.get_parsed_content("network_def::spatial_dims", default=3)
+        roi = [roi] * dims if isinstance(roi, int) else roi
+        if not roi or min(roi) <= 0:
+            return 0
+        return window_bytes(self.networks[0], (batch, self.channels, *roi))
+
+    def _parsed(self, name: str) -> Any:
+        if name not in self._parser:
+            raise ConfigError(self._config, f"prediction needs '{name}'", "no such id", "See docs/architecture.md")
+        return self._parser.get_parsed_content(name)
+
+    def _checkpoints(self, given: str | Path | Sequence[str | Path] | None) -> list[Path]:
+        if given is None:
+            own = self._parsed("checkpoint") if "checkpoint" in self._parser else self.folder / "models" / "model.pt"
+            if not Path(own).is_file():
+                raise CheckpointError(
+                    own,
+                    f"the bundle '{self.name}' needs weights to predict",
+                    "no such file",
+                    f"Train it ('decathlete run training --config {self.name}') and give --checkpoint RUN/model.pt, "
+                    "or put weights into it with 'decathlete promote'",
+                )
+            return [Path(own)]
+        paths = [Path(p) for p in ([given] if isinstance(given, (str, Path)) else given)]
+        if not paths:
+            raise UsageError("checkpoints", "at least one must be given, or none for the bundle's own", "an empty list")
+        return [p / "model.pt" if p.is_dir() else p for p in paths]
+
+    def _mirror(self) -> None:
+        if not hasattr(self.inferer, "mirror_axes"):
+            raise ConfigError(
+                f"{self._config}, inferer",
+                "mirrored copies need an inferer that takes mirror_axes",
+                type(self.inferer).__name__,
+                "Use decathlete.inference.SlidingWindow",
+            )
+        dims = self._parser.get_parsed_content("network_def::spatial_dims", default=3)
+        axes = self._parsed("tta_axes") if "tta_axes" in self._parser else range(dims)
+        self.inferer.mirror_axes = tuple(axes)
+
+    def _split_loading(self, chain: Compose) -> tuple[LoadImaged, list[Any]]:
+        transforms = list(chain.flatten().transforms)
+        if not transforms or not isinstance(transforms[0], LoadImaged):
+            found = type(transforms[0]).__name__ if transforms else "an empty chain"
+            raise ConfigError(f"{self._config}, preprocessing", "must begin with LoadImaged", found)
+        return transforms[0], transforms[1:]
+
+    def _image(self, array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, name: str | Path) -> MetaTensor:
+        """The scan as LoadImaged gives it."""
+        voxels = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        place = np.asarray(affine, dtype=np.float64)
+        if voxels.ndim not in (3, 4) or 0 in voxels.shape:
+            raise DataError(
+                name, "a scan is (X, Y, Z), or (X, Y, Z, C) with several channels", f"{tuple(voxels.shape)}"
+            )
+        channels = voxels.shape[3] if voxels.ndim == 4 else 1
+        if channels != self.channels:
+            raise DataError(
+                name,
+                f"the bundle '{self.name}' takes {self.channels} channel(s) in the last axis",
+                f"{channels}",
+                "Stack the images of a patient to one 4D file, in the order of the bundle's channels",
+            )
+        if place.shape != (4, 4) or not np.isfinite(place).all():
+            raise DataError(name, "the affine must be 4x4 and finite", str(place.tolist()))
+        if not bool(torch.isfinite(voxels).all()):
+            raise DataError(name, "every voxel must be finite", f"{int((~torch.isfinite(voxels)).sum())} that are not")
+        meta = {
+            "affine": torch.from_numpy(place.copy()),
+            "original_affine": place.copy(),
+            "spatial_shape": np.array(voxels.shape[:3]),
+            "original_channel_dim": -1 if voxels.ndim == 4 else float("nan"),
+            "space": "RAS",
+            "filename_or_obj": str(name),
+        }
+        image = MetaTensor(voxels, meta=meta)
+        return EnsureChannelFirst()(image) if self._loader._loader.ensure_channel_first else image  # type: ignore[return-value]
+
+    def _logits(self, image: MetaTensor) -> Tensor:
+        """(num_classes, *network grid), on the device."""
+        batch = image[None].to(self.device)
+        outputs = (self.inferer(batch, network)[0] for network in self.networks)
+        if len(self.networks) == 1:
+            return _plain(next(outputs)).float()
+        mean: Tensor | None = None
+        for output in outputs:
+            share = _plain(output).float().softmax(0)
+            mean = share if mean is None else mean.add_(share)
+        return (mean / len(self.networks)).clamp_(min=SMALLEST_PROBABILITY).log_()  # type: ignore[operator]
+
+    def _on_original_grid(
+        self, data: dict[str, Any], logits: Tensor, meta: Mapping[str, Any], probabilities: bool, name: str | Path
+    ) -> Prediction:
+        try:
+            return self._restored(data, logits, meta, probabilities, name)
+        except RuntimeError as error:
+            if logits.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()  # the original grid can be larger than the GPU: the machine's memory then
+        return self._restored(data, logits.cpu(), meta, probabilities, name)
+
+    def _restored(
+        self, data: dict[str, Any], logits: Tensor, meta: Mapping[str, Any], probabilities: bool, name: str | Path
+    ) -> Prediction:
+        shape, affine = tuple(int(n) for n in meta["spatial_shape"]), np.asarray(meta["original_affine"])
+        image = data["image"]
+        shares = None
+        if probabilities:
+            restored = restore_to_grid(logits, image.affine, affine, shape)
+            shares = restored.softmax(0).cpu().numpy()
+            del restored
+        # Invertd wants the image's history on the prediction, as the evaluator's inferer leaves it
+        items = {**data, "pred": MetaTensor(logits).copy_meta_from(image, copy_attr=False)}
+        for transform in self._postprocessing:
+            items = apply_transform(transform, items)
+        label = _plain(items["pred"])
+        if tuple(label.shape) != (1, *shape):
+            raise ConfigError(
+                f"{self._config}, postprocessing",
+                f"must end in one channel of labels on the scan's grid, (1, {', '.join(map(str, shape))})",
+                f"{tuple(label.shape)} for {name}",
+                "Use RestoreGridd, then AsDiscreted with argmax",
+            )
+        dtype = np.uint8 if self.classes <= 256 else np.uint16
+        return Prediction(label[0].cpu().numpy().astype(dtype), affine.copy(), shares)
+
+    def _out_of_memory(self, name: str | Path) -> DecathleteError:
+        roi, batch = getattr(self.inferer, "roi_size", "?"), getattr(self.inferer, "sw_batch_size", 1)
+        return DeviceError(
+            name,
+            f"the prediction must fit into the memory of {self.device}",
+            f"too little for {batch} windows of {roi}",
+            "Try a smaller sw_batch_size, --device cpu, or a machine with more memory",
+        )
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(device, "must be a device such as cpu, cuda or cuda:1", str(device)) from error  # type: ignore[arg-type]
+    count = torch.cuda.device_count() if chosen.type == "cuda" else math.inf
+    if (chosen.index or 0) >= count:
+        raise DeviceError(str(chosen), "the device must be there", f"{count} CUDA devices", "Leave --device out")
+    return chosen
