@@ -1,0 +1,125 @@
+"""``make demo``: data, a few minutes of training, honest scores, one prediction, and where to look at it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from decathlete.errors import DecathleteError, WorkError
+
+BUNDLE, TASK, DATA_FOLDER = "hippocampus", "hippocampus", "Task04_Hippocampus"
+PHANTOMS = 40
+MINUTES = 3.0
+FOLD = 0
+
+
+def main() -> int:
+    """Run the demo and return the exit status; ``DECATHLETE_DEMO_MINUTES`` sets the time of training."""
+    try:
+        run_demo(Path("demo"), minutes=float(os.environ.get("DECATHLETE_DEMO_MINUTES", MINUTES)))
+    except DecathleteError as error:
+        print(f"decathlete: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("\ndecathlete: interrupted; 'make demo' again goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_demo(output: Path, minutes: float) -> Path:
+    """Train and score a fold of the hippocampus in ``output`` and predict one case; return the overlay's path.
+
+    A finished step is kept, so that a second call is quick; a training that was cut is resumed.
+    """
+    dataset_dir, source = find_data(output)
+    say(1, f"data: {source}\n      {dataset_dir}")
+    run = output / f"{DATA_FOLDER if 'phantom' not in source else 'phantoms'}_{minutes:g}_minutes"
+    weights = train(run, dataset_dir, minutes)
+
+    from decathlete.data import datalist
+    from decathlete.evaluation.labels import bundle_labels
+    from decathlete.evaluation.report import write_report
+    from decathlete.evaluation.scoring import score_pairs
+    from decathlete.inference import predict
+    from decathlete.view import overlay
+
+    cases = datalist(dataset_dir, FOLD, "validation", TASK)
+    say(3, f"prediction of the {len(cases)} cases that were not trained on, scored on each scan's own grid")
+    predictions = run / "predictions"
+    report = predict(BUNDLE, [case["image"] for case in cases], predictions, checkpoints=[weights])
+    if report.failed:
+        raise WorkError(predictions, "every case of the demo is predicted", f"{len(report.failed)} that failed")
+    labels = bundle_labels(BUNDLE)
+    pairs = {c["case_id"]: (predictions / f"{c['case_id']}.nii.gz", Path(c["label"])) for c in cases}
+    rows, failed = score_pairs(pairs, labels)
+    summary = write_report(rows, run, failed, bundle=BUNDLE, data=source, minutes=minutes, fold=FOLD)
+    first = cases[0]
+    picture = overlay(
+        first["image"],
+        first["label"],
+        pairs[first["case_id"]][0],
+        run / "overlay.png",
+        labels=labels,
+        case_id=first["case_id"],
+    )
+    say(4, f"fold {FOLD}, {len(cases)} cases of {source}, {training_note(run, minutes)}")
+    print(summary.table())
+    print(f"\nprediction   {pairs[first['case_id']][0]}\noverlay      {picture}\nscores       {summary.metrics_csv}")
+    print(f"TensorBoard  {Path(sys.executable).parent / 'tensorboard'} --logdir '{run}'")
+    return picture
+
+
+def find_data(output: Path) -> tuple[Path, str]:
+    """Folder of the hippocampus data, and what they are: real ones if they can be had, else phantoms."""
+    from decathlete.data import dataset_folder, fetch
+
+    folder = Path(dataset_folder(DATA_FOLDER))
+    if folder.is_dir():
+        return folder, "real scans (Medical Segmentation Decathlon, Task04)"
+    try:
+        return fetch(TASK, output="data"), "real scans (Medical Segmentation Decathlon, Task04)"
+    except DecathleteError as error:
+        print(f"      the download failed: {error}", file=sys.stderr)
+        print("      PHANTOMS instead: drawn by a program, so the scores below say nothing about real scans")
+    return fetch(TASK, output=output / "phantoms", phantom=PHANTOMS), f"{PHANTOMS} phantoms, not real scans"
+
+
+def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
+    """Weights of a training of fold 0, made now, resumed, or kept from an earlier call."""
+    final = run / "model_final.pt"
+    if final.is_file():
+        say(2, f"training: done already ({final})")
+        return final
+    from decathlete.workflow import run as run_bundle
+
+    resume = (run / "last.pt").is_file()
+    say(2, f"training: {minutes:g} minutes of iterations after set-up{', resumed' if resume else ''}")
+    overrides = {
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(run),
+        "fold": FOLD,
+        "minutes": minutes,
+        "resume": resume,
+    }
+    run_bundle("training", BUNDLE, overrides)
+    return final
+
+
+def training_note(run: Path, minutes: float) -> str:
+    """What the training was, for the line above the table."""
+    try:
+        steps = json.loads((run / "training.json").read_text(encoding="utf-8"))["iterations"]
+    except (OSError, ValueError, KeyError):
+        return f"{minutes:g} minutes of training on {os.cpu_count()} cores"
+    return f"{steps} iterations in {minutes:g} minutes of training on {os.cpu_count()} cores"
+
+
+def say(step: int, text: str) -> None:
+    """Announce a step of the demo on stdout."""
+    print(f"\n[{step}/4] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
