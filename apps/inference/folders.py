@@ -254,7 +254,8 @@ def _write(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None
     header.set_intent("label" if array.dtype.kind == "u" else "none")
     header["descrip"] = f"{note[:50]}; not for clinical use".encode("ascii", "replace")
     header["cal_min"] = header["cal_max"] = 0  # the window of the input's intensities
-    header["aux_file"] = header["db_name"] = b""
+    for name in {"aux_file", "db_name"} & set(header.keys()):  # NIfTI-2 has no db_name
+        header[name] = b""
     if array.ndim == 4:
         header["pixdim"][4] = 1
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image

@@ -79,6 +79,7 @@ class Predictor:
         tta: bool = False,
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
+        self._given = bundle
         self.folder = bundle_folder(bundle).resolve()
         self._config = config_file(self.folder, "inference")
         values = dict(overrides or {})
@@ -189,7 +190,7 @@ class Predictor:
                     own,
                     f"the bundle '{self.name}' needs weights to predict",
                     "no such file",
-                    f"Train it ('decathlete run training --config {self.name}') and give --checkpoint RUN/model.pt, "
+                    f"Train it ('decathlete run training --config {self._given}') and give --checkpoint RUN/model.pt, "
                     "or put weights into it with 'decathlete promote'",
                 )
             return [Path(own)]
