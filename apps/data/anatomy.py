@@ -181,11 +181,12 @@ def _trunk(c: Canvas, ribs_above: float) -> tuple[Field, Mask]:
     return skin, inside
 
 
-def _spine(c: Canvas) -> None:
-    """Paint vertebrae, discs, canal, processes and the muscles beside them."""
+def _spine(c: Canvas) -> Mask:
+    """Paint vertebrae, discs, canal, processes and the muscles beside them; return all of it."""
+    whole = np.zeros(c.shape, bool)
     for side in (-1, 1):
-        beside = ((c.x - side * 34) / 30) ** 2 + ((c.y + 88) / 20) ** 2 < 1
-        c.paint(beside, MUSCLE)
+        whole |= ((c.x - side * 34) / 30) ** 2 + ((c.y + 88) / 20) ** 2 < 1
+    c.paint(whole, MUSCLE)
     round_body = ((c.x / 23) ** 2 + ((c.y + 58) / 18) ** 2).astype(np.float32)
     disc = np.cos(2 * np.pi * (c.z + c.rng.uniform(0, 34)) / 34) > 0.86
     spongy = SPONGY + 45 * c.waves(9)
@@ -196,6 +197,7 @@ def _spine(c: Canvas) -> None:
     wings = (np.abs(c.y + 80) < 5) & (np.abs(c.x) < 38)
     c.paint((arch | (wings & ~disc)) & ~(disc & (c.y < -92)), BONE * 0.8)
     c.paint((c.x / 10) ** 2 + ((c.y + 82) / 8) ** 2 < 1, 25)
+    return whole | (round_body < 1) | arch | wings
 
 
 @dataclass
@@ -224,7 +226,7 @@ def _abdomen(c: Canvas, *, colon: bool = True) -> _Abdomen:
         outward = side * c.x - 72
         dome = (outward / np.where(outward > 0, 75, 190)) ** 2 + ((c.y - 8) / np.where(c.y < 8, 85, 120)) ** 2
         lungs |= room & (c.z > dome_z + (6 if side > 0 else -2) + 14 - 75 * dome) & (side * c.x > 12)
-    stump = room & (c.z > dome_z - 8) & (((c.x + 22) / 55) ** 2 + ((c.y - 32) / 42) ** 2 < 1)  # the heart's underside
+    stump = room & c.ellipsoid((-22, 32, dome_z + 32), (56, 43, 40))  # the heart's underside
 
     if colon:
         _bowel(c, room & ~lungs)
@@ -243,8 +245,8 @@ def _abdomen(c: Canvas, *, colon: bool = True) -> _Abdomen:
     c.paint(core, WATER + 20)
     c.paint(core & (c.y > c.rng.uniform(44, 56)), AIR + 40)
 
-    spleen = c.ellipsoid(c.place((-108, -38, 40), 6), (c.near(34), c.near(52), c.near(56)), turn=-22, bumps=bumps)
-    spleen &= ~c.ellipsoid(c.place((-66, -8, 34), 5), (36, 46, 62), turn=-22)
+    spleen = c.ellipsoid(c.place((-108, -38, 40), 6), (c.near(38), c.near(54), c.near(58)), turn=-22, bumps=bumps)
+    spleen &= ~c.ellipsoid(c.place((-62, -2, 34), 5), (33, 44, 60), turn=-22)
     spleen &= room & ~stomach & ~lungs
     c.paint(spleen, spleen_hu)
 
@@ -254,19 +256,22 @@ def _abdomen(c: Canvas, *, colon: bool = True) -> _Abdomen:
     liver = (right | left) & ~hilum & room & ~lungs & ~spleen
     liver &= ~((np.abs(c.x - 30 + 0.2 * c.z) < 3) & (c.y > 42))  # fissure of the falciform ligament
     c.paint(liver, liver_hu + 5 * c.waves(14))
-    c.paint(c.ellipsoid(c.place((44, 36, -14), 4), (13, c.near(22), 16)) & room, WATER + 8)  # gall bladder
+    gall_bladder = c.ellipsoid(c.place((44, 36, -14), 4), (13, c.near(22), 16)) & room
+    c.paint(gall_bladder, WATER + 8)
 
     c.paint(lungs, LUNG + 40 * c.waves(25))
     c.paint(stump, 120)
-    _spine(c)
+    over = gall_bladder | stump | _spine(c)  # painted later than the organs: no part of them
     aorta_hu = c.near(165)
     aorta = c.tube([(-10, -28, -140), (-9, -28, 0), (-12, -32, 140)], c.near(11))
     c.paint(aorta, aorta_hu)
     cava = c.tube([(22, -26, -140), (22, -24, 0), (26, -14, 60), (20, -6, 140)], [11, 12, 13, 13])
     c.paint(cava & ~stump, blood)
     portal = np.array([34.0, 2, 10])
-    c.paint(c.tube([(0, -6, -50), (2, -2, -14), portal], [6, 8, 8]), blood)
-    return _Abdomen(inside & ~lungs, liver, spleen, stomach, portal, blood)
+    trunk = c.tube([(0, -6, -50), (2, -2, -14), portal], [6, 8, 8])
+    c.paint(trunk, blood)
+    over |= aorta | (cava & ~stump) | trunk
+    return _Abdomen(inside & ~lungs, liver & ~over, spleen & ~over, stomach, portal, blood)
 
 
 def _bowel(c: Canvas, room: Mask) -> None:
@@ -417,7 +422,7 @@ def _draw_hippocampus(c: Canvas) -> None:
     c.paint(folds > 0.28, gray)  # cortex winding through the white matter
     c.paint(folds > 0.62, 0.4)
     t = np.linspace(0, 1, 9)  # from the tail to the head
-    length, bend = c.rng.uniform(34, 40), c.rng.uniform(0.85, 1.15)
+    length, bend = c.rng.uniform(29, 34), c.rng.uniform(0.85, 1.15)
     line = np.stack(
         [
             side * bend * (-6 * (1 - t) ** 2 + 2.5 * np.sin(np.pi * t) - 2.5 * t**4),  # tail and uncus turn inward
@@ -426,9 +431,9 @@ def _draw_hippocampus(c: Canvas) -> None:
         ],
         axis=1,
     ) + c.rng.uniform(-1.5, 1.5, 3)
-    width = c.rng.uniform(0.93, 1.1) * np.interp(t, [0, 0.2, 0.5, 0.75, 0.9, 1], [3, 4.1, 4.7, 6, 7, 4.8])
+    width = c.rng.uniform(1.0, 1.15) * np.interp(t, [0, 0.2, 0.5, 0.75, 0.9, 1], [3, 4.1, 4.7, 6, 7, 4.8])
     c.paint(c.tube(line + (side * 3.2, 0.5, 2.8), width * 0.85), fluid)  # temporal horn, at the outside
-    c.paint(c.tube(line - (side * 9.5, 0, -1), 4.2), fluid * 1.2)  # cistern, at the inside
+    c.paint(c.tube(line - (side * 9.5, 0, -1), np.linspace(2.5, 4, 9)), fluid * 1.3)  # cistern, at the inside
     c.paint(c.ellipsoid(line[-1] + (0, 4.5, 6), (8, 8, 6.5)), gray * 1.06)  # amygdala
     c.paint(c.tube(line - (0, 0, 5.5), width * 0.9), gray * 1.02)  # gyrus below
     c.paint(c.tube(line - (0, 0, 3.6), width * 0.86), white)
