@@ -17,7 +17,7 @@ from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
-Point = Sequence[float]
+Point = Sequence[float] | NDArray[np.floating]  # (x, y, z) in mm
 
 AIR, LUNG, FAT, WATER, SOFT, MUSCLE, SPONGY, BONE = -1000, -860, -100, 5, 35, 55, 190, 650  # HU
 
@@ -55,7 +55,7 @@ class Canvas:
             # a plane wave is a product of three short vectors: no sine of every voxel
             ex, ey, ez = (np.exp(1j * k[i] * self.axes[i]).astype(np.complex64) for i in range(3))
             total += ((phase * ex)[:, None, None] * ey[:, None] * ez).real
-        return total / count
+        return total / np.float32(count)
 
     def near(self, value: float, share: float = 0.12) -> float:
         """Draw a number within ``share`` of ``value``."""
@@ -88,7 +88,7 @@ class Canvas:
         """Voxels of an ellipsoid."""
         return self.radius(center, radii, turn, bumps) < 1
 
-    def tube(self, points: Sequence[Point], radii: Sequence[float] | float, flat: float = 1.0) -> Mask:
+    def tube(self, points: Sequence[Point] | NDArray[np.floating], radii: Point | float, flat: float = 1.0) -> Mask:
         """Voxels round a line through ``points`` whose radius changes from point to point; ``flat`` < 1 squeezes z."""
         line = np.asarray(points, float)
         widths = np.maximum(np.broadcast_to(radii, len(line)).astype(float), 0.5 * self.step)
@@ -147,7 +147,8 @@ class Canvas:
         return mask
 
     def _distance(self, center: Point) -> Field:
-        return (self.x - center[0]) ** 2 + (self.y - center[1]) ** 2 + (self.z - center[2]) ** 2
+        squares = (self.x - center[0]) ** 2 + (self.y - center[1]) ** 2 + (self.z - center[2]) ** 2
+        return squares.astype(np.float32)
 
     def _box(self, center: Point, reach: Point) -> tuple[slice, ...]:
         return tuple(
