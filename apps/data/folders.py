@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def dataset_folder(name: str) -> str:
-    """Folder of a data set: ``$DECATHLETE_DATA/<name>`` where that is set, else ``data/<name>`` of the working directory.
+    """Folder of a data set: ``$DECATHLETE_DATA/<name>`` where that is set, else ``data/<name>`` where the command runs.
 
     A folder that is not in ``$DECATHLETE_DATA`` but in ``data`` is found there. Whether it is there at all is checked
     by what reads it.

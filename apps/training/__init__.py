@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from decathlete.training.average import WeightAverage
     from decathlete.training.checkpoint import Checkpoint
-    from decathlete.training.handlers import EarlyStop, Progress, TensorBoard, ValidationHandler
+    from decathlete.training.handlers import EarlyStop, LoadWeights, Progress, TensorBoard, ValidationHandler
     from decathlete.training.precision import amp_dtype, autocast
     from decathlete.training.processes import distributed, join_processes, leave_processes
     from decathlete.training.promotion import promote
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Checkpoint": "checkpoint",
     "EarlyStop": "handlers",
+    "LoadWeights": "handlers",
     "PolySchedule": "schedule",
     "Progress": "handlers",
     "TensorBoard": "handlers",
@@ -35,6 +36,7 @@ _HOME = {
 __all__ = [
     "Checkpoint",
     "EarlyStop",
+    "LoadWeights",
     "PolySchedule",
     "Progress",
     "TensorBoard",

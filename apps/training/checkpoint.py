@@ -13,8 +13,6 @@ from ignite.engine import Events
 
 from decathlete.checkpoints import match_weights, plain_weights, read_checkpoint, save_checkpoint, unwrap
 from decathlete.errors import CheckpointError
-from decathlete.training.average import WeightAverage
-from decathlete.training.schedule import PolySchedule
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +28,11 @@ class Checkpoint:
     iteration, best metric and the seed, from which all random state of an epoch is derived. All files are written
     whole or not at all.
 
-    Attach it before the handlers that read the trainer's state at the start (first in ``train::handlers``).
+    Attach it before handlers that read the trainer's state at the start: first in ``train::handlers``.
 
     Args:
         output_dir: folder of the files.
-        network: the network in training.
-        optimizer: its optimizer.
         validator: the evaluator whose key metric chooses ``model.pt``.
-        schedule: its state is kept; a time budget lives there.
-        average: the averaged weights.
         resume: go on from ``last.pt``, if there is one.
         settings: what must not change in a resumed run, by name (fold, seed, batch size, ...); plain values.
         every_epochs: epochs between two writings of ``last.pt``.
@@ -52,26 +46,22 @@ class Checkpoint:
     def __init__(
         self,
         output_dir: str | Path,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
         validator: Any = None,
-        schedule: PolySchedule | None = None,
-        average: WeightAverage | None = None,
         resume: bool = False,
         settings: Mapping[str, Any] | None = None,
         every_epochs: int = 1,
         every_s: float = 20.0,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.network, self.optimizer, self.validator = network, optimizer, validator
-        self.schedule, self.average, self.resume = schedule, average, resume
+        self.validator, self.resume = validator, resume
         self.settings = {k: _plain_value(v) for k, v in (settings or {}).items()}
         self.every_epochs, self.every_s = every_epochs, every_s
         self._saved_at = float("-inf")
         self._ready = False
 
     def attach(self, engine: Any) -> None:
-        """Follow a trainer."""
+        """Follow a :class:`~decathlete.training.Trainer`, whose network, optimizer, schedule and average are saved."""
+        self.trainer = engine
         engine.add_event_handler(Events.STARTED, self._start)
 
     def _start(self, engine: Any) -> None:
@@ -97,12 +87,12 @@ class Checkpoint:
         if changed:
             raise CheckpointError(path, "a resumed run keeps its settings", "; ".join(changed),
                                   "Give the old settings, or another output_dir")  # fmt: skip
-        match_weights(unwrap(self.network), content["network"], f"{path}, network")
-        if self.average is not None:
-            match_weights(self.average.network, content["model"], f"{path}, model")
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.schedule is not None and content.get("schedule"):
-            self.schedule.load_state_dict(content["schedule"])
+        match_weights(unwrap(self.trainer.network), content["network"], f"{path}, network")
+        if self.trainer.average is not None:
+            match_weights(self.trainer.average.network, content["model"], f"{path}, model")
+        self.trainer.optimizer.load_state_dict(content["optimizer"])
+        if self.trainer.schedule is not None and content.get("schedule"):
+            self.trainer.schedule.load_state_dict(content["schedule"])
         if getattr(engine, "scaler", None) is not None and content.get("scaler"):
             engine.scaler.load_state_dict(content["scaler"])  # type: ignore[attr-defined]
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
@@ -116,7 +106,7 @@ class Checkpoint:
         )
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return plain_weights(self.average.network if self.average is not None else self.network)
+        return plain_weights(self.trainer.average.network if self.trainer.average is not None else self.trainer.network)
 
     def _save_last(self, engine: Any) -> None:
         state = engine.state
@@ -129,9 +119,9 @@ class Checkpoint:
         save_checkpoint(
             {
                 "model": self._weights(),
-                "network": plain_weights(self.network),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict() if self.schedule is not None else {},
+                "network": plain_weights(self.trainer.network),
+                "optimizer": self.trainer.optimizer.state_dict(),
+                "schedule": self.trainer.schedule.state_dict() if self.trainer.schedule is not None else {},
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "epoch": state.epoch,
                 "iteration": state.iteration,

@@ -16,6 +16,8 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from tqdm import tqdm
 
+from decathlete.checkpoints import load_weights, unwrap
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +36,27 @@ class ValidationHandler(monai.handlers.ValidationHandler):
     def _validate_if_due(self, engine: Any) -> None:
         if engine.state.epoch % self.interval == 0 or engine.state.epoch >= engine.state.max_epochs:
             self(engine)
+
+
+class LoadWeights:
+    """Fills an evaluator's network with the weights of a file as the run starts, every key matched.
+
+    MONAI's CheckpointLoader says no more of another network's weights than torch does.
+
+    Args:
+        network: the network of the evaluator.
+        path: a plain state dict, or one under ``model``.
+
+    Raises:
+        CheckpointError: from the run: no such file, no weights, or another network's.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network, self.path = network, path
+
+    def attach(self, engine: Any) -> None:
+        """Follow an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda e: load_weights(unwrap(self.network), self.path))
 
 
 class EarlyStop:
@@ -112,9 +135,10 @@ class Progress:
 
     def _facts(self, engine: Any) -> dict[str, str]:
         facts = {"epoch": str(engine.state.epoch), "loss": f"{loss_of(engine.state.output):.4f}"}
-        if self.validator is not None and self.validator.state.best_metric_epoch > 0:
+        if self.validator is not None:
             name = self.validator.state.key_metric_name
-            facts[name] = f"{self.validator.state.metrics.get(name, float('nan')):.4f}"
+            if name in self.validator.state.metrics:
+                facts[name] = f"{self.validator.state.metrics[name]:.4f}"
         return facts
 
     def _close(self, engine: Any, *error: BaseException) -> None:

@@ -118,7 +118,7 @@ class PolySchedule:
             mean = sum(measured) / len(measured) if measured else self.trained_s / len(self._times)
             total = engine.state.iteration + max(0, int((budget_s - self.trained_s) / mean))
         if idist.get_world_size() > 1:
-            total = int(idist.broadcast(float(total), src=0))
+            total = int(idist.broadcast(float(total), src=0))  # type: ignore[arg-type]
         if not total:
             return
         self.total = engine.state.total_iterations = total

@@ -18,7 +18,9 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import CommonKeys
 
 from decathlete.errors import TrainingError
+from decathlete.training.average import WeightAverage
 from decathlete.training.precision import amp_dtype, autocast
+from decathlete.training.schedule import PolySchedule
 
 
 class Trainer(SupervisedTrainer):
@@ -33,6 +35,8 @@ class Trainer(SupervisedTrainer):
         seed: origin of all randomness while training.
         clip_norm: largest L2 norm of all gradients together; ``None`` leaves them as they are.
         channels_last: memory format of network and images; faster with batch norm on CPU and with tensor cores.
+        schedule: sets the learning rate; without one the optimizer's stays.
+        average: averaged copy of the weights, kept up to date.
         batch_transform: random augmentation of a whole batch: a callable that takes and returns
             ``{"image": (B, C, *spatial), "label": (B, 1, *spatial)}`` on the device.
         decollate: split each batch into cases for postprocessing and metrics; by default only where there are such.
@@ -54,6 +58,8 @@ class Trainer(SupervisedTrainer):
         seed: int = 0,
         clip_norm: float | None = 12.0,  # nnU-Net's default
         channels_last: bool = False,
+        schedule: PolySchedule | None = None,
+        average: WeightAverage | None = None,
         batch_transform: Callable[[dict], Mapping] | None = None,
         inferer: Inferer | None = None,
         prepare_batch: Callable = default_prepare_batch,
@@ -63,8 +69,7 @@ class Trainer(SupervisedTrainer):
     ) -> None:
         device = torch.device(device)
         self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
-        self.batch_transform = batch_transform
-        self.wants_amp = amp
+        self.batch_transform, self.schedule, self.average = batch_transform, schedule, average
         self._prepare = prepare_batch
         self._loss = loss_function
         self._names: list[str] = []
@@ -95,6 +100,9 @@ class Trainer(SupervisedTrainer):
         optimizer.register_step_pre_hook(self._clip_gradients)
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        for part in (schedule, average):  # after the handlers, which may load weights at the start
+            if part is not None:
+                part.attach(self)
 
     def run(self) -> None:  # type: ignore[override]
         """Train until ``state.max_epochs``; a second call goes on from there."""

@@ -66,9 +66,8 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
 
 
 def test_without_validation_the_final_weights_are_the_best(tmp_path):
-    net = tiny.network()
     trainer = tiny.build(tmp_path / "unused", max_epochs=1)
-    Checkpoint(tmp_path, net, torch.optim.SGD(net.parameters(), lr=0.1)).attach(trainer)
+    Checkpoint(tmp_path).attach(trainer)
     trainer.run()
     assert (tmp_path / "model.pt").is_file()
     assert (tmp_path / "model_final.pt").is_file()
@@ -103,11 +102,9 @@ def test_resume_refuses_weights_alone(tmp_path):
 
 
 def test_resume_refuses_another_fold(tmp_path):
-    net = tiny.network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for fold, resume in ((0, False), (1, True)):
         trainer = tiny.build(tmp_path / "other", max_epochs=1)
-        Checkpoint(tmp_path, net, optimizer, resume=resume, settings={"fold": fold}).attach(trainer)
+        Checkpoint(tmp_path, resume=resume, settings={"fold": fold}).attach(trainer)
         if not resume:
             trainer.run()
     with pytest.raises(CheckpointError, match="fold was 0 and is 1"):

@@ -51,14 +51,24 @@ def build(output_dir: Path, max_epochs: int = 5, resume: bool = False, workers: 
         Dataset(kwargs.pop("data", None) or blobs(), random), batch_size=2, shuffle=True, num_workers=workers
     )
     handlers = [
-        Checkpoint(output_dir, net, optimizer, validator, schedule, average, resume=resume, every_s=0),
-        schedule,
-        average,
+        Checkpoint(output_dir, validator, resume=resume, every_s=0),
         ValidationHandler(kwargs.pop("val_interval", 2), validator),
         *kwargs.pop("handlers", []),
     ]
     loss = kwargs.pop("loss_function", DiceCELoss(to_onehot_y=True, softmax=True))
-    return Trainer("cpu", max_epochs, loader, net, optimizer, loss, amp=True, train_handlers=handlers, **kwargs)
+    return Trainer(
+        "cpu",
+        max_epochs,
+        loader,
+        net,
+        optimizer,
+        loss,
+        amp=True,
+        train_handlers=handlers,
+        schedule=schedule,
+        average=average,
+        **kwargs,
+    )
 
 
 if __name__ == "__main__":  # a process of its own, so that a test can kill it

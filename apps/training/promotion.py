@@ -1,0 +1,98 @@
+"""Putting a run's weights into a bundle: the only way that ``models/model.pt`` changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from decathlete.bundle import bundle_folder
+from decathlete.checkpoints import load_weights, plain_weights, save_checkpoint
+from decathlete.errors import CheckpointError, DataError
+from decathlete.files import atomic_write
+
+MAX_BYTES = 20 * 10**6  # what a repository and a wheel carry without complaint
+BEGIN, END = "<!-- figures: written by `decathlete promote` -->", "<!-- end of figures -->"
+
+
+def promote(run: str | Path, bundle: str | Path, checkpoint: str = "model.pt") -> Path:
+    """Put a run's weights into a bundle as ``models/model.pt`` and its figures into the bundle's card.
+
+    The weights must be the network's of the bundle, key by key, and fit into 20 MB. The old file stays as
+    ``model.pt.bak-<n>``. The figures are those of the run's ``summary.json``; of a run on all cases, which has none,
+    those of the cross-validation beside it (``summary.json`` of the folder above).
+
+    Args:
+        run: folder of a training's output.
+        bundle: a bundle's folder or name.
+        checkpoint: file of the run to take.
+
+    Returns:
+        Path of the new weights.
+
+    Raises:
+        CheckpointError: no such file, another network's weights, more than 20 MB, or a full disk.
+        UsageError: unknown bundle.
+        DataError: a ``summary.json`` that cannot be read.
+    """
+    from decathlete.workflow import load
+
+    folder, run = bundle_folder(bundle), Path(run)
+    source, target = run / checkpoint, folder / "models" / "model.pt"
+    network = load(folder, "inference", {"device": "cpu"}).get_parsed_content("network_def")
+    load_weights(network, source, where=f"to promote into {folder.name}")
+    weights = plain_weights(network)
+    size = sum(w.numel() * w.element_size() for w in weights.values())
+    if size > MAX_BYTES:
+        raise CheckpointError(source, "weights of a bundle are at most 20 MB", f"{size / 10**6:.1f} MB",
+                              "Use fewer channels")  # fmt: skip
+    figures = _figures(run, checkpoint)
+    if target.is_file():
+        shutil.copy2(target, _free_backup(target))
+    save_checkpoint(weights, target)
+    _write_card(folder / "docs" / "README.md", figures)
+    return target
+
+
+def _free_backup(target: Path) -> Path:
+    n = 1
+    while (backup := target.with_name(f"{target.name}.bak-{n}")).exists():
+        n += 1
+    return backup
+
+
+def _figures(run: Path, checkpoint: str) -> str:
+    """Text for the card: where the weights come from, and the scores, if there are any."""
+    origin = f"Weights: `{checkpoint}` of `{run.name}`, put in on {date.today().isoformat()}."
+    places = {
+        run / "summary.json": "Scores of this run's validation cases",
+        run.parent / "summary.json": "Scores of the cross-validation of the same recipe",
+    }
+    for summary, title in places.items():
+        if summary.is_file():
+            values = _read(summary)
+            from decathlete.evaluation.report import table
+
+            return f"{origin}\n\n{title} ({values.get('cases', '?')} cases):\n```\n{table(values).rstrip()}\n```"
+    return f"{origin} No scores belong to them."
+
+
+def _read(summary: Path) -> dict[str, Any]:
+    try:
+        return json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(summary, "must be the summary of an evaluation", str(error), "Run evaluating again") from error
+
+
+def _write_card(card: Path, figures: str) -> None:
+    """Replace what stands between the two marks of a card; a card without them, or none, is left alone."""
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end:
+        with atomic_write(card) as part:
+            part.write_text(f"{before}{BEGIN}\n{figures}\n{END}{after}", encoding="utf-8")
