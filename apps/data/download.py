@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from decathlete.data.cases import read_description
 from decathlete.data.tasks import Task, get_task
 from decathlete.errors import DataError
 from decathlete.files import nifti_files
@@ -57,10 +58,11 @@ def fetch(
     if phantom is not None:
         from decathlete.data.phantoms import make_phantoms
 
-        made = make_phantoms(facts.name, phantom, Path(output), seed)
-        folder = Path(made) if made is not None else folder
+        folder = make_phantoms(facts, phantom, output, seed)
     elif not verify:
         if is_complete(folder):
+            if (read_description(folder) or {}).get("phantom"):
+                logger.warning("%s: holds phantoms, not patients; move it away to download the data set", folder)
             return folder
         folder = download_task(facts, output)
     elif not folder.is_dir() and (root := os.environ.get("DECATHLETE_DATA")):
@@ -68,8 +70,8 @@ def fetch(
     if verify or phantom is None:
         count = _log_faults(folder, facts)
         if count and verify:
-            raise DataError(folder, "every file of a data set is sound", f"{count} faults, named above",
-                            "Correct or remove these files")  # fmt: skip
+            found = "1 fault, named above" if count == 1 else f"{count} faults, named above"
+            raise DataError(folder, "every file of a data set is sound", found, "Correct or remove these files")
     return folder
 
 

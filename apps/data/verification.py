@@ -28,7 +28,9 @@ class Fault:
         return self.message if self.message.startswith(str(self.path)) else f"{self.path}: {self.message}"
 
 
-def verify(folder: str | Path, task: Task | str | None = None, progress: bool = True) -> list[Fault]:
+def verify(
+    folder: str | Path, task: Task | str | None = None, progress: bool = True, limit: int | None = None
+) -> list[Fault]:
     """Faults of a data set's files; an empty list says that all can be trained on.
 
     Every image and label must be readable and finite, a pair must share shape and affine, label values must be among
@@ -39,6 +41,7 @@ def verify(folder: str | Path, task: Task | str | None = None, progress: bool = 
         folder: the data set's folder.
         task: whose channels and labels count where there is no ``dataset.json``; by default by the folder's name.
         progress: show a bar on stderr.
+        limit: look over this many cases only, spread evenly.
 
     Raises:
         DataError: the folder is missing or holds no case.
@@ -46,6 +49,9 @@ def verify(folder: str | Path, task: Task | str | None = None, progress: bool = 
     folder = Path(folder)
     channels, labels = stated(folder, task)
     cases = list_cases(folder) + list_cases(folder, "test")
+    strays = list(_strays(folder, cases))
+    if limit is not None and limit < len(cases):
+        cases = [cases[n * len(cases) // limit] for n in range(limit)]
     faults: list[Fault] = []
     seen: dict[str, Path] = {}
     for case in tqdm(cases, desc=f"check {folder.name}", unit="case", disable=not progress):
@@ -63,7 +69,7 @@ def verify(folder: str | Path, task: Task | str | None = None, progress: bool = 
                 check_pair(image, label)
             except DataError as error:
                 faults.append(Fault(label.path, str(error)))
-    return faults + list(_strays(folder, cases))
+    return faults + strays
 
 
 def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, list[int] | None]:

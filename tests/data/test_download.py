@@ -213,7 +213,7 @@ def test_fetch_verifies_what_is_there_and_names_the_faults(tmp_path, write_datas
     assert fetch("hippocampus", tmp_path) == folder  # there already: nothing is asked of a server
     assert fetch("hippocampus", tmp_path, verify=True) == folder
     (folder / "labelsTr/b.nii.gz").unlink()
-    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match="1 faults"):
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match="1 fault, named"):
         fetch("Task04_Hippocampus", tmp_path, verify=True)
     assert str(Path("labelsTr/b.nii.gz: the file must exist")) in caplog.text
 
@@ -227,3 +227,10 @@ def test_fetch_verify_without_data_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.delenv("DECATHLETE_DATA", raising=False)
     with pytest.raises(DataError, match="Run 'decathlete data spleen'"):
         fetch("spleen", tmp_path, verify=True)
+
+
+def test_fetch_makes_phantoms_that_pass_the_check_and_says_what_they_are(tmp_path, caplog):
+    folder = fetch("hippocampus", tmp_path, phantom=2, seed=3, verify=True)
+    assert folder == tmp_path / "Task04_Hippocampus"
+    assert fetch("hippocampus", tmp_path) == folder
+    assert "holds phantoms, not patients" in caplog.text

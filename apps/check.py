@@ -1,0 +1,283 @@
+"""A bundle or a data folder looked over before anything costs time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_root
+from decathlete.errors import DecathleteError
+from decathlete.failures import find_error
+
+SAMPLED_BYTES = 1 << 30  # a larger data set is looked over in 20 cases: reading all of it takes minutes
+SAMPLED_CASES = 20
+
+
+@dataclass
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        ok: nothing was found that would stop a run.
+        lines: one line a finding; those that would stop a run start with ``FAULT``.
+    """
+
+    ok: bool = True
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it."""
+        self.lines.append(text)
+        print(text, flush=True)
+
+    def fault(self, text: object) -> None:
+        """Print and keep a line on something that would stop a run."""
+        self.ok = False
+        self.say(f"FAULT {text}")
+
+
+def check(target: str | Path, dataset_dir: str | Path | None = None) -> CheckReport:
+    """Look over a bundle (configs, data, weights, environment, memory and time to expect), or a folder of data.
+
+    Args:
+        target: a bundle's folder or name, or a data set's folder.
+        dataset_dir: data to check a bundle with; by default where a training would look.
+
+    Raises:
+        UsageError: neither a bundle nor a folder.
+        DataError: the data folder given as ``target`` is missing or empty.
+    """
+    report = CheckReport()
+    if _is_data(Path(target)):
+        _check_data(report, Path(target))
+        return report
+    folder = bundle_folder(target)
+    report.say(f"bundle       {folder}")
+    parsers = {name: _check_config(report, folder, name) for name in ("train", "inference", "evaluate")}
+    _check_metadata(report, folder)
+    _check_environment(report)
+    train = parsers["train"]
+    if train is not None:
+        if dataset_dir is not None:
+            train["dataset_dir"] = os.fspath(dataset_dir)
+        try:
+            _check_training(report, train, folder)
+        except Exception as error:  # whatever a config's expressions raise is a finding
+            report.fault(_one_line(folder, error))
+    if parsers["inference"] is not None:
+        _check_weights(report, parsers["inference"], folder)
+    report.say("ok" if report.ok else "not ok: see the lines that start with FAULT")
+    return report
+
+
+def _is_data(path: Path) -> bool:
+    from decathlete.data.tasks import task_of_folder
+
+    if is_bundle(path):
+        return False
+    if not path.is_dir():
+        return task_of_folder(path) is not None and len(path.parts) > 1  # data/Task09_Spleen that is not there yet
+    return path.parent.name not in ("", "bundles") or not is_bundle(packaged_root() / path.name)
+
+
+def _check_data(report: CheckReport, folder: Path, limit: int | None = None) -> None:
+    from decathlete.data.cases import list_cases
+    from decathlete.data.verification import stated, verify
+
+    cases = list_cases(folder)
+    channels, labels = stated(folder)
+    faults = verify(folder, limit=limit)
+    looked = f"{min(limit, len(cases))} of {len(cases)} cases" if limit else f"{len(cases)} cases"
+    report.say(f"data         {folder}: {looked} looked over, {channels} channel(s), labels {labels or 'not stated'}")
+    for fault in faults:
+        report.fault(fault)
+    if not faults:
+        report.say("data         every file is readable and finite, every label lies on its image")
+
+
+def _check_config(report: CheckReport, folder: Path, name: str) -> Any:
+    """Parser of a config of which every reference and every class is there; None where it cannot be read."""
+    from decathlete.workflow import load
+
+    try:
+        file = config_file(folder, name)
+        parser = load(folder, name)
+    except DecathleteError as error:
+        if name == "evaluate":
+            report.say(f"config       {error}")
+        else:
+            report.fault(error)
+        return None
+    problems = [*_unknown_references(parser), *_unknown_targets(parser)]
+    if name != "evaluate":
+        problems += _missing_ids(parser, name)
+    for problem in problems:
+        report.fault(f"{file}, {problem}")
+    if not problems:
+        report.say(f"config       {file.name}: every id and class is there")
+    return parser
+
+
+def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if not str(key).startswith("_meta_"):
+                yield from _leaves(value, f"{name}::{key}" if name else str(key))
+    elif isinstance(config, list):
+        for number, value in enumerate(config):
+            yield from _leaves(value, f"{name}::{number}")
+    else:
+        yield name, config
+
+
+def _unknown_references(parser: Any) -> Iterator[str]:
+    from monai.bundle.reference_resolver import ReferenceResolver
+
+    for name, value in _leaves(parser.get()):
+        if isinstance(value, str):
+            for reference in ReferenceResolver.match_refs_pattern(value):
+                if reference not in parser and reference.partition("::")[0] != "_meta_":
+                    yield f"{name}: refers to '@{reference}', which is no id of the config"
+
+
+def _unknown_targets(parser: Any) -> Iterator[str]:
+    for name, value in _leaves(parser.get()):
+        if name.endswith("_target_") and isinstance(value, str) and not value.startswith(("$", "@", "%")):
+            known = locate(value) if "." in value else parser.locator.get_component_module_name(value)
+            if not known:
+                yield f"{name}: '{value}' is no class or function that can be imported"
+
+
+def _missing_ids(parser: Any, name: str) -> Iterator[str]:
+    from monai.bundle.properties import InferProperties, TrainProperties
+    from monai.utils import BundleProperty, BundlePropertyConfig
+
+    for facts in (TrainProperties if name == "train" else InferProperties).values():
+        wanted = facts[BundlePropertyConfig.ID]
+        if facts[BundleProperty.REQUIRED] and wanted not in parser:
+            yield f"{wanted}: MONAI's tools need this id ({facts[BundleProperty.DESC].rstrip('.')})"
+
+
+def _check_metadata(report: CheckReport, folder: Path) -> None:
+    file = folder / "configs" / "metadata.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        report.say(f"metadata     version {content['version']}, {content['task']}")
+    except FileNotFoundError:
+        report.fault(f"{file}: a bundle has its metadata.json")
+    except (ValueError, KeyError, TypeError) as error:
+        report.fault(f"{file}: metadata.json is JSON with version and task: {type(error).__name__} {error}")
+
+
+def _check_environment(report: CheckReport) -> None:
+    import monai
+    import torch
+
+    from decathlete.data.cache import free_memory_bytes
+
+    versions = f"python {platform.python_version()}, torch {torch.__version__}, monai {monai.__version__}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    report.say(f"environment  {versions}; {cores} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free")
+    if not torch.cuda.is_available():
+        report.say("environment  no CUDA GPU: training and prediction run on the CPU")
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        name = torch.cuda.get_device_name(number)
+        report.say(f"environment  cuda:{number} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+
+
+def _check_training(report: CheckReport, parser: Any, folder: Path) -> None:
+    """Data, and what the first case tells about memory and time."""
+    from decathlete.data.cache import free_memory_bytes, size_bytes
+
+    data = Path(str(parser.get_parsed_content("dataset_dir")))
+    train = parser.get_parsed_content("train_datalist") if "train_datalist" in parser else []
+    validation = parser.get_parsed_content("val_datalist") if "val_datalist" in parser else []
+    fold = parser.get("fold")
+    report.say(f"data         {data}, fold {fold}: {len(train)} cases to train on, {len(validation)} to validate on")
+    size = sum(Path(p).stat().st_size for case in train + validation for p in _files(case))
+    _check_data(report, data, SAMPLED_CASES if size > SAMPLED_BYTES else None)
+    if not train or "train::preprocessing" not in parser:
+        return
+    preprocessing = parser.get_parsed_content("train::preprocessing")
+    start = time.perf_counter()
+    needed = size_bytes(preprocessing(train[0])) * (len(train) + len(validation))
+    minutes = (time.perf_counter() - start) * (len(train) + len(validation)) / 60
+    free = free_memory_bytes()
+    kept = "fits in" if needed <= free / 2 else "exceeds"
+    report.say(f"forecast     {needed / 2**30:.2f} GiB for all cases after preprocessing, which {kept} half of the "
+               f"{free / 2**30:.1f} GiB that are free; {minutes:.1f} minutes to prepare them")  # fmt: skip
+    if needed > free / 2 and "CacheDataset" in str(parser.get("train::dataset::_target_")):
+        report.say("forecast     use decathlete.data.CachedDataset for train::dataset, which turns to the disk")
+    _forecast_iterations(report, parser, len(train))
+
+
+def _forecast_iterations(report: CheckReport, parser: Any, cases: int) -> None:
+    """Time of one forward and backward pass of one patch, scaled to the whole training: a rough figure."""
+    import torch
+
+    from decathlete.training.precision import autocast
+
+    if any(name not in parser for name in ("network", "patch_size", "batch_size", "channels", "device")):
+        return
+    network, device = parser.get_parsed_content("network"), torch.device(parser.get_parsed_content("device"))
+    patch, batch = parser.get_parsed_content("patch_size"), int(parser.get_parsed_content("batch_size"))
+    image = torch.randn(1, int(parser.get_parsed_content("channels")), *patch, device=device)
+    amp = bool(parser.get_parsed_content("amp")) if "amp" in parser else False
+    seconds = []
+    while len(seconds) < 3 and sum(seconds) < 10:  # the first call also chooses kernels; the fastest counts
+        start = time.perf_counter()
+        with autocast(device, amp):
+            out = network(image)
+        sum(o.float().mean() for o in (out if isinstance(out, (list, tuple)) else [out])).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    parameters = sum(p.numel() for p in network.parameters()) / 1e6
+    epoch = min(seconds) * cases / 60
+    epochs = parser.get_parsed_content("train::trainer::max_epochs")
+    report.say(f"forecast     network of {parameters:.2f} million parameters; a batch of {batch} takes about "
+               f"{_short(min(seconds) * batch)} s on {device}, an epoch {_short(epoch)} minutes, {epochs} epochs "
+               f"{_short(epoch * epochs)} minutes; as busy as this machine is now, without augmentation")  # fmt: skip
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _files(case: dict[str, Any]) -> Iterator[str]:
+    for key in ("image", "label"):
+        entry = case.get(key, [])
+        yield from [entry] if isinstance(entry, str) else entry
+
+
+def _check_weights(report: CheckReport, parser: Any, folder: Path) -> None:
+    from decathlete.checkpoints import load_weights
+
+    file = folder / "models" / "model.pt"
+    if not file.is_file():
+        report.say(f"weights      {file} is not there: train first, or give --checkpoint to predict")
+        return
+    try:
+        load_weights(parser.get_parsed_content("network_def"), file)
+        report.say(f"weights      {file} fits the network, {file.stat().st_size / 2**20:.1f} MiB")
+    except Exception as error:  # whatever a config's expressions raise is a finding
+        report.fault(_one_line(file, error))
+
+
+def _one_line(where: Path, error: BaseException) -> str:
+    if (own := find_error(error)) is not None:
+        return str(own)
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:  # MONAI tells which expression failed, its cause says why
+        texts.append(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
+        cause = cause.__cause__
+    return f"{where}: {'; '.join(texts)}"
