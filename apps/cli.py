@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0 done, 1 work failed, 2 wrong use."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.verb != "run":
+    if rest and arguments.verb not in ("run", "cross-validate"):
         parser.error(f"unknown option {rest[0]!r}; see 'decathlete {arguments.verb} --help'")
     try:
         return arguments.function(arguments, rest) or 0
@@ -75,9 +75,9 @@ def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
 def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.evaluation import cross_validate
 
-    cross_validate(a.bundle, folds=a.folds, overrides=dict(_pairs(rest)), output=a.output, minutes=a.minutes,
-                   dataset_dir=a.dataset_dir)
-    return 0
+    summary = cross_validate(a.bundle, folds=a.folds, overrides=dict(_pairs(rest)), output=a.output,
+                             minutes=a.minutes, dataset_dir=a.dataset_dir, reference=a.reference)
+    return 1 if summary.failed else 0
 
 
 def _promote(a: argparse.Namespace, rest: list[str]) -> int:
@@ -162,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--minutes", type=float, metavar="M", help="wall time of each fold's training")
     p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
+    p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")
+    p.epilog = "Any other --id value overrides that id of the config, as in 'decathlete run training'."
 
     p = verb("promote", _promote, "Put a run's weights into a bundle, with a backup of the old ones.")
     p.add_argument("run", metavar="RUN")

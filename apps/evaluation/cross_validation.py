@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import subprocess
 import sys
 import time
@@ -18,12 +18,11 @@ from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import files_sha256, score_pairs
 from decathlete.files import atomic_write, strip_nifti_suffix
 
-logger = logging.getLogger(__name__)
-
 Case = dict[str, Any]
 
 STATE = "cross_validation.json"  # of each fold: settings, how far it came, seconds of training
-LAST, BEST = "last.pt", "model.pt"  # what a training leaves: to resume, and the best weights
+LAST = "last.pt"  # what a training leaves to be resumed
+FINAL = "model_final.pt"  # and at its end; model.pt was chosen by the very cases that are to be scored
 OWN = ("fold", "output_dir", "resume", "minutes", "dataset_dir")  # overrides that this command sets itself
 NUM_FOLDS = 5
 CHANGES_SHOWN = 3
@@ -38,7 +37,9 @@ def cross_validate(
     dataset_dir: str | Path | None = None,
     reference: str | Path | None = None,
 ) -> Summary:
-    """Train each fold, predict its validation cases with its best weights, score them, and pool the scores.
+    """Train each fold, predict its validation cases with its final weights, score them, and pool the scores.
+
+    The final weights, not the best ones: those were chosen on the cases that are scored here.
 
     Writes into ``output``: of each fold ``fold_<n>`` with the run's files, ``predictions``, ``metrics.csv`` and
     ``summary.json``; of all folds ``metrics.csv`` with a column ``fold``, and ``summary.json``. A table goes to stdout.
@@ -156,7 +157,7 @@ class _Fold:
         remedy = "Choose another --output, or move that folder away"
         there = self.state().get("settings")
         if there is None:
-            if (self.folder / LAST).exists() or (self.folder / BEST).exists():
+            if (self.folder / LAST).exists() or (self.folder / FINAL).exists():
                 raise UsageError(
                     self.folder, "must be free, or this cross-validation's own", "a run of another command", remedy
                 )
@@ -192,7 +193,7 @@ class _Fold:
         if state.get("stage") == "done" and (self.folder / "metrics.csv").is_file() and not state.get("failed"):
             print(f"decathlete: fold {self.number} is done already", file=sys.stderr)
             return
-        trained = state.get("stage") in ("trained", "done") and (self.folder / BEST).is_file()
+        trained = state.get("stage") in ("trained", "done") and (self.folder / FINAL).is_file()
         if not trained:
             self._train(float(state.get("training_s") or 0))
         self._score(overwrite=not trained)
@@ -215,8 +216,8 @@ class _Fold:
         finally:
             seconds = seconds_before + time.monotonic() - start
             self._write_state("training", seconds)
-        if status or not (self.folder / BEST).is_file():
-            found = f"exit status {status}" if status else f"no {BEST} in {self.folder}"
+        if status or not (self.folder / FINAL).is_file():
+            found = f"exit status {status}" if status else f"no {FINAL} in {self.folder}"
             remedy = "Its message stands above; the same command goes on from there"
             raise TrainingError(f"fold {self.number}", "the training must finish", found, remedy)
         self._write_state("trained", seconds)
@@ -227,10 +228,13 @@ class _Fold:
         seconds = self.state().get("training_s")
         predictions = self.folder / "predictions"
         images = {case["case_id"]: Path(case["image"]) for case in self.validation}
-        shared = self._prediction_overrides()
-        more = {"overrides": shared} if shared else {}
         report = predict(
-            self.bundle, list(images.values()), predictions, [self.folder / BEST], overwrite=overwrite, **more
+            self.bundle,
+            list(images.values()),
+            predictions,
+            [self.folder / FINAL],
+            overwrite=overwrite,
+            overrides=self._prediction_overrides(),
         )
         failed = {case: report.failed[image] for case, image in images.items() if image in report.failed}
         pairs = {
@@ -249,10 +253,15 @@ class _Fold:
         self._write_state("done", seconds, failed=failed)
 
     def _prediction_overrides(self) -> dict[str, Any]:
-        from decathlete.workflow import load
+        """Overrides that mean something in ``inference.yaml`` too, such as the network's."""
+        from decathlete.workflow import check_overrides, load
 
-        known = load(self.bundle, "inference")
-        return {name: value for name, value in self.overrides.items() if name.replace("#", "::") in known}
+        config, shared = load(self.bundle, "inference"), {}
+        for name, value in self.overrides.items():
+            with contextlib.suppress(ConfigError):  # an id of the training alone
+                check_overrides(config, {name: value})
+                shared[name] = value
+        return shared
 
     def _write_state(self, stage: str, training_s: float | None, **more: Any) -> None:
         content = {"stage": stage, "settings": self.settings, "training_s": training_s, **more}

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ def predict(
     statistics: str | Path | None = None,
     device: str | None = None,
     memory_gib: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> PredictReport:
     """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
 
@@ -76,6 +77,7 @@ def predict(
         statistics: JSON file for voxels, volume and intensity of each label and case (`label_statistics`).
         device: such as ``cpu`` or ``cuda:1``; default: the bundle's choice.
         memory_gib: an input whose estimated peak memory exceeds this fails with a DeviceError.
+        overrides: id of ``inference.yaml`` to value.
 
     Raises:
         UsageError: unknown bundle or device, or an output that would overwrite an input.
@@ -91,7 +93,7 @@ def predict(
 
     from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once
 
-    predictor = Predictor(bundle, checkpoints, device, tta)
+    predictor = Predictor(bundle, checkpoints, device, tta, overrides)
     report = PredictReport()
     volumes = _read_json(folder / VOLUMES)
     figures = _read_json(Path(statistics)) if statistics else {}
