@@ -296,7 +296,7 @@ def _colon(c: Canvas, room: Mask) -> tuple[Mask, Mask, np.ndarray]:
     whole = c.tube(line, widths) & room
     hollow = c.tube(line, widths - 4.5) & whole
     c.paint(whole, c.near(48))
-    stool = 10 + 60 * c.waves(7)
+    stool = 10 + 40 * c.waves(7)
     c.paint(hollow, stool)
     gas = hollow & (c.waves(60) + (c.y - 25) / 60 > 0.05)  # gas rises to the front
     c.paint(gas, AIR + 60)
@@ -346,11 +346,12 @@ def _draw_pancreas(c: Canvas) -> None:
     c.paint(duodenum, 50)
     pancreas &= a.inside & ~a.spleen & ~a.liver & ~duodenum
     c.paint(pancreas, c.near(98, 0.08) + 10 * c.waves(9), 1)
-    c.paint(c.tube([tail + (6, -12, 2), body + (0, -14, 2), neck + (0, -17, 0)], 4.5) & ~pancreas, a.blood)
+    vein = c.tube([tail + (6, -15, 2), body + (0, -17, 2), neck + (0, -19, 0)], 4.5) & ~pancreas
+    c.paint(vein, a.blood)
     c.paint(c.tube([head + (4, -2, 0), neck, body, tail], 1.5) & pancreas, 30, 1)  # duct
-    around = ndimage.binary_closing(pancreas, iterations=2) | pancreas
-    cancer = c.lesion(around & ~a.liver & ~a.spleen, c.rng.uniform(8, 15))
-    c.paint(cancer, c.near(48) + 8 * c.waves(8), 2)
+    size = c.rng.uniform(11, 18)
+    bulge = c.tube(line, np.array([13, 21, 15, 15, 16, 15, 12])) & a.inside & ~a.liver & ~a.spleen & ~duodenum & ~vein
+    c.paint(c.lesion(bulge, size), c.near(42) + 6 * c.waves(8), 2)
 
 
 def _draw_colon(c: Canvas) -> None:
@@ -358,16 +359,16 @@ def _draw_colon(c: Canvas) -> None:
     room = a.inside & ~a.liver & ~a.spleen & ~a.stomach & (c.value < 0)
     _bowel(c, room & (c.z < -20))
     whole, hollow, line = _colon(c, room)
-    at = line[c.rng.integers(2, len(line) - 2)]
-    length = c.rng.uniform(13, 24)
+    at = c.pick(hollow & (np.abs(c.z) < 100), 12)
+    length = c.rng.uniform(18, 28)
     collar = c.radius(at, (length, length, length), bumps=0.2 * c.waves(14)) < 1
-    narrow = c.tube(line, 5.0)
+    narrow = c.tube(line, 4.0)
     # an apple core: the wall thick on most sides, the hollow a narrow channel
     cancer = ndimage.binary_dilation(whole) & collar & ~narrow & room
     if not cancer.any():
         cancer = c.lesion(whole, length)
     c.paint(collar & hollow & narrow, -500)
-    c.paint(cancer, c.near(88, 0.08) + 8 * c.waves(8), 1)
+    c.paint(cancer, c.near(96, 0.08) + 6 * c.waves(8), 1)
 
 
 def _draw_lung(c: Canvas) -> None:
@@ -407,7 +408,7 @@ def _draw_lung(c: Canvas) -> None:
         blade = np.abs(c.y + 76 + 0.35 * (side * c.x - 90)) < 4
         c.paint(blade & (np.abs(side * c.x - 95) < 38) & (c.z > 0) & (skin < 0.97) & (skin > 0.77), BONE)
     for _ in range(c.rng.integers(1, 4)):
-        size = float(c.rng.choice([5, 8, 11, 15], p=[0.3, 0.35, 0.25, 0.1]))
+        size = float(c.rng.choice([6, 9, 12, 16], p=[0.3, 0.35, 0.25, 0.1]))
         cancer = c.lesion(lungs, size, bumpy=0.35)
         c.paint(cancer, c.near(35, 0.4) + 15 * c.waves(8), 1)
 

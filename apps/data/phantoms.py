@@ -80,6 +80,10 @@ def _checked(n: int, seed: int, shape: Sequence[int] | None) -> list[int] | None
     return voxels
 
 
+def _in_words(made_from: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in made_from.items()) if isinstance(made_from, dict) else "?"
+
+
 def _holds(target: Path, made_from: dict) -> bool:
     """Whether ``target`` holds just these phantoms; False where nothing is there yet."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -95,7 +99,8 @@ def _holds(target: Path, made_from: dict) -> bool:
     if there is None:
         raise DataError(target, "phantoms are never mixed with other data", "a folder that is not of phantoms", remedy)
     if there != made_from:
-        raise DataError(target, f"these phantoms are asked for: {made_from}", f"phantoms made from {there}", remedy)
+        rule = f"a folder holds phantoms of one kind, and {_in_words(made_from)} are asked for"
+        raise DataError(target, rule, f"phantoms of another, {_in_words(there)}", remedy)
     missing = [name for name in files if not (target / name).is_file()]
     if missing:
         raise DataError(target, "every file of dataset.json must be there", f"{missing[0]} missing", remedy)
