@@ -47,7 +47,7 @@ def restore_to_grid(
             channel gets its smallest value, at most 0. "border": the nearest edge's value. Else a number, or one a
             channel (multi-label logits, where no channel is background, want a low number).
         argmax: return the channel with the largest value, taken slab by slab, so that the restored
-            channels are never in memory as a whole.
+            channels are never in memory as a whole. AsDiscreted's argmax must not follow.
         slab_voxels: output voxels restored at a time; bounds memory, has no effect on values.
 
     Returns:
@@ -73,6 +73,7 @@ def restore_to_grid(
     matrix = np.linalg.solve(_affine_4x4(affine, "network affine"), _affine_4x4(original_affine, "original affine"))
 
     order = _axis_order(matrix[:3, :3], size)
+    sampler: _Aligned | _Oblique
     if order is None:
         sampler = _Oblique(source, matrix, size, mode)
     else:

@@ -255,11 +255,10 @@ class Predictor:
         outputs = (self.inferer(batch, network)[0] for network in self.networks)
         if len(self.networks) == 1:
             return _plain(next(outputs)).float()
-        mean: Tensor | None = None
+        mean = _plain(next(outputs)).float().softmax(0)
         for output in outputs:
-            share = _plain(output).float().softmax(0)
-            mean = share if mean is None else mean.add_(share)
-        return (mean / len(self.networks)).clamp_(min=SMALLEST_PROBABILITY).log_()  # type: ignore[operator]
+            mean += _plain(output).float().softmax(0)
+        return mean.div_(len(self.networks)).clamp_(min=SMALLEST_PROBABILITY).log_()
 
     def _on_original_grid(
         self, data: dict[str, Any], logits: Tensor, meta: Mapping[str, Any], probabilities: bool, name: str | Path

@@ -38,13 +38,27 @@ deterministic_transforms:
 preprocessing:
   _target_: Compose
   transforms: "@deterministic_transforms"
+dataset: {_target_: Dataset, data: "$[{'image': @dataset_dir}]", transform: "@preprocessing"}
+dataloader: {_target_: DataLoader, dataset: "@dataset", batch_size: 1, num_workers: 0}
 inferer: {_target_: decathlete.inference.SlidingWindow, roi_size: "@patch_size", sw_batch_size: 4, amp: "@amp"}
 postprocessing:
   _target_: Compose
   transforms:
   - {_target_: decathlete.transforms.RestoreGridd, keys: pred, orig_keys: image}
   - {_target_: AsDiscreted, keys: pred, argmax: true}
-  - {_target_: SaveImaged, keys: pred, output_dir: "@output_dir", output_postfix: "", resample: false}
+  - {_target_: SaveImaged, keys: pred, output_dir: "@output_dir", output_postfix: "", separate_folder: false}
+handlers:
+- {_target_: CheckpointLoader, load_path: "@checkpoint", load_dict: {model: "@network"}, map_location: "@device"}
+evaluator:
+  _target_: SupervisedEvaluator
+  device: "@device"
+  val_data_loader: "@dataloader"
+  network: "@network"
+  inferer: "@inferer"
+  postprocessing: "@postprocessing"
+  val_handlers: "@handlers"
+inferring:
+- "$@evaluator.run()"
 """
 
 

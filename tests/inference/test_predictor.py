@@ -35,6 +35,25 @@ def test_file_and_array_give_the_same(bundle, scan, scan_file):
     np.testing.assert_array_equal(predictor.predict_file(scan_file).label, from_array.label)
 
 
+def test_monais_evaluator_saves_the_same_label(bundle, scan_file, tmp_path):
+    from monai.bundle import ConfigWorkflow
+
+    # MONAI's own run of the config, with its reader, engine and writer
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "inference.yaml"),
+        workflow_type="infer",
+        run_id="inferring",
+        bundle_root=str(bundle),
+        dataset_dir=str(scan_file),
+        output_dir=str(tmp_path / "saved"),
+    )
+    workflow.initialize()
+    workflow.run()
+    saved = nib.load(tmp_path / "saved" / "case_001.nii.gz")
+    np.testing.assert_allclose(saved.affine, nib.load(scan_file).affine, atol=1e-6)
+    np.testing.assert_array_equal(saved.get_fdata(), Predictor(bundle).predict_file(scan_file).label)
+
+
 def test_stock_parts_of_monai_give_the_same_label(make_bundle, bundle, scan):
     stock = make_bundle(
         "stock",
