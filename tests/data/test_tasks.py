@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from monai.apps import DecathlonDataset
+
 from decathlete.data.tasks import TASKS, get_task, task_of_folder
 from decathlete.errors import UsageError
-from monai.apps import DecathlonDataset
 
 
 @pytest.mark.parametrize(
