@@ -42,7 +42,8 @@ def cross_validate(
     The final weights, not the best ones: those were chosen on the cases that are scored here.
 
     Writes into ``output``: of each fold ``fold_<n>`` with the run's files, ``predictions``, ``metrics.csv`` and
-    ``summary.json``; of all folds ``metrics.csv`` with a column ``fold``, and ``summary.json``. A table goes to stdout.
+    ``summary.json``; of all folds ``metrics.csv`` with a column ``fold``, and ``summary.json``, whose ``training_s`` is
+    the wall time of each fold's training process, start and validation included. A table goes to stdout.
     The same command again goes on where it was cut: finished folds are kept, a training that stopped is resumed.
 
     Args:

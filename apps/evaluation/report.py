@@ -40,7 +40,7 @@ DEFINITIONS = {
     "infinite": "written as null; mean, std and interval are then null, median counts it, mean_of_finite leaves it out",
     "mean": "a class: mean over cases; 'mean' of all classes: mean of the class means, its median and std over the "
     "cases' means of their classes",
-    "ci95": f"percentile bootstrap of the mean over cases, {RESAMPLES} resamples, seed {SEED}",
+    "ci95": f"percentile bootstrap of the mean over cases, {RESAMPLES} resamples, seed {SEED}; null for one case",
 }
 
 Row = dict[str, Any]
@@ -167,7 +167,7 @@ def table(values: Mapping[str, Any]) -> str:
         groups["mean"] = values["mean"]
     for name, found in groups.items():
         low, high = found["dice"]["ci95"]
-        interval = f"{_shown(low, 4)} to {_shown(high, 4)}"
+        interval = "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
         means = [_shown(found[m]["mean"], 2 if m.endswith(("_mm", "_ml")) else 4) for m in METRICS[1:]]
         lines.append((name, _shown(found["dice"]["mean"], 4), interval, *means, str(found["dice"]["n"])))
     text = aligned(lines)
@@ -226,8 +226,9 @@ def _statistics(scores: NDArray[np.float64], weights: NDArray[np.float64]) -> di
         with np.errstate(invalid="ignore"):  # a resample may hold no case that has the class
             means = (weights @ np.where(present, scores, 0)) / (weights @ present)
         resampled = _mean_of_known(means, axis=1)
-        low, high = np.nanpercentile(resampled, (2.5, 97.5))
-        result |= {"std": float(np.std(known)), "ci95": [float(low), float(high)]}
+        result["std"] = float(np.std(known))
+        if known.size > 1:  # one case says nothing about the spread of others
+            result["ci95"] = [float(v) for v in np.nanpercentile(resampled, (2.5, 97.5))]
     return result
 
 

@@ -61,6 +61,12 @@ def test_interval_equals_a_bootstrap_of_scipy():
     assert ours == pytest.approx(list(theirs), abs=2e-3)
 
 
+def test_one_case_has_no_interval():
+    found = summarise(rows([(0.5, 0.7)]))
+    assert np.isnan(found["mean"]["dice"]["ci95"]).all()
+    assert table(found).splitlines()[1].split()[:3] == ["head", "0.5000", "-"]
+
+
 def test_interval_repeats():
     made = [summarise(rows([(0.5, 1.0), (0.7, 0.8), (0.9, 0.9)])) for _ in range(2)]
     assert made[0] == made[1]
