@@ -172,9 +172,8 @@ def table(values: Mapping[str, Any]) -> str:
         lines.append((name, _shown(found["dice"]["mean"], 4), interval, *means, str(found["dice"]["n"])))
     text = aligned(lines)
     if "folds" in values:
-        heads = ("fold", "Dice", "cases")
         folds = [(n, _shown(f["dice"], 4), str(f["cases"])) for n, f in values["folds"].items()]
-        text += "\n\n" + aligned([heads, *folds])
+        text += "\n\n" + aligned([("fold", "Dice", "cases"), *folds])
     worst = ", ".join(f"{c['case']} {_shown(c['dice'], 3)}" for c in values["worst_cases"])
     return f"{text}\n\nlowest Dice: {worst}" if worst else text
 

@@ -74,13 +74,12 @@ def overlay(
     orientation = nib.orientations.io_orientation(affine)
     spacing = np.empty(3)
     spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-    values, *turned = (
-        None if m is None else nib.orientations.apply_orientation(m, orientation) for m in (values, *maps)
-    )
+    values = nib.orientations.apply_orientation(values, orientation)
+    turned = [None if m is None else nib.orientations.apply_orientation(m, orientation) for m in maps]
     names = _class_names(labels, turned)
     slices = _slices(values.shape, turned, axis, index)
     if title is None:
-        title = "   ".join(filter(None, (case_id or name, _dice_text(*turned, names))))
+        title = "   ".join(filter(None, (case_id or name, _dice_text(turned[0], turned[1], names))))
     figure = _draw(values, turned, spacing, slices, names, title)
     with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=DPI)
@@ -242,8 +241,8 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _write_letters(panel: Any, letters: str, extent_mm: NDArray[np.float64]) -> None:
-    places = ((0.015, 0.5, "left", "center"), (0.985, 0.5, "right", "center"))
-    places += ((0.5, 0.985, "center", "top"), (0.5, 0.015, "center", "bottom"))
+    places = [(0.015, 0.5, "left", "center"), (0.985, 0.5, "right", "center")]
+    places += [(0.5, 0.985, "center", "top"), (0.5, 0.015, "center", "bottom")]
     for letter, (x, y, ha, va) in zip(letters, places, strict=True):
         panel.text(
             x, y, letter, transform=panel.transAxes, ha=ha, va=va, color="white", fontsize=10, path_effects=_dark_rim()
