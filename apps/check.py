@@ -231,7 +231,7 @@ def _forecast_iterations(report: CheckReport, parser: Any, cases: int) -> None:
     patch, batch = parser.get_parsed_content("patch_size"), int(parser.get_parsed_content("batch_size"))
     image = torch.randn(1, int(parser.get_parsed_content("channels")), *patch, device=device)
     amp = bool(parser.get_parsed_content("amp")) if "amp" in parser else False
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 10:  # the first call also chooses kernels; the fastest counts
         start = time.perf_counter()
         with autocast(device, amp):

@@ -1,11 +1,12 @@
 """Dictionary transforms and the strict reader, one idea a file."""
 
 from decathlete.transforms.augment import BatchAugment
-from decathlete.transforms.read import NiftiReader, Volume, check_pair, read_nifti, read_pair
+from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti, read_pair
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 __all__ = [
     "BatchAugment",
+    "CheckPaird",
     "NiftiReader",
     "RestoreGridd",
     "Volume",

@@ -11,15 +11,16 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from monai.config import PathLike
+from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader
+from monai.transforms import MapTransform
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -93,7 +94,14 @@ def read_nifti(
 
     Notes of what was assumed are logged, once per file.
     """
-    path = Path(path)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is caught as not finite
+            return _read(Path(path), kind, channels, allowed_labels, max_voxels)
+    except OSError as error:  # no permission, a name too long, a disk that fails
+        raise DataError(path, "the file can be read", error.strerror or str(error)) from error
+
+
+def _read(path: Path, kind: str, channels: int, allowed_labels: Collection[int] | None, max_voxels: int) -> Volume:
     header_path, voxel_path = _files(path)
     header = _header(header_path, single=header_path == voxel_path)
     notes: list[str] = []
@@ -138,18 +146,75 @@ def check_pair(image: Volume, label: Volume, *, tolerance_mm: float = PAIR_TOLER
         GeometryError: shapes differ, affines differ by more than ``tolerance_mm`` in an entry, or only one of the two
             states its place in space.
     """
-    ours, theirs = image.array.shape[:3], label.array.shape[:3]
-    if ours != theirs:
+    first, second = (_Grid(v.path, v.array.shape[:3], v.affine, v.is_placed) for v in (image, label))
+    _check_same_grid(first, second, tolerance_mm)
+
+
+class CheckPaird(MapTransform):
+    """Refuse a case whose label does not lie on its image, as `check_pair` does, anywhere after the loading.
+
+    Reads what NiftiReader and NibabelReader leave in the metadata of the original files; with one key, as in
+    prediction, it does nothing.
+
+    Args:
+        keys: image first, then what has to lie on it.
+        tolerance_mm: largest difference between two entries of the affines.
+        allow_missing_keys: pass over keys that a case has not.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, tolerance_mm: float = PAIR_TOLERANCE_MM, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.tolerance_mm = tolerance_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case as it came.
+
+        Raises:
+            GeometryError: as `check_pair`.
+        """
+        grids = [_Grid.of_metadata(data[key].meta) for key in self.key_iterator(data)]
+        for other in grids[1:]:
+            _check_same_grid(grids[0], other, self.tolerance_mm)
+        return dict(data)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Voxels of a file and where they lie."""
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: NDArray
+    is_placed: bool
+
+    @classmethod
+    def of_metadata(cls, meta: Mapping[str, Any]) -> _Grid:
+        codes = [int(meta.get(name, 1)) for name in ("sform_code", "qform_code")]
+        return cls(
+            Path(str(meta.get("filename_or_obj", "case"))),
+            tuple(int(n) for n in meta["spatial_shape"]),
+            np.asarray(meta["original_affine"], dtype=np.float64),
+            max(codes) > 0,
+        )
+
+    @property
+    def spacing(self) -> str:
+        return _numbers(np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+def _check_same_grid(image: _Grid, label: _Grid, tolerance_mm: float) -> None:
+    if image.shape != label.shape:
         raise GeometryError(
             label.path,
             "a label has its image's shape",
-            f"label {_by(theirs)} on image {_by(ours)} ({image.path.name})",
+            f"label {_by(label.shape)} on image {_by(image.shape)} ({image.path.name})",
             "Give the label that was drawn on this image, or resample it",
         )
     if image.is_placed != label.is_placed:
-        lost = label if image.is_placed else image
         raise GeometryError(
-            lost.path,
+            label.path if image.is_placed else image.path,
             "its place in space must be known, since that of its image or label is",
             "sform_code 0 and qform_code 0",
             "Copy the header of the other file",
@@ -162,8 +227,7 @@ def check_pair(image: Volume, label: Volume, *, tolerance_mm: float = PAIR_TOLER
             label.path,
             f"label and image affines agree to {tolerance_mm:g} mm",
             f"a largest difference of {difference.max():.6g} mm, in {what}: label {label.affine[row, column]:.6g}, "
-            f"image {image.affine[row, column]:.6g} ({image.path.name}); spacing {_spacing_text(label)} and "
-            f"{_spacing_text(image)}",
+            f"image {image.affine[row, column]:.6g} ({image.path.name}); spacing {label.spacing} and {image.spacing}",
             "Resample the label onto the image's grid",
         )
 
@@ -625,7 +689,3 @@ def _by(shape: Sequence[int]) -> str:
 
 def _numbers(values: Any) -> str:
     return "(" + ", ".join(f"{float(v):.6g}" for v in np.ravel(values)) + ")"
-
-
-def _spacing_text(volume: Volume) -> str:
-    return _numbers(volume.spacing)

@@ -11,10 +11,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from decathlete.errors import DataError, GeometryError
-from decathlete.transforms import NiftiReader, check_pair, read_nifti, read_pair
 from monai.data import NibabelReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
+
+from decathlete.errors import DataError, GeometryError
+from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti, read_pair
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"
@@ -238,3 +239,50 @@ def test_orientation_spacing_and_saving_follow_the_metadata(image, tmp_path):
 def test_label_loader_checks_values(image):
     with pytest.raises(DataError, match="label values are among"):
         LoadImaged("label", reader=NiftiReader, kind="label", allowed_labels=[0, 1])({"label": image})
+
+
+def test_pair_is_checked_within_a_chain(image, tmp_path):
+    affine = nib.load(image).affine
+    fits = _write(tmp_path / "fits.nii.gz", np.ones((9, 8, 7), np.uint8) * np.arange(7, dtype=np.uint8), affine)
+    shifted = _write(tmp_path / "shifted.nii.gz", np.ones((9, 8, 7), np.uint8), affine + np.eye(4, k=3))
+    other = _write(tmp_path / "other.nii.gz", np.ones((9, 8, 6), np.uint8), affine)
+    keys = ["image", "label"]
+    chain = Compose([LoadImaged(keys, reader=NiftiReader), EnsureChannelFirstd(keys), CheckPaird(keys)])
+    assert set(chain({"image": image, "label": fits})) == {"image", "label"}
+    for label, rule in ((shifted, "affines agree"), (other, "9x8x6 on image 9x8x7")):
+        with pytest.raises(RuntimeError) as caught:
+            chain({"image": image, "label": label})
+        assert rule in str(caught.value.__cause__)
+        assert label.name in str(caught.value.__cause__)
+
+
+def test_pair_check_does_nothing_with_an_image_alone(image):
+    chain = Compose([LoadImaged("image", reader=NiftiReader), CheckPaird("image")])
+    assert chain({"image": image})["image"].shape == (9, 8, 7)
+
+
+def test_file_without_permission_is_told(image, monkeypatch):
+    monkeypatch.setattr(Path, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match="the file can be read. found Permission denied".replace(".", r"\.")):
+        read_nifti(image)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cls", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("end", [".nii", ".nii.gz"])
+def test_any_changed_bytes_are_read_or_refused_in_one_line(tmp_path, cls, end):
+    path = tmp_path / f"x{end}"
+    nib.save(cls(np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.diag([1, 2, 3, 1])), path)
+    sound = gzip.decompress(path.read_bytes()) if end.endswith("gz") else path.read_bytes()
+    rng = np.random.default_rng(len(end))
+    for _ in range(300):
+        changed = bytearray(sound)
+        for place in rng.integers(0, rng.choice([120, 360, len(sound)]), rng.integers(1, 5)):
+            changed[place] = rng.choice([0, 1, 127, 128, 255])
+        path.write_bytes(gzip.compress(bytes(changed), 1) if end.endswith("gz") else changed)
+        volume, refusal = _read_or_refused(lambda: read_nifti(path))
+        if refusal is None:
+            assert np.isfinite(volume.array).all()
+            assert np.isfinite(volume.affine).all()
+        else:
+            assert "\n" not in str(refusal)
