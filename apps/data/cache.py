@@ -82,7 +82,8 @@ class CachedDataset(CacheDataset):
         if self.mode == "ram":
             super().set_data(data)
         else:
-            self.cache_num, self._cache = 0, []
+            self.cache_num = 0
+            self._cache: list = []
         self._first = None
 
     def _deterministic(self) -> list[Callable]:
