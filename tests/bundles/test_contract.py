@@ -1,0 +1,323 @@
+"""What every bundle keeps to: MONAI's specification, MONAI Label's needs, and this project's own rules."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+from decathlete.bundle import packaged_root
+
+BUNDLES = sorted(p.parent.parent for p in packaged_root().glob("*/configs/train.yaml"))
+FIRST = ["imports", "bundle_root", "dataset_dir", "output_dir", "fold", "seed", "max_epochs", "minutes", "resume"]
+TRAIN_IDS = [
+    "bundle_root", "device", "dataset_dir", "network_def", "network", "val_interval", "run", "initialize", "training",
+    "train::dataset", "train::dataset::data", "train::preprocessing", "train::inferer", "train::handlers",
+    "train::trainer", "train::trainer::max_epochs", "train::trainer::train_handlers",
+    "validate::dataset", "validate::dataset::data", "validate::preprocessing", "validate::inferer",
+    "validate::postprocessing", "validate::key_metric", "validate::handlers", "validate::evaluator",
+]  # fmt: skip
+INFERENCE_IDS = [
+    "bundle_root", "device", "dataset_dir", "network_def", "network", "checkpoint", "labels", "dataset",
+    "dataset::data", "preprocessing", "inferer", "postprocessing", "handlers", "evaluator", "run", "initialize",
+    "inferring",
+]  # fmt: skip
+
+pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda b: b.name)
+
+
+def read(bundle: Path, *names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.yaml") for name in names])
+    return parser
+
+
+def texts(config: Any) -> list[str]:
+    """All strings of a config."""
+    if isinstance(config, dict):
+        return [t for k, v in config.items() for t in [*texts(k), *texts(v)]]
+    if isinstance(config, list):
+        return [t for v in config for t in texts(v)]
+    return [config] if isinstance(config, str) else []
+
+
+def block(file: Path, name: str) -> str:
+    """Text of a block, from its key to the next line that is indented as little or less; comments left out."""
+    lines = file.read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.split("#")[0].strip() == f"{name}:")
+    depth = len(lines[start]) - len(lines[start].lstrip())
+    inside = []
+    for line in lines[start + 1 :]:
+        if len(line) - len(line.lstrip()) <= depth and not line.strip().startswith("-"):
+            break
+        inside.append(line[depth:])
+    return "\n".join(inside)
+
+
+@pytest.fixture
+def cases(bundle: Path, tmp_path: Path) -> list[dict[str, str]]:
+    """Three made-up cases of the bundle's channels and labels, a little larger than the patch."""
+    config = read(bundle, "train")
+    shape = [int(1.2 * n) for n in patch_of(bundle)]
+    shape += [5] * (3 - len(shape))
+    spacing = [*config.get("spacing", []), 1.0, 1.0, 1.0][:3]
+    channels, labels = config["channels"], sorted(config["labels"].values())
+    draw = np.random.default_rng(0)
+    found = []
+    for n in range(3):
+        label = np.zeros(shape, np.uint8)
+        for value in labels[1:]:
+            at = shape[0] * value // (len(labels) + 1)
+            label[at : at + 4, shape[1] // 3 : -(shape[1] // 3), shape[2] // 3 :] = value
+        image = draw.normal(100, 20, [*shape, channels]).astype(np.float32) + 50 * label[..., None]
+        case = {key: str(tmp_path / "data" / f"{key}_{n}.nii.gz") for key in ("image", "label")}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        affine = np.diag([-spacing[0], *spacing[1:], 1.0])  # a flipped axis, so that orientation matters
+        nib.save(nib.Nifti1Image(image[..., 0] if channels == 1 else image, affine), case["image"])
+        nib.save(nib.Nifti1Image(label, affine), case["label"])
+        found.append({**case, "case_id": f"case_{n}"})
+    return found
+
+
+def patch_of(bundle: Path) -> list[int]:
+    """A small patch that the network's strides divide."""
+    network = read(bundle, "inference").get_parsed_content("network_def")
+    # four voxels at the bottom: of two, oneDNN 3.12 makes bfloat16 weight gradients from memory that nobody wrote
+    return [max(16, 4 * n) for n in network.divisor]
+
+
+def overrides(bundle: Path, cases: list[dict], tmp_path: Path) -> dict[str, Any]:
+    """A training of one iteration; data are handed over as MONAI Label does, and its device is a string."""
+    return {
+        "bundle_root": str(bundle), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "run"), "device": "cpu",
+        "patch_size": patch_of(bundle), "batch_size": 2, "train#trainer#max_epochs": 1,
+        "train#dataset#data": cases[:2], "validate#dataset#data": cases[2:],
+    }  # fmt: skip
+
+
+def workflow(bundle: Path, names: list[str], run_id: str, kind: str, values: dict[str, Any]) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        [str(bundle / "configs" / f"{name}.yaml") for name in names], workflow_type=kind, run_id=run_id,
+        meta_file=str(bundle / "configs" / "metadata.json"), logging_file=False, **values,
+    )  # fmt: skip
+
+
+# --- what stands in the files
+
+
+def test_the_layout_is_the_model_zoos(bundle):
+    wanted = ["configs/train.yaml", "configs/inference.yaml", "configs/evaluate.yaml", "configs/multi_gpu_train.yaml",
+              "configs/metadata.json", "configs/logging.conf", "docs/README.md", "docs/data_license.txt",
+              "LICENSE"]  # fmt: skip
+    assert [name for name in wanted if not (bundle / name).is_file()] == []
+
+
+def test_standard_ids_stand_where_monai_and_monai_label_look(bundle):
+    train, inference = read(bundle, "train"), read(bundle, "inference")
+    assert [i for i in TRAIN_IDS if i not in train] == []
+    assert [i for i in INFERENCE_IDS if i not in inference] == []
+    assert all("_target_" in handler for handler in train["train::handlers"])
+
+
+def test_the_first_block_is_the_same_in_all_bundles(bundle):
+    assert list(yaml.safe_load((bundle / "configs" / "train.yaml").read_text()))[: len(FIRST)] == FIRST
+
+
+def test_train_yaml_fits_on_three_screens(bundle):
+    assert len((bundle / "configs" / "train.yaml").read_text().splitlines()) <= 170
+
+
+def test_configs_name_no_machine_and_hide_no_program(bundle):
+    for file in (bundle / "configs").glob("*.yaml"):
+        config = yaml.safe_load(file.read_text())
+        for text in texts(config):
+            assert not Path(text).is_absolute(), f"{file.name}: {text}"
+            assert not re.search(r"/(home|root|Users|tmp|mnt|work|workspace)/|[A-Z]:\\", text), f"{file.name}: {text}"
+            assert "lambda" not in text, f"{file.name}: {text}"
+            assert not text.startswith("$") or len(text) <= 120, f"{file.name}: {text}"
+            assert ".type" not in text or "@device" not in text, f"{file.name}: {text}"
+
+
+def test_training_and_inference_have_the_same_network_letter_for_letter(bundle):
+    assert block(bundle / "configs" / "train.yaml", "network_def") == block(
+        bundle / "configs" / "inference.yaml", "network_def"
+    )
+
+
+def test_inference_has_the_deterministic_chain_with_label_left_out(bundle):
+    def without_label(transform: dict) -> dict | None:
+        keys = transform["keys"] if isinstance(transform["keys"], list) else [transform["keys"]]
+        kept = [n for n, key in enumerate(keys) if key != "label"]
+        if not kept:
+            return None
+        left = {}
+        for name, value in transform.items():
+            per_key = isinstance(transform["keys"], list) and isinstance(value, list) and name in ("keys", "mode")
+            left[name] = value if not per_key else [value[n] for n in kept] if len(kept) > 1 else value[kept[0]]
+        return left
+
+    chain = [without_label(t) for t in read(bundle, "train")["train::deterministic_transforms"]]
+    assert [t for t in chain if t] == read(bundle, "inference")["deterministic_transforms"]
+
+
+def test_training_and_inference_agree_on_what_both_name(bundle):
+    train, inference = read(bundle, "train").get(), read(bundle, "inference").get()
+    for name in (
+        "bundle_root",
+        "dataset_dir",
+        "patch_size",
+        "spacing",
+        "channels",
+        "labels",
+        "device",
+        "amp",
+        "network",
+    ):
+        assert train.get(name) == inference.get(name), name
+
+
+def test_postprocessing_returns_to_the_scans_grid(bundle):
+    for config, name in ((read(bundle, "inference"), "postprocessing"),
+                         (read(bundle, "train", "evaluate"), "validate::postprocessing")):  # fmt: skip
+        targets = [t["_target_"].rpartition(".")[2] for t in config[name]["transforms"]]
+        assert targets[0] in ("RestoreGridd", "Invertd")
+        assert "AsDiscreted" in targets
+
+
+def test_metadata_keeps_the_rules_of_the_schema(bundle):
+    meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    for name in ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description",
+                 "authors", "copyright"):  # fmt: skip
+        assert isinstance(meta[name], str), name
+        assert meta[name], name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", meta["version"])
+    assert meta["version"] in meta["changelog"]
+    assert all(isinstance(v, str) for v in meta["required_packages_version"].values())
+    for name in ("data_source", "data_type", "image_classes", "label_classes", "pred_classes", "intended_use"):
+        assert isinstance(meta.get(name, ""), str), name
+    for name in ("eval_metrics", "supported_apps"):
+        assert isinstance(meta.get(name, {}), dict), name
+    assert all(isinstance(r, str) for r in meta.get("references", []))
+    formats = meta["network_data_format"]
+    for tensor in [*formats["inputs"].values(), *formats["outputs"].values()]:
+        assert all(isinstance(tensor[k], str) for k in ("type", "format", "dtype"))
+        assert isinstance(tensor["num_channels"], int)
+        assert all(isinstance(n, int) or re.fullmatch(r"[\dpn*+ ]+", n) for n in tensor["spatial_shape"])
+        assert all(isinstance(v, Real) for v in tensor["value_range"])
+        assert isinstance(tensor.get("is_patch_data", False), bool)
+        assert isinstance(tensor.get("channel_def", {}), dict)
+
+
+def test_metadata_names_what_monai_label_reads(bundle):
+    formats = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]
+    config = read(bundle, "train")
+    assert next(iter(formats["inputs"])) == "image"
+    assert next(iter(formats["outputs"])) == "pred"
+    assert formats["inputs"]["image"]["num_channels"] == config["channels"]
+    named = {name: int(value) for value, name in formats["outputs"]["pred"]["channel_def"].items()}
+    assert named == config["labels"]
+
+
+def test_the_card_says_what_it_is_not_for(bundle):
+    card = (bundle / "docs" / "README.md").read_text()
+    assert "Not for clinical use" in card
+    assert "<!-- figures: written by `decathlete promote` -->" in card
+    assert "<!-- end of figures -->" in card
+
+
+# --- what runs
+
+
+def test_the_network_takes_and_gives_what_the_metadata_says(bundle):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.yaml"),
+        device="cpu",
+    )
+
+
+def test_the_network_takes_dropout(bundle):  # MONAI Label's epistemic scoring sets it
+    network = read(bundle, "inference")
+    network["network_def::dropout"] = 0.2
+    assert network.get_parsed_content("network_def") is not None
+
+
+def test_monais_properties_are_all_there(bundle, cases, tmp_path):
+    train = overrides(bundle, cases, tmp_path)
+    inference = {"bundle_root": str(bundle), "device": "cpu", "dataset#data": [{"image": c["image"]} for c in cases]}
+    for name, run_id, kind, values in (("train", "training", "train", train),
+                                       ("inference", "inferring", "infer", inference)):  # fmt: skip
+        flow = workflow(bundle, [name], run_id, kind, values)
+        flow.initialize()
+        assert flow.check_properties() == []
+
+
+@pytest.mark.parametrize("sign", ["#", "::"])
+def test_overriding_the_trainers_epochs_moves_the_schedule(bundle, cases, tmp_path, sign):
+    values = {**overrides(bundle, cases, tmp_path), "train#trainer#max_epochs": 1}
+    values = {k.replace("#", sign): v for k, v in values.items()}
+    flow = workflow(bundle, ["train"], "training", "train", {**values, f"train{sign}trainer{sign}max_epochs": 2})
+    flow.initialize()
+    flow.run()
+    schedule = flow.parser.get_parsed_content("schedule")
+    assert schedule.total == 2 * flow.trainer.state.epoch_length
+    assert flow.trainer.state.epoch == 2
+
+
+def test_one_iteration_then_scores_and_label_maps_on_the_scans_grid(bundle, cases, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in bundle.rglob("*") if p.is_file()}
+    values = overrides(bundle, cases, tmp_path)
+    train = workflow(bundle, ["train"], "run", "train", values)
+    train.initialize()
+    train.run()
+    run = tmp_path / "run"
+    assert {"last.pt", "model.pt", "model_final.pt"} <= {p.name for p in run.iterdir()}
+
+    score = workflow(bundle, ["train", "evaluate"], "evaluating", "train", values)
+    score.initialize()
+    score.run()
+    with (run / "metrics.csv").open() as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"case_2"}
+
+    values = {
+        "bundle_root": str(bundle), "device": "cpu", "patch_size": patch_of(bundle),
+        "output_dir": str(tmp_path / "pred"), "checkpoint": str(run / "model.pt"),
+        "dataset#data": [{"image": cases[0]["image"]}],
+    }  # fmt: skip
+    infer = workflow(bundle, ["inference"], "run", "infer", values)
+    infer.initialize()
+    infer.run()
+    pred, scan = nib.load(tmp_path / "pred" / "image_0.nii.gz"), nib.load(cases[0]["image"])
+    assert pred.shape == scan.shape[:3]
+    assert np.allclose(pred.affine, scan.affine, atol=1e-6)
+    assert pred.get_data_dtype() == np.uint8
+    after = {p: p.stat().st_mtime_ns for p in bundle.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert after == {p: t for p, t in before.items() if "__pycache__" not in p.parts}
+
+
+def test_the_overlay_for_several_processes_changes_ids_that_exist(bundle):
+    added = {"train::sampler", "validate::sampler", "train::dataloader::sampler", "train::dataloader::shuffle",
+             "validate::dataloader::sampler"}  # fmt: skip
+    train = read(bundle, "train")
+    overlay = yaml.safe_load((bundle / "configs" / "multi_gpu_train.yaml").read_text())
+    assert [i for i in overlay if i not in train and i not in added] == []
+
+
+def test_shipped_weights_are_plain_small_and_the_networks_own(bundle):
+    weights = bundle / "models" / "model.pt"
+    if not weights.is_file():
+        pytest.skip("no weights yet")
+    assert weights.stat().st_size <= 20 * 10**6
+    network = read(bundle, "inference").get_parsed_content("network_def")
+    network.load_state_dict(torch.load(weights, weights_only=True), strict=True)
