@@ -25,13 +25,9 @@ def test_error_is_found_under_its_wrapping():
 
 
 def test_error_is_found_where_another_was_raised_while_handling_it():
-    try:
-        try:
-            raise OURS
-        except DataError:
-            raise KeyError("while handling")  # noqa: B904
-    except KeyError as error:
-        assert find_error(error) is OURS
+    later = KeyError("while handling")
+    later.__context__ = wrapped(OURS)
+    assert find_error(later) is OURS
 
 
 def test_error_is_found_in_the_text_that_a_data_worker_hands_over():

@@ -17,11 +17,16 @@ def test_file_appears_with_its_content(tmp_path):
     assert os.listdir(tmp_path / "new") == ["a.json"]
 
 
-def test_failure_keeps_the_earlier_file_and_leaves_no_other(tmp_path):
-    (tmp_path / "a.json").write_text("earlier")
-    with pytest.raises(OSError, match="full"), atomic_write(tmp_path / "a.json") as part:
+def fail_while_writing(path):
+    with atomic_write(path) as part:
         part.write_text("half")
         raise OSError("disk full")
+
+
+def test_failure_keeps_the_earlier_file_and_leaves_no_other(tmp_path):
+    (tmp_path / "a.json").write_text("earlier")
+    with pytest.raises(OSError, match="disk full"):
+        fail_while_writing(tmp_path / "a.json")
     assert (tmp_path / "a.json").read_text() == "earlier"
     assert os.listdir(tmp_path) == ["a.json"]
 
