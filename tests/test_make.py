@@ -1,0 +1,79 @@
+"""`make venv` in a path with a space, with an interpreter that only notes what it is asked to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+INPUTS = ("constraints.txt", "setup.cfg", "setup.py", "pyproject.toml")
+STAND_IN = """#!/bin/sh
+echo "$*" >> calls.txt
+case "$*" in
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *install*) exit "${INSTALL_STATUS:-0}" ;;
+esac
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A folder with the Makefile and what its stamp depends on."""
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in INPUTS:
+        (folder / name).touch()
+        os.utime(folder / name, (1, 1))
+    (folder / "stand_in").write_text(STAND_IN)
+    (folder / "stand_in").chmod(0o755)
+    return folder
+
+
+def make(folder: Path, *words: str, **environ: str) -> int:
+    (folder / "calls.txt").write_text("")
+    command = ["make", "PYTHON=./stand_in", *words]
+    # an outer make hands its flags and variables down
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTEST_ARGS"))}
+    return subprocess.run(command, cwd=folder, env=keep | environ, capture_output=True).returncode
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls.txt").read_text().splitlines()
+
+
+def test_first_call_makes_and_fills_the_environment(checkout):
+    assert make(checkout, "venv") == 0
+    assert calls(checkout) == ["-m venv --clear .venv", "-m pip install -c constraints.txt -e .[dev]"]
+
+
+def test_interrupted_call_goes_on_where_it_was(checkout):
+    assert make(checkout, "venv", INSTALL_STATUS="1") != 0
+    assert make(checkout, "venv") == 0
+    assert calls(checkout) == ["-m pip --version", "-m pip install -c constraints.txt -e .[dev]"]
+
+
+def test_second_call_does_nothing_until_a_dependency_changes(checkout):
+    make(checkout, "venv")
+    assert make(checkout, "venv") == 0
+    assert calls(checkout) == []
+    (checkout / "constraints.txt").write_text("numpy==2.4.6")
+    os.utime(checkout / "constraints.txt", (2**32, 2**32))
+    assert make(checkout, "venv") == 0
+    assert "-m pip install -c constraints.txt -e .[dev]" in calls(checkout)
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [("test", "-m pytest -m not slow"), ("test-slow", "-m pytest -m slow"), ("demo", "-m decathlete.demo")],
+)
+def test_target_sets_up_and_runs(checkout, target, command):
+    assert make(checkout, target) == 0
+    assert calls(checkout)[-1].strip() == command
+    assert "-m venv --clear .venv" in calls(checkout)
