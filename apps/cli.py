@@ -60,9 +60,18 @@ def _run(a: argparse.Namespace, rest: list[str]) -> int:
 def _predict(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.inference import predict
 
-    report = predict(a.bundle, a.input, a.output, checkpoints=a.checkpoint, tta=a.tta, overwrite=a.overwrite,
-                     save_probabilities=a.save_probabilities, statistics=a.statistics, device=a.device,
-                     memory_gib=a.memory)
+    report = predict(
+        a.bundle,
+        a.input,
+        a.output,
+        checkpoints=a.checkpoint,
+        tta=a.tta,
+        overwrite=a.overwrite,
+        save_probabilities=a.save_probabilities,
+        statistics=a.statistics,
+        device=a.device,
+        memory_gib=a.memory,
+    )
     return 1 if report.failed else 0
 
 
@@ -75,8 +84,15 @@ def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
 def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.evaluation import cross_validate
 
-    summary = cross_validate(a.bundle, folds=a.folds, overrides=dict(_pairs(rest)), output=a.output,
-                             minutes=a.minutes, dataset_dir=a.dataset_dir, reference=a.reference)
+    summary = cross_validate(
+        a.bundle,
+        folds=a.folds,
+        overrides=dict(_pairs(rest)),
+        output=a.output,
+        minutes=a.minutes,
+        dataset_dir=a.dataset_dir,
+        reference=a.reference,
+    )
     return 1 if summary.failed else 0
 
 
@@ -105,8 +121,12 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="decathlete", description="Train, check, predict and score MONAI bundles.",
-                                     epilog="Not for clinical use.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="decathlete",
+        description="Train, check, predict and score MONAI bundles.",
+        epilog="Not for clinical use.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"decathlete {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -109,10 +108,9 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
 
 def training_note(run: Path, minutes: float) -> str:
     """What the training was, for the line above the table."""
-    try:
-        steps = json.loads((run / "training.json").read_text(encoding="utf-8"))["iterations"]
-    except (OSError, ValueError, KeyError):
-        return f"{minutes:g} minutes of training on {os.cpu_count()} cores"
+    import torch
+
+    steps = torch.load(run / "last.pt", weights_only=True)["iteration"]
     return f"{steps} iterations in {minutes:g} minutes of training on {os.cpu_count()} cores"
 
 

@@ -45,6 +45,9 @@ def strip_nifti_suffix(name: str) -> str:
 
 
 def nifti_files(folder: str | Path) -> list[Path]:
-    """NIfTI files directly in ``folder``, sorted by name; side files (``._x``), hidden files and folders are passed over."""
-    return sorted(p for p in Path(folder).iterdir()
-                  if p.name.lower().endswith(NIFTI_SUFFIXES) and not p.name.startswith(".") and p.is_file())
+    """NIfTI files directly in ``folder``, sorted; side files (``._x``), hidden files and folders are passed over."""
+    return sorted(
+        p
+        for p in Path(folder).iterdir()
+        if p.name.lower().endswith(NIFTI_SUFFIXES) and not p.name.startswith(".") and p.is_file()
+    )

@@ -60,8 +60,8 @@ def test_mirror_reverses_the_axis_in_about_half_of_the_samples():
 
 
 def test_rotation_turns_the_body_and_not_the_voxels():
-    # a quarter turn of a bar 9 voxels of 1 mm long and one voxel of 4 mm wide: 3 voxels of 4 mm (centres at -4, 0, 4 mm)
-    # long, and a ramp of 4 mm wide at half height: 3 voxels of 1 mm above it, two on it
+    # a quarter turn of a bar 9 voxels of 1 mm long and one voxel of 4 mm wide: 3 voxels of 4 mm long (centres at -4, 0
+    # and 4 mm), and across a ramp 4 mm wide at half height: 3 voxels of 1 mm above it, two on it
     label = torch.zeros(1, 1, 17, 17)
     label[:, :, 4:13, 8] = 1
     augment = BatchAugment([17, 17], 2, spacing=[1.0, 4.0], scale=0.0, **(STILL | {"prob": 1.0}))
