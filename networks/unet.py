@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import List, Union  # noqa: UP035  (TorchScript reads these, not list[...] | ...)
+from typing import Any, List, Union  # noqa: UP035  (TorchScript reads List and Union, not list[...] | ...)
 
 import torch
 from torch import nn
@@ -122,7 +122,7 @@ class UNet(nn.Module):
         self.extra_heads = _extra_heads(where, deep_supervision, levels - 1)
         self.deep_supervision = bool(deep_supervision)
         self.norm_name = str(norm[0]) if norm else ""
-        layers = {"norm": norm, "act": act, "dropout": float(dropout)}
+        layers: dict[str, Any] = {"norm": norm, "act": act, "dropout": float(dropout)}
 
         self.encoder = nn.ModuleList()
         width = in_channels

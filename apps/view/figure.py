@@ -123,7 +123,7 @@ def _label_map(
     if isinstance(values, (str, os.PathLike)):
         from decathlete.transforms import read_nifti
 
-        volume = read_nifti(values, kind="label")
+        volume = read_nifti(str(values), kind="label")
         where = str(values)
         if volume.array.shape == shape and not np.allclose(volume.affine, affine, atol=1e-3):
             raise GeometryError(where, "image and label map affines must agree to 0.001 mm", "another affine")
@@ -226,7 +226,7 @@ def _draw_plane(
             panel.imshow(fill, extent=(0, width, height, 0), interpolation="nearest")
         if label is not None:
             lines = _edges(label == value) * voxel_mm
-            panel.add_collection(LineCollection(lines, colors=[colour], linewidths=1.6, capstyle="round"))
+            panel.add_collection(LineCollection(list(lines), colors=[colour], linewidths=1.6, capstyle="round"))
     panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
 
