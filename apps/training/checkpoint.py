@@ -69,6 +69,8 @@ class Checkpoint:
             self._restore(engine, self.output_dir / LAST)
         elif self.resume:
             logger.info("resume: no %s yet, starting from the beginning", self.output_dir / LAST)
+        elif (self.output_dir / LAST).is_file():
+            logger.warning("%s holds an earlier run, which this one replaces (resume is off)", self.output_dir)
         if not self._ready:  # attached only now, so that these come after all other handlers of the epoch
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
             engine.add_event_handler(Events.COMPLETED, self._save_final)

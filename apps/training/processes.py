@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -31,6 +32,8 @@ def join_processes() -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if gpus else "gloo", init_method="env://")
+    if dist.get_rank() != 0:
+        logging.disable(logging.INFO)  # one process tells what all of them do
     return device
 
 

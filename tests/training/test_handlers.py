@@ -119,6 +119,12 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path, caplog)
     assert "starting from the beginning" in caplog.text
 
 
+def test_a_new_run_over_an_earlier_one_says_so(tmp_path, caplog):
+    for _ in range(2):
+        tiny.build(tmp_path, max_epochs=1).run()
+    assert "holds an earlier run, which this one replaces" in caplog.text
+
+
 def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     tiny.build(tmp_path, max_epochs=2).run()
     before = torch.load(tmp_path / "model_final.pt", weights_only=True)
