@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from datetime import date
 from pathlib import Path
@@ -81,9 +82,18 @@ def _figures(run: Path, checkpoint: str) -> str:
 
 def _read(summary: Path) -> dict[str, Any]:
     try:
-        return json.loads(summary.read_text(encoding="utf-8"))
+        return _with_nan(json.loads(summary.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise DataError(summary, "must be the summary of an evaluation", str(error), "Run evaluating again") from error
+
+
+def _with_nan(value: Any) -> Any:
+    """JSON's null as the number that it stands for in a summary: not known."""
+    if isinstance(value, dict):
+        return {k: _with_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(v) for v in value]
+    return math.nan if value is None else value
 
 
 def _write_card(card: Path, figures: str) -> None:
