@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +77,7 @@ def predict(
             background first.
         statistics: JSON file for voxels, volume and intensity of each label and case (`label_statistics`).
         device: such as ``cpu`` or ``cuda:1``; default: the bundle's choice.
-        memory_gib: an input whose estimated peak memory exceeds this fails with a DeviceError.
+        memory_gib: an input whose estimated peak memory exceeds this fails with a DeviceError; default: what is free.
         overrides: id of ``inference.yaml`` to value.
 
     Raises:
@@ -209,8 +210,7 @@ def _predict_one(
     """Predict one file, write what belongs to it, and return its statistics."""
     from decathlete.transforms.read import read_nifti
 
-    if memory_gib is not None:
-        _check_memory(predictor, file, probabilities, memory_gib)
+    _check_memory(predictor, file, probabilities, memory_gib)
     volume = read_nifti(file, channels=predictor.channels)
     prediction = predictor(volume.array, volume.affine, probabilities, name=file)
     note = f"decathlete {predictor.name}"
@@ -221,20 +221,29 @@ def _predict_one(
     return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
 
 
-def _check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float) -> None:
-    """Refuse from the header alone, before the voxels are read."""
+def _check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float | None) -> None:
+    """Refuse from the header alone, before the voxels are read: a small file can unpack to more than there is."""
+    from decathlete.inference.memory import PROCESS_GIB, available_gib
+    from decathlete.transforms.read import MAX_VOXELS
+
+    free = memory_gib is None
+    limit = available_gib() + PROCESS_GIB if memory_gib is None else memory_gib
     try:
         header = nib.load(file).header
         shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
     except Exception:  # what is wrong with the file, the strict reader says
         return
+    if math.prod(shape) > MAX_VOXELS:
+        return  # a header that claims this much is refused by the reader, for a better reason
     needed = predictor.memory_gib(shape, [float(s) for s in spacing], probabilities)
-    if needed > memory_gib:
+    if needed > limit:
         raise DeviceError(
             file,
-            f"the prediction must fit into {memory_gib:g} GiB (--memory)",
+            f"the prediction must fit into {limit:.1f} GiB ({'free on this machine' if free else '--memory'})",
             f"an estimate of {needed:.1f} GiB for {'x'.join(map(str, shape))} voxels",
-            "Allow more, crop the image" + (", or leave --save-probabilities out" if probabilities else ""),
+            ("Free memory" if free else "Allow more")
+            + ", crop the image"
+            + (", or leave --save-probabilities out" if probabilities else ""),
         )
 
 

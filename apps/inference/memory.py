@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from monai.transforms import Compose, Spacingd
@@ -41,9 +43,12 @@ def estimate_gib(
         networks: members of the ensemble.
     """
     original = math.prod(shape)
-    resampled = original * _growth(preprocessing, spacing)
+    growth, resamples = _resampling(preprocessing, spacing)
+    resampled = original * growth
     double = 8  # MONAI resamples in float64
     preparing = channels * (original + resampled) * (double + FLOAT)
+    if resamples:
+        preparing += resampled * 2 * 3 * double  # the sampling grid: three coordinates, before and after scaling
     sums = (classes + 1) * resampled * FLOAT
     predicting = channels * resampled * FLOAT + sums * (1 if networks == 1 else 3) + window_bytes
     restoring = classes * resampled * FLOAT + original
@@ -55,16 +60,17 @@ def estimate_gib(
     return PROCESS_GIB + SLAB_GIB + (read + max(preparing, predicting, restoring)) / 2**30
 
 
-def _growth(preprocessing: Compose, spacing: Sequence[float]) -> float:
-    """How many voxels the network's grid has for each voxel of the file."""
-    growth = 1.0
+def _resampling(preprocessing: Compose, spacing: Sequence[float]) -> tuple[float, bool]:
+    """How many voxels the network's grid has for each voxel of the file, and whether voxels are interpolated for it."""
+    growth, resamples = 1.0, False
     for transform in preprocessing.flatten().transforms:
         if isinstance(transform, Spacingd):
             wanted = [float(s) for s in transform.spacing_transform.pixdim]
             wanted = (wanted * len(spacing) if len(wanted) == 1 else wanted)[: len(spacing)]
             if all(s > 0 for s in wanted):
                 growth = math.prod(spacing[: len(wanted)]) / math.prod(wanted)
-    return growth
+                resamples = any(abs(a - b) > 1e-3 for a, b in zip(sorted(spacing), sorted(wanted), strict=False))
+    return growth, resamples
 
 
 def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
@@ -88,3 +94,18 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     except (RuntimeError, NotImplementedError, TypeError):
         return 0
     return sum(sorted(sizes)[-LIVE_OUTPUTS:])
+
+
+def available_gib() -> float:
+    """Memory that a process can still take here, in GiB: what the system calls available, within the container's limit.
+
+    Infinity where neither can be read (systems other than Linux).
+    """
+    limits = [math.inf]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0.0, min(limits)) / 2**30

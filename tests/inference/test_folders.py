@@ -12,6 +12,7 @@ import torch
 
 import decathlete.inference.folders as folders
 from decathlete.cli import main
+from decathlete.files import strip_nifti_suffix
 from decathlete.inference import predict
 
 
@@ -213,6 +214,15 @@ def test_work_beyond_the_memory_limit_is_refused_from_the_header(bundle, scan_fi
     assert run(bundle, scan_file, "--output", out, "--memory", "4") == 0
 
 
+def test_a_small_file_that_unpacks_to_more_than_the_machine_holds_is_refused(bundle, scan_file, out, monkeypatch):
+    import decathlete.inference.memory as memory
+
+    assert memory.available_gib() > 0.1
+    monkeypatch.setattr(memory, "available_gib", lambda: 0.05)
+    report = predict(bundle, scan_file, out)
+    assert "free on this machine" in report.failed[scan_file]
+
+
 def test_full_disk_stops_with_the_file_named_and_leaves_no_part(bundle, scan_file, out, capsys, monkeypatch):
     def full(image, path):
         path.write_bytes(b"half")
@@ -233,3 +243,24 @@ def test_checkpoints_make_an_ensemble(bundle, scan_file, out, tmp_path, threshol
         assert run(bundle, scan_file, "--output", out / name, "--checkpoint", *chosen) == 0
     low, high, both = ((nib.load(out / n / "case_001.nii.gz").get_fdata() > 0).sum() for n in ("low", "high", "both"))
     assert high < both < low
+
+
+def test_bad_and_odd_files_get_their_verdict_and_the_good_ones_their_geometry(bundle, shared, out):
+    root = shared / "data" / "bad_inputs"
+    rows = {root / row["path"]: row for row in json.loads((root / "cases.json").read_text()) if row["kind"] == "nifti"}
+    stems: dict[str, list] = {}
+    for file in rows:
+        if file.is_file():
+            stems.setdefault(file.name.split(".nii")[0], []).append(file)
+    files = [group[0] for group in stems.values()]  # a.nii and a.nii.gz would share an output
+    report = predict(bundle, files, out, memory_gib=4)
+    verdicts = {verdict: {f for f in files if rows[f]["verdict"] == verdict} for verdict in ("read", "refuse")}
+    assert len(verdicts["read"]) > 30
+    assert not verdicts["read"] & set(report.failed)
+    assert verdicts["refuse"] <= set(report.failed)
+    for file, message in report.failed.items():
+        assert str(file.parent / file.name.split(".")[0]) in message  # of a pair, the other file may be the fault
+    for file in verdicts["read"]:
+        truth, label = rows[file]["truth"], nib.load(out / f"{strip_nifti_suffix(file.name)}.nii.gz")
+        assert list(label.shape) == truth["shape"][:3]
+        np.testing.assert_allclose(label.affine, truth["affine"], atol=1e-5)
