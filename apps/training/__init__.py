@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from decathlete.training.average import WeightAverage
     from decathlete.training.checkpoint import Checkpoint
     from decathlete.training.handlers import EarlyStop, LoadWeights, Progress, TensorBoard, ValidationHandler
+    from decathlete.training.muon import Muon
     from decathlete.training.precision import amp_dtype, autocast
     from decathlete.training.processes import distributed, join_processes, leave_processes
     from decathlete.training.promotion import promote
@@ -19,6 +20,7 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "EarlyStop": "handlers",
     "LoadWeights": "handlers",
+    "Muon": "muon",
     "PolySchedule": "schedule",
     "Progress": "handlers",
     "TensorBoard": "handlers",
@@ -37,6 +39,7 @@ __all__ = [
     "Checkpoint",
     "EarlyStop",
     "LoadWeights",
+    "Muon",
     "PolySchedule",
     "Progress",
     "TensorBoard",

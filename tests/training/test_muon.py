@@ -1,0 +1,89 @@
+"""The optimizer: what a step does to a matrix and to all else."""
+
+import pytest
+import torch
+from torch import nn
+
+from decathlete.errors import ConfigError
+from decathlete.networks import UNet
+from decathlete.training import Muon
+from decathlete.training.muon import orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (32, 864)])
+def test_orthogonalize_brings_all_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.25
+
+
+def test_orthogonalize_keeps_zeros():
+    assert torch.equal(orthogonalize(torch.zeros(4, 9)), torch.zeros(4, 9))
+
+
+def test_first_step_moves_a_convolution_by_the_orthogonal_gradient():
+    conv = nn.Conv3d(4, 16, 3, bias=False)
+    before = conv.weight.detach().clone()
+    conv.weight.grad = torch.randn_like(conv.weight)
+    Muon(conv.parameters(), matrix_lr=0.1, weight_decay=0.0).step()
+    moved = (before - conv.weight).detach().flatten(1)
+    assert torch.allclose(moved, 0.1 * orthogonalize(conv.weight.grad.flatten(1)), atol=1e-6)
+
+
+def test_norms_and_biases_take_the_steps_of_adamw():
+    ours, theirs = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+    muon = Muon([ours], lr=0.01)
+    adamw = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.0)
+    torch.manual_seed(0)
+    for _ in range(5):
+        ours.grad = torch.randn(6)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        adamw.step()
+    assert torch.allclose(ours, theirs, atol=1e-7)
+
+
+def test_weight_decay_shrinks_matrices_alone():
+    conv = nn.Conv2d(8, 8, 1)
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+        conv.bias.fill_(1.0)
+    for parameter in conv.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    Muon(conv.parameters(), matrix_lr=0.1, weight_decay=0.5).step()
+    assert torch.allclose(conv.weight, torch.full_like(conv.weight, 0.95))
+    assert torch.equal(conv.bias, torch.ones(8))
+
+
+def test_head_of_few_classes_is_no_matrix():
+    network = UNet(3, 1, 3, channels=(16, 32), norm="BATCH")
+    groups = Muon(network.parameters()).param_groups
+    assert all(p.ndim >= 2 and p.shape[0] >= 8 for p in groups[0]["params"])
+    assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
+
+
+def test_state_dict_resumes_the_same_steps():
+    def steps(count, state=None):
+        torch.manual_seed(1)
+        conv = nn.Conv2d(3, 8, 3)
+        muon = Muon(conv.parameters())
+        if state is not None:
+            conv.load_state_dict(state["conv"])
+            muon.load_state_dict(state["muon"])
+        for n in count:
+            torch.manual_seed(n)
+            for parameter in conv.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            muon.step()
+        return {"conv": conv.state_dict(), "muon": muon.state_dict()}
+
+    unbroken = steps(range(6))["conv"]
+    resumed = steps(range(3, 6), steps(range(3)))["conv"]
+    assert all(torch.equal(unbroken[k], resumed[k]) for k in unbroken)
+
+
+def test_rates_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="above 0"):
+        Muon([nn.Parameter(torch.ones(1))], lr=0.0)
+    with pytest.raises(ConfigError, match="momentum"):
+        Muon([nn.Parameter(torch.ones(1))], momentum=1.0)
