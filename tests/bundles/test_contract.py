@@ -175,7 +175,7 @@ def test_training_and_inference_agree_on_what_both_name(bundle):
     for name in (
         "bundle_root",
         "dataset_dir",
-        "patch_size",
+        "roi_size",
         "spacing",
         "channels",
         "labels",
@@ -291,7 +291,7 @@ def test_one_iteration_then_scores_and_label_maps_on_the_scans_grid(bundle, case
         assert {row["case"] for row in csv.DictReader(file)} == {"case_2"}
 
     values = {
-        "bundle_root": str(bundle), "device": "cpu", "patch_size": patch_of(bundle),
+        "bundle_root": str(bundle), "device": "cpu", "roi_size": patch_of(bundle),
         "output_dir": str(tmp_path / "pred"), "checkpoint": str(run / "model.pt"),
         "dataset#data": [{"image": cases[0]["image"]}],
     }  # fmt: skip
