@@ -1,7 +1,8 @@
 """Random transforms that work on a whole batch of tensors, on the device where the batch is.
 
-A batch is moved, turned and stretched by one call of ``grid_sample``, where a chain of MONAI's dictionary transforms
-resamples case by case and key by key on the CPU (``benchmarks/augmentation.py`` compares the two).
+A batch is moved, turned and stretched by one call of ``grid_sample``, image and class shares together, on CPU or GPU;
+MONAI's dictionary transforms resample case by case and key by key before the batch is made, and know no soft labels
+(``benchmarks/augmentation.py`` times the two).
 """
 
 from __future__ import annotations
@@ -104,17 +105,20 @@ class BatchAugment:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of ``batch`` with image and label replaced; other keys are passed on."""
         out = dict(batch)
-        image, label = batch[self.image_key], batch[self.label_key]
-        image, label = _plain(image).float(), _plain(label)
+        image, label = _plain(batch[self.image_key]).float(), _plain(batch[self.label_key])
         grid = self._grid(image.shape[0], image.shape[2:]).to(image.device)
-        out[self.image_key] = self._change_intensity(_sample(image, grid, "bilinear"))
         if self.label_mode == "nearest":
             out[self.label_key] = _sample(label.float(), grid, "nearest").to(label.dtype)
+            moved = _sample(image, grid, "bilinear")
         else:
-            # background is what the others leave: one channel less to interpolate, and outside the volume it is 1
-            foreground = torch.cat([(label == c) for c in range(1, self.num_classes or 2)], 1).float()
-            shares = _sample(foreground, grid, "bilinear")
-            out[self.label_key] = torch.cat([1 - shares.sum(1, keepdim=True), shares], 1)
+            # background is what the others leave: one channel less to interpolate, and outside the volume it is 1; all
+            # channels in one call, since finding a point's neighbours costs more than weighing them
+            foreground = [(label == c).float() for c in range(1, self.num_classes or 2)]
+            moved, shares = _sample(torch.cat([image, *foreground], 1), grid, "bilinear").split(
+                [image.shape[1], len(foreground)], 1
+            )
+            out[self.label_key] = torch.cat([(1 - shares.sum(1, keepdim=True)).clamp_min(0), shares], 1)
+        out[self.image_key] = self._change_intensity(moved)
         return out
 
     def _grid(self, samples: int, shape: Sequence[int]) -> Tensor:
