@@ -188,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     p = verb("promote", _promote, "Put a run's weights into a bundle, with a backup of the old ones.")
     p.add_argument("run", metavar="RUN")
     p.add_argument("bundle", metavar="BUNDLE_FOLDER")
-    p.add_argument("--checkpoint", default="model.pt", help="file of the run to take (default: model.pt)")
+    p.add_argument(
+        "--checkpoint", default="model_final.pt", help="file of the run to take (default: its final model_final.pt)"
+    )
     return parser
 
 

@@ -159,15 +159,19 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """Aligned lines: a class each and the mean of the classes, with the interval of the Dice."""
+    """Aligned lines: a class each and the mean of the classes, with the interval of the Dice; ``-``: not known.
+
+    Args:
+        values: of a `Summary`, or as read from ``summary.json``.
+    """
     heads = ("class", "Dice", "95% interval", "IoU", "NSD 1 mm", "HD95 mm", "volume ml", "reference ml", "cases")
     lines = [heads]
     groups = dict(values["classes"])
     if len(groups) > 1:
         groups["mean"] = values["mean"]
     for name, found in groups.items():
-        low, high = found["dice"]["ci95"]
-        interval = "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+        low, high = (_shown(value, 4) for value in found["dice"]["ci95"])
+        interval = "-" if low == "-" else f"{low} to {high}"
         means = [_shown(found[m]["mean"], 2 if m.endswith(("_mm", "_ml")) else 4) for m in METRICS[1:]]
         lines.append((name, _shown(found["dice"]["mean"], 4), interval, *means, str(found["dice"]["n"])))
     text = aligned(lines)
@@ -250,8 +254,8 @@ def _field(value: Any) -> str:
     return str(value)
 
 
-def _shown(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def aligned(lines: Iterable[Sequence[str]]) -> str:

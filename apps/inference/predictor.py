@@ -54,7 +54,8 @@ class Predictor:
 
     Args:
         bundle: a bundle's folder or name.
-        checkpoints: weights, one path or several; a run's folder means its ``model.pt``. Default: the bundle's own.
+        checkpoints: weights, one path or several; a run's folder means its final ones, ``model_final.pt``. Default: the
+            bundle's own.
         device: such as ``cpu``, ``cuda:1``; default: what the bundle's config chooses.
         tta: average the logits of mirrored copies too, along the axes of the config's ``tta_axes``, else along all.
         overrides: id of ``inference.yaml`` to value.
@@ -190,14 +191,14 @@ class Predictor:
                     own,
                     f"the bundle '{self.name}' needs weights to predict",
                     "no such file",
-                    f"Train it ('decathlete run training --config {self._given}') and give --checkpoint RUN/model.pt, "
+                    f"Train it ('decathlete run training --config {self._given}') and give --checkpoint RUN, "
                     "or put weights into it with 'decathlete promote'",
                 )
             return [Path(own)]
         paths = [Path(p) for p in ([given] if isinstance(given, (str, Path)) else given)]
         if not paths:
             raise UsageError("checkpoints", "at least one must be given, or none for the bundle's own", "an empty list")
-        return [p / "model.pt" if p.is_dir() else p for p in paths]
+        return [p / "model_final.pt" if p.is_dir() else p for p in paths]
 
     def _mirror(self) -> None:
         if not hasattr(self.inferer, "mirror_axes"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from datetime import date
 from pathlib import Path
@@ -18,7 +17,7 @@ MAX_BYTES = 20 * 10**6  # what a repository and a wheel carry without complaint
 BEGIN, END = "<!-- figures: written by `decathlete promote` -->", "<!-- end of figures -->"
 
 
-def promote(run: str | Path, bundle: str | Path, checkpoint: str = "model.pt") -> Path:
+def promote(run: str | Path, bundle: str | Path, checkpoint: str = "model_final.pt") -> Path:
     """Put a run's weights into a bundle as ``models/model.pt`` and its figures into the bundle's card.
 
     The weights must be the network's of the bundle, key by key, and fit into 20 MB. The old file stays as
@@ -28,7 +27,7 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = "model.pt") -
     Args:
         run: folder of a training's output.
         bundle: a bundle's folder or name.
-        checkpoint: file of the run to take.
+        checkpoint: file of the run to take; by default its final weights, which are the ones that were scored.
 
     Returns:
         Path of the new weights.
@@ -76,24 +75,15 @@ def _figures(run: Path, checkpoint: str) -> str:
             values = _read(summary)
             from decathlete.evaluation.report import table
 
-            return f"{origin}\n\n{title} ({values.get('cases', '?')} cases):\n```\n{table(values).rstrip()}\n```"
+            return f"{origin}\n\n{title} ({values.get('cases', '?')} cases):\n```\n{table(values)}\n```"
     return f"{origin} No scores belong to them."
 
 
 def _read(summary: Path) -> dict[str, Any]:
     try:
-        return _with_nan(json.loads(summary.read_text(encoding="utf-8")))
+        return json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(summary, "must be the summary of an evaluation", str(error), "Run evaluating again") from error
-
-
-def _with_nan(value: Any) -> Any:
-    """JSON's null as the number that it stands for in a summary: not known."""
-    if isinstance(value, dict):
-        return {k: _with_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(v) for v in value]
-    return math.nan if value is None else value
 
 
 def _write_card(card: Path, figures: str) -> None:

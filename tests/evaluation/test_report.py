@@ -105,6 +105,13 @@ def test_table_aligns_and_shows_the_mean():
     assert lines[3].split()[:2] == ["mean", "0.8000"]
 
 
+def test_table_can_be_made_from_the_file_where_null_stands_for_what_is_missing(tmp_path):
+    summary = write_report(rows([(0.5, 1.0)]), tmp_path)  # one case has no interval
+    content = json.loads(summary.summary_json.read_text())
+    assert content["mean"]["dice"]["ci95"] == [None, None]
+    assert table(content) == summary.table()
+
+
 def test_another_table_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("case,class\na,b\n")
     with pytest.raises(DataError, match="columns case, class, dice"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -125,8 +127,10 @@ def test_weights_of_another_network_are_named(make_bundle):
         Predictor(make_bundle(weights=torch.nn.Sequential(torch.nn.Linear(2, 2)).state_dict()))
 
 
-def test_run_folder_means_its_weights(bundle, scan):
-    assert Predictor(bundle, bundle / "models")(*scan).label.max() == 2
+def test_run_folder_means_its_final_weights(bundle, scan, tmp_path):
+    shutil.copy(bundle / "models" / "model.pt", tmp_path / "model_final.pt")
+    (tmp_path / "model.pt").write_bytes(b"the best on the validation cases")
+    assert Predictor(bundle, tmp_path)(*scan).label.max() == 2
 
 
 def test_unknown_device_and_override_are_refused(bundle):

@@ -31,7 +31,7 @@ def bundle(tmp_path) -> Path:
 def run(tmp_path) -> Path:
     folder = tmp_path / "runs" / "toy" / "fold_0"
     folder.mkdir(parents=True)
-    torch.save({"weight": torch.eye(2), "bias": torch.zeros(2)}, folder / "model.pt")
+    torch.save({"weight": torch.eye(2), "bias": torch.zeros(2)}, folder / "model_final.pt")
     return folder
 
 
@@ -40,14 +40,14 @@ def test_weights_and_origin_reach_the_bundle(bundle, run):
     assert path == bundle / "models" / "model.pt"
     assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.eye(2))
     card = (bundle / "docs" / "README.md").read_text()
-    assert "`model.pt` of `fold_0`" in card
+    assert "`model_final.pt` of `fold_0`" in card
     assert card.startswith("# Card\n")
     assert card.endswith("\nrest\n")
 
 
 def test_each_promotion_keeps_what_was_there(bundle, run):
     for factor in (1.0, 2.0, 3.0):
-        torch.save({"weight": factor * torch.eye(2), "bias": torch.zeros(2)}, run / "model.pt")
+        torch.save({"weight": factor * torch.eye(2), "bias": torch.zeros(2)}, run / "model_final.pt")
         promote(run, bundle)
     kept = [torch.load(bundle / "models" / f"model.pt.bak-{n}", weights_only=True)["weight"][0, 0] for n in (1, 2)]
     assert kept == [1.0, 2.0]
@@ -55,7 +55,7 @@ def test_each_promotion_keeps_what_was_there(bundle, run):
 
 def test_weights_of_another_network_change_nothing(bundle, run):
     promote(run, bundle)
-    torch.save({"weight": torch.ones(2, 2), "offset": torch.zeros(2)}, run / "model.pt")
+    torch.save({"weight": torch.ones(2, 2), "offset": torch.zeros(2)}, run / "model_final.pt")
     with pytest.raises(CheckpointError, match=r"missing bias; unexpected offset"):
         promote(run, bundle)
     assert torch.equal(torch.load(bundle / "models" / "model.pt", weights_only=True)["weight"], torch.eye(2))
@@ -67,7 +67,7 @@ def test_weights_above_20_mb_are_refused(bundle, run):
     config.write_text(
         config.read_text().replace("in_features: 2, out_features: 2", "in_features: 3000, out_features: 2000")
     )
-    torch.save({"weight": torch.zeros(2000, 3000), "bias": torch.zeros(2000)}, run / "model.pt")
+    torch.save({"weight": torch.zeros(2000, 3000), "bias": torch.zeros(2000)}, run / "model_final.pt")
     with pytest.raises(CheckpointError, match=r"at most 20 MB.*24\.0 MB"):
         promote(run, bundle)
 
