@@ -15,6 +15,7 @@ from typing import Any
 from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_root
 from decathlete.errors import DecathleteError
 from decathlete.failures import find_error
+from decathlete.machine import free_memory_bytes
 
 SAMPLED_BYTES = 1 << 30  # a larger data set is looked over in 20 cases: reading all of it takes minutes
 SAMPLED_CASES = 20
@@ -180,8 +181,6 @@ def _check_environment(report: CheckReport) -> None:
     import monai
     import torch
 
-    from decathlete.data.cache import free_memory_bytes
-
     versions = f"python {platform.python_version()}, torch {torch.__version__}, monai {monai.__version__}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     report.say(f"environment  {versions}; {cores} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free")
@@ -195,7 +194,7 @@ def _check_environment(report: CheckReport) -> None:
 
 def _check_training(report: CheckReport, parser: Any, folder: Path) -> None:
     """Data, and what the first case tells about memory and time."""
-    from decathlete.data.cache import free_memory_bytes, size_bytes
+    from decathlete.data.cache import size_bytes
 
     data = Path(str(parser.get_parsed_content("dataset_dir")))
     train = parser.get_parsed_content("train_datalist") if "train_datalist" in parser else []

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+PROBABILITIES = "_probabilities"  # ends the name of the class probabilities beside a label map
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
@@ -9,8 +10,9 @@ import json
 import logging
 import os
 import sys
+import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, Literal
@@ -23,12 +25,15 @@ from monai.data import CacheDataset, Dataset, MetaTensor
 from monai.transforms import RandomizableTrait, Transform, reset_ops_id
 
 import decathlete
-from decathlete.errors import DataError, DecathleteError
+from decathlete.errors import DataError
+from decathlete.failures import find_error
 from decathlete.files import atomic_write
+from decathlete.machine import free_memory_bytes
 
 logger = logging.getLogger(__name__)
 
 _INLINE_BYTES = 1024  # an affine stays readable in the JSON; voxels go to .npy
+_KEPT_DAYS = 60
 _STATE = {"R", "filenames"}  # attributes that change with use: a generator, the names that a reader read last
 
 
@@ -38,7 +43,8 @@ class CachedDataset(CacheDataset):
     What is kept is a case after the transforms before the first random one; the rest is drawn anew each time. The
     size is estimated from the first case. On disk, a case is found by a hash of those transforms with their settings
     and sources, of the versions of the packages that matter, and of each source file's path, size and time of change;
-    entries are written whole, and a damaged one is made again. Old entries may be deleted at any time.
+    entries are written whole, and a damaged one is made again. Entries that nobody read for 60 days are deleted when
+    the disk is next chosen; all may be deleted at any time.
 
     Args:
         data: cases, dictionaries that give files by their paths.
@@ -84,6 +90,8 @@ class CachedDataset(CacheDataset):
         else:
             self.cache_num = 0
             self._cache: list = []
+        if self.mode == "disk":
+            prune(self.cache_dir, _KEPT_DAYS)
         self._first = None
 
     def _deterministic(self) -> list[Callable]:
@@ -100,7 +108,7 @@ class CachedDataset(CacheDataset):
         self._first = self._load_cache_item(0)
         needed = size_bytes(self._first) * len(self.data)
         # torchrun's processes on one machine each keep their own copy
-        free = free_memory_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = free_memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         mode = "ram" if needed <= free / 2 else "disk"
         where = "memory" if mode == "ram" else f"{self.cache_dir} (half of the free memory is less)"
         logger.info("%d cases of about %.2f GiB in all are kept in %s", len(self.data), needed / 2**30, where)
@@ -109,19 +117,15 @@ class CachedDataset(CacheDataset):
     def _load_cache_item(self, idx: int) -> Any:
         if idx == 0 and self._first is not None:
             return self._first
-        try:
+        with _own_errors():
             return super()._load_cache_item(idx)
-        except Exception as error:
-            raise _own_cause(error) from error
 
     def _transform(self, index: int) -> Any:
-        try:
+        with _own_errors():
             if self.mode == "ram":
                 return super()._transform(index)
             if self.mode == "none":
                 return Dataset._transform(self, index)
-        except Exception as error:
-            raise _own_cause(error) from error
         item = self._from_disk(index)
         first_random = self._first_random()
         return item if first_random is None else self.transform(item, start=first_random)
@@ -135,21 +139,6 @@ class CachedDataset(CacheDataset):
             item = self._load_cache_item(index)
             save_entry(path, item)
         return item
-
-
-def free_memory_bytes() -> int:
-    """Memory that this process may still take: the machine's, or what its control group leaves, if that is less."""
-    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")] or free
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            free.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no such files on this system: what is known counts
-    return max(0, min(free))
 
 
 def size_bytes(item: Any) -> int:
@@ -230,10 +219,23 @@ def save_entry(path: Path, item: Any) -> None:
                         "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
 
 
+def prune(cache_dir: Path, days: float) -> None:
+    """Delete the entries that were neither written nor read in the last ``days``; what cannot be deleted stays."""
+    oldest = time.time() - days * 86400
+    for path in cache_dir.glob("[0-9a-f][0-9a-f]/*.json"):
+        with contextlib.suppress(OSError):  # another process may have been quicker
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+                for array in path.parent.glob(f"{path.stem}-*.npy"):
+                    array.unlink()
+
+
 def load_entry(path: Path) -> Any:
     """The case that `save_entry` wrote, or None where there is none or it is damaged."""
     if not path.is_file():
         return None
+    with contextlib.suppress(OSError):  # for `prune`; a folder of somebody else's is read all the same
+        os.utime(path)
     try:
         content = json.loads(path.read_text())
         arrays = []
@@ -317,14 +319,15 @@ def _decode_array(value: dict[str, Any], arrays: list[np.ndarray]) -> torch.Tens
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
-def _own_cause(error: BaseException) -> BaseException:
-    """Our error inside MONAI's "applying transform" errors, else the error as it is."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DecathleteError):
-            return cause
-        cause = cause.__cause__
-    return error
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Our error in place of what MONAI's transforms wrapped around it."""
+    try:
+        yield
+    except Exception as error:
+        if (ours := find_error(error)) is None or ours is error:
+            raise
+        raise ours from error
 
 
 def _array_path(path: Path, number: int) -> Path:

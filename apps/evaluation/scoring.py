@@ -16,13 +16,12 @@ from tqdm import tqdm
 from decathlete.errors import DataError, DecathleteError, GeometryError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
-from decathlete.files import nifti_files, strip_nifti_suffix
+from decathlete.files import PROBABILITIES, nifti_files, strip_nifti_suffix
 
 logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE_MM = 1e-3
 NAMES_SHOWN = 5
-PROBABILITIES = "_probabilities"  # end of the name of a prediction's class probabilities
 
 
 def evaluate(

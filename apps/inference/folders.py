@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
 from decathlete.evaluation.statistics import label_statistics
-from decathlete.files import atomic_write, nifti_files, strip_nifti_suffix
+from decathlete.files import PROBABILITIES, atomic_write, nifti_files, strip_nifti_suffix
+from decathlete.machine import free_memory_bytes
 
 if TYPE_CHECKING:
     from decathlete.inference.predictor import Predictor
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VOLUMES = "volumes.json"
-PROBABILITIES = "_probabilities.nii.gz"
 NAME_BYTES = 255  # longest file name of the file systems in use
 
 
@@ -171,7 +171,7 @@ def _targets(files: Sequence[Path], folder: Path, probabilities: bool, statistic
     for file in files:
         stem = strip_nifti_suffix(file.name)
         targets[file] = folder / f"{stem}.nii.gz"
-        for target in [targets[file], *([folder / f"{stem}{PROBABILITIES}"] if probabilities else [])]:
+        for target in [targets[file], *([folder / f"{stem}{PROBABILITIES}.nii.gz"] if probabilities else [])]:
             if len(os.fsencode(target.name)) > NAME_BYTES:
                 raise DataError(
                     file,
@@ -200,7 +200,7 @@ def _targets(files: Sequence[Path], folder: Path, probabilities: bool, statistic
 
 
 def _is_finished(target: Path, case: str, overwrite: bool, probabilities: bool) -> bool:
-    there = target.is_file() and (not probabilities or (target.parent / f"{case}{PROBABILITIES}").is_file())
+    there = target.is_file() and (not probabilities or (target.parent / f"{case}{PROBABILITIES}.nii.gz").is_file())
     return there and not overwrite
 
 
@@ -216,18 +216,20 @@ def _predict_one(
     note = f"decathlete {predictor.name}"
     if prediction.probabilities is not None:
         channels_last = np.moveaxis(prediction.probabilities, 0, -1)
-        _write(channels_last, volume, target.with_name(strip_nifti_suffix(target.name) + PROBABILITIES), note)
+        _write(
+            channels_last, volume, target.with_name(f"{strip_nifti_suffix(target.name)}{PROBABILITIES}.nii.gz"), note
+        )
     _write(prediction.label, volume, target, note)  # last: where it is, the case is finished
     return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
 
 
 def _check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float | None) -> None:
     """Refuse from the header alone, before the voxels are read: a small file can unpack to more than there is."""
-    from decathlete.inference.memory import PROCESS_GIB, available_gib
+    from decathlete.inference.memory import PROCESS_GIB
     from decathlete.transforms.read import MAX_VOXELS
 
     free = memory_gib is None
-    limit = available_gib() + PROCESS_GIB if memory_gib is None else memory_gib
+    limit = free_memory_bytes() / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
     try:
         header = nib.load(file).header
         shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]

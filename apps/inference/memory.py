@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from monai.transforms import Compose, Spacingd
@@ -94,18 +92,3 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     except (RuntimeError, NotImplementedError, TypeError):
         return 0
     return sum(sorted(sizes)[-LIVE_OUTPUTS:])
-
-
-def available_gib() -> float:
-    """Memory that a process can still take here, in GiB: what the system calls available, within the container's limit.
-
-    Infinity where neither can be read (systems other than Linux).
-    """
-    limits = [math.inf]
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        limits.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0.0, min(limits)) / 2**30

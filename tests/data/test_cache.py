@@ -23,7 +23,7 @@ from monai.transforms import (
 )
 
 from decathlete.data import CachedDataset, cache, datalist
-from decathlete.data.cache import free_memory_bytes, load_entry, save_entry
+from decathlete.data.cache import load_entry, save_entry
 from decathlete.errors import DataError
 
 KEYS = ["image", "label"]
@@ -187,5 +187,12 @@ def test_other_data_can_be_set(cases, tmp_path):
     assert isinstance(dataset.transform, Compose)
 
 
-def test_free_memory_is_less_than_the_machine_has():
-    assert 0 < free_memory_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def test_entries_that_nobody_read_for_long_are_deleted(cases, tmp_path):
+    folder = tmp_path / "cache"
+    list(CachedDataset(cases[:2], _chain(), mode="disk", cache_dir=folder))
+    old, read_again = folder.rglob("*.json")
+    for entry in (old, read_again):
+        os.utime(entry, (0, 0))
+    assert load_entry(read_again) is not None
+    CachedDataset(cases, _chain(), mode="disk", cache_dir=folder)
+    assert {path.name[:64] for path in _entries(folder)} == {read_again.stem}

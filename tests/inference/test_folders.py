@@ -215,10 +215,7 @@ def test_work_beyond_the_memory_limit_is_refused_from_the_header(bundle, scan_fi
 
 
 def test_a_small_file_that_unpacks_to_more_than_the_machine_holds_is_refused(bundle, scan_file, out, monkeypatch):
-    import decathlete.inference.memory as memory
-
-    assert memory.available_gib() > 0.1
-    monkeypatch.setattr(memory, "available_gib", lambda: 0.05)
+    monkeypatch.setattr(folders, "free_memory_bytes", lambda: 0.05 * 2**30)
     report = predict(bundle, scan_file, out)
     assert "free on this machine" in report.failed[scan_file]
 
