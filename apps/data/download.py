@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import hashlib
 import http.client
@@ -88,7 +89,8 @@ def download_task(task: Task | str, output: str | Path, progress: bool = True) -
     replaced by a mirror's in the environment variable DECATHLETE_MSD_URL.
 
     Raises:
-        DataError: the archive cannot be had, its MD5 is wrong, it holds unsafe members, or the disk is full.
+        DataError: the archive cannot be had, its MD5 is wrong, it holds unsafe members, the disk is full, or another
+            process downloads it just now.
     """
     facts = get_task(task) if isinstance(task, str) else task
     output = Path(output)
@@ -99,8 +101,9 @@ def download_task(task: Task | str, output: str | Path, progress: bool = True) -
         raise DataError(folder, "the data set's folder is whole or absent", "a folder without dataset.json or images",
                         "Move it away and run the command again")  # fmt: skip
     archive = output / facts.archive_url.rpartition("/")[2]
-    with _told_in_one_line(output):
-        output.mkdir(parents=True, exist_ok=True)
+    with _told_in_one_line(output), _only_process(output / f".{facts.folder}.lock"):
+        if is_complete(folder):  # by a process that has just ended
+            return folder
         if not archive.is_file() or _md5(archive) != facts.md5:
             download(facts.archive_url, archive, facts.md5, progress)
         unpack(archive, folder, progress)
@@ -294,6 +297,26 @@ def _told_in_one_line(where: Path) -> Iterator[None]:
             raise DataError(where, "the disk has room for the archive and for its contents", f"{error.strerror}",
                             "Free some space and run the command again: it goes on from there") from error  # fmt: skip
         raise DataError(where, "the folder can be written to", f"{error}", "Pass another --output") from error
+
+
+@contextmanager
+def _only_process(lock: Path) -> Iterator[None]:
+    """Keep other processes from downloading the same; the system frees the lock of one that was killed.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(lock.parent, "one process at a time downloads a data set", f"another at it ({lock.name})",
+                            "Wait for it, or pass another --output") from error  # fmt: skip
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _is_plain(archive: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import http.server
 import io
@@ -196,6 +197,16 @@ def test_bomb_is_refused_before_it_fills_the_disk(tmp_path):
         tar.addfile(_member("Task04_Hippocampus/zeros", size=1 << 23), io.BytesIO(bytes(1 << 23)))
     with pytest.raises(DataError, match="unpacks to at most"):
         unpack(archive, tmp_path / "Task04_Hippocampus", progress=False)
+
+
+def test_two_processes_do_not_download_the_same(task, server, tmp_path):
+    with open(tmp_path / ".Task04_Hippocampus.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what a download holds until its process ends
+        with pytest.raises(DataError, match="one process at a time"):
+            download_task(task, tmp_path, progress=False)
+    assert server.requests == []
+    assert download_task(task, tmp_path, progress=False).is_dir()
+    assert not list(tmp_path.glob(".*lock"))
 
 
 def test_damaged_archive_and_archive_of_something_else(tmp_path):
