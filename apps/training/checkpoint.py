@@ -112,7 +112,7 @@ class Checkpoint:
 
     def _save_last(self, engine: Any) -> None:
         state = engine.state
-        final = state.epoch >= (state.max_epochs or 0)
+        final = state.epoch >= (state.max_epochs or 0) or engine.should_terminate  # by an early stop
         due = state.epoch % self.every_epochs == 0 and time.monotonic() - self._saved_at >= self.every_s
         if state.rank != 0 or not (final or due):
             return

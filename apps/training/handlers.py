@@ -12,6 +12,7 @@ from typing import Any
 import monai.handlers
 import torch
 from ignite.engine import Events
+from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from tqdm import tqdm
@@ -22,10 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class ValidationHandler(monai.handlers.ValidationHandler):
-    """MONAI's ValidationHandler, which validates after the last epoch too, whatever the interval is."""
+    """MONAI's ValidationHandler, which validates after the last epoch too, whatever the interval is.
+
+    Where cases are trained on and validated on, a line in the log says that the metric is no estimate then.
+    """
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer."""
+        engine.add_event_handler(Events.STARTED, self._tell_shared_cases)
         if not self.epoch_level:
             super().attach(engine)
             return
@@ -36,6 +41,14 @@ class ValidationHandler(monai.handlers.ValidationHandler):
     def _validate_if_due(self, engine: Any) -> None:
         if engine.state.epoch % self.interval == 0 or engine.state.epoch >= engine.state.max_epochs:
             self(engine)
+
+    def _tell_shared_cases(self, engine: Any) -> None:
+        trained, validated = _case_ids(engine), _case_ids(self.validator)
+        if shared := trained & validated:
+            logger.warning(
+                "%d of %d validation cases are trained on too: their scores say nothing about new scans",
+                len(shared), len(validated),
+            )  # fmt: skip
 
 
 class LoadWeights:
@@ -219,7 +232,9 @@ class TensorBoard:
             if self._drawn >= self.pictures or not isinstance(case.get(CommonKeys.LABEL), torch.Tensor):
                 return
             maps = [_label_values(case[key]) for key in (CommonKeys.LABEL, CommonKeys.PRED)]
-            picture = overlay_array(case[CommonKeys.IMAGE], *maps)
+            image = case[CommonKeys.IMAGE]
+            spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else None
+            picture = overlay_array(image, *maps, spacing=spacing)
             name = (case_names(batch[number]) or [str(self._drawn)])[0]
             self._writer.add_image(
                 f"validation/{Path(name).name}", picture, self._trainer.state.iteration, dataformats="HWC"
@@ -249,6 +264,14 @@ def loss_of(output: Any) -> float:
     first = output[0] if isinstance(output, list) else output
     loss = first[CommonKeys.LOSS]
     return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
+def _case_ids(engine: Any) -> set[str]:
+    """``case_id`` of all cases of an engine's data, where its data set lists them."""
+    cases = getattr(getattr(engine.data_loader, "dataset", None), "data", None)
+    if not isinstance(cases, (list, tuple)):
+        return set()
+    return {str(case["case_id"]) for case in cases if isinstance(case, Mapping) and "case_id" in case}
 
 
 def _label_values(label: torch.Tensor) -> torch.Tensor:

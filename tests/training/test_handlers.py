@@ -144,6 +144,15 @@ def test_validation_runs_every_interval_and_after_the_last_epoch(tmp_path):
     assert epochs == [2, 4, 5]
 
 
+def test_validation_on_trained_cases_is_told(tmp_path, caplog):
+    trainer = tiny.build(tmp_path, max_epochs=1)  # trains on blob_0 to blob_7, validates on blob_0 and blob_1
+    trainer.run()
+    assert "2 of 2 validation cases are trained on too" in caplog.text
+    caplog.clear()
+    tiny.build(tmp_path, max_epochs=1, data=tiny.blobs()[2:]).run()
+    assert "trained on too" not in caplog.text
+
+
 def test_early_stop_ends_after_patience_epochs_without_a_better_metric(tmp_path):
     trainer = tiny.build(tmp_path, max_epochs=9, val_interval=1)
     validator_of(trainer).metric_cmp_fn = lambda now, best: False  # the first one stays the best
@@ -151,6 +160,7 @@ def test_early_stop_ends_after_patience_epochs_without_a_better_metric(tmp_path)
     trainer.run()
     assert trainer.state.epoch == 4
     assert (tmp_path / "model_final.pt").is_file()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 4
 
 
 # --- WeightAverage
