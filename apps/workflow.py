@@ -315,7 +315,10 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int)
             f"{gpus}, with {torch.cuda.device_count()} here",
             "Use fewer",
         )
-    _prepared(folder, config_files(folder, run_id, True), values, "command line", own.get("tracking"))
+    files = config_files(folder, run_id, True)
+    parser = _read(files)
+    parser.update(_prepared(folder, files, values, "command line", own.get("tracking")))
+    _check_cases(parser, gpus, files[0])
     job = json.dumps([run_id, str(folder), values | own], default=str)
     command = [
         sys.executable,
@@ -328,6 +331,20 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int)
         job,
     ]
     return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def _check_cases(parser: ConfigParser, processes: int, file: Path) -> None:
+    """Look up the cases, whose absence is an error, and refuse fewer of them than processes."""
+    for name in ("train::dataset::data", "validate::dataset::data"):
+        try:
+            cases = parser.get_parsed_content(name) if name in parser else None
+        except Exception as error:
+            if (ours := find_error(error)) is not None:
+                raise ours from None
+            raise
+        if isinstance(cases, list) and len(cases) < processes:
+            raise DataError(f"{file}, {name}", "each process needs a case", f"{len(cases)} for {processes} processes",
+                            f"Pass --gpus {max(1, len(cases))}, or add cases")  # fmt: skip
 
 
 def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> DeviceError:

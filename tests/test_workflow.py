@@ -183,6 +183,16 @@ def test_mistakes_are_told_before_processes_start(tiny):
         run("inferring", tiny, gpus=2)
 
 
+def test_missing_and_too_few_cases_are_told_before_processes_start(tiny):
+    config = tiny / "configs" / "train.yaml"
+    text = config.read_text().replace("$import json", "$from decathlete.data import datalist, $import json")
+    config.write_text(text.replace("\ntrain:\n", "\ntrain:\n  dataset: {data: $datalist(@dataset_dir)}\n"))
+    with pytest.raises(DataError, match=r"0 cases.*decathlete data hippocampus"):
+        run("training", tiny, gpus=2)
+    with pytest.raises(DataError, match=r"train::dataset::data: each process needs a case\. found 1 for 2 processes"):
+        run("training", tiny, {"train::dataset::data": "$[{'image': 'a.nii.gz'}]"}, gpus=2)
+
+
 @pytest.mark.slow
 def test_gpus_start_that_many_processes_over_the_overlay(tiny):
     command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", "bundles/tiny", "--fold", "2"]
