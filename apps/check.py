@@ -69,7 +69,7 @@ def check(target: str | Path, dataset_dir: str | Path | None = None) -> CheckRep
         if dataset_dir is not None:
             train["dataset_dir"] = os.fspath(dataset_dir)
         try:
-            _check_training(report, train, folder)
+            _check_training(report, train)
         except Exception as error:  # whatever a config's expressions raise is a finding
             report.fault(_one_line(folder, error))
     if parsers["inference"] is not None:
@@ -192,7 +192,7 @@ def _check_environment(report: CheckReport) -> None:
         report.say(f"environment  cuda:{number} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
-def _check_training(report: CheckReport, parser: Any, folder: Path) -> None:
+def _check_training(report: CheckReport, parser: Any) -> None:
     """Data, and what the first case tells about memory and time."""
     from decathlete.data.cache import size_bytes
 

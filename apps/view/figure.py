@@ -189,7 +189,7 @@ def _draw(
     for panel, (axis, index) in zip(panels, slices.items(), strict=True):
         _draw_plane(panel, image, maps, axis, index, extents[axis], window, names)
         panel.set_title(f"{PLANES[axis]}, slice {index + 1} of {image.shape[axis]}", fontsize=9)
-        _write_letters(panel, LETTERS[axis], extents[axis])
+        _write_letters(panel, LETTERS[axis])
     _draw_scale_bar(panels[0], extents[next(iter(slices))])
     figure.suptitle(title, fontsize=11)
     handles = _legend(maps, names)
@@ -240,7 +240,7 @@ def _edges(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.concatenate([vertical, horizontal]).astype(float)
 
 
-def _write_letters(panel: Any, letters: str, extent_mm: NDArray[np.float64]) -> None:
+def _write_letters(panel: Any, letters: str) -> None:
     places = [(0.015, 0.5, "left", "center"), (0.985, 0.5, "right", "center")]
     places += [(0.5, 0.985, "center", "top"), (0.5, 0.015, "center", "bottom")]
     for letter, (x, y, ha, va) in zip(letters, places, strict=True):
