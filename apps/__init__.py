@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from decathlete.lazy import lazy_names
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "bundle_folder", "predict"]
@@ -11,13 +13,4 @@ if TYPE_CHECKING:
     from decathlete.bundle import bundle_folder
     from decathlete.inference import Predictor, predict
 
-_HOME = {"predict": "decathlete.inference", "Predictor": "decathlete.inference", "bundle_folder": "decathlete.bundle"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import the public names when they are asked for: torch alone costs a second at start."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'decathlete' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy_names(__name__, {"predict": "inference", "Predictor": "inference", "bundle_folder": "bundle"})

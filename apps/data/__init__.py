@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
     from decathlete.data.cache import CachedDataset
@@ -15,22 +16,6 @@ if TYPE_CHECKING:
     from decathlete.data.tasks import TASKS, Task, get_task
     from decathlete.data.verification import Fault, verify
 
-# no file here has the name of a public function: importing it would put the module in the function's place
-_HOME = {
-    "CachedDataset": "cache",
-    "Fault": "verification",
-    "TASKS": "tasks",
-    "Task": "tasks",
-    "data_hash": "cases",
-    "datalist": "cases",
-    "dataset_folder": "folders",
-    "download_task": "download",
-    "fetch": "download",
-    "get_task": "tasks",
-    "make_phantoms": "phantoms",
-    "split": "folds",
-    "verify": "verification",
-}
 __all__ = [
     "TASKS",
     "CachedDataset",
@@ -47,9 +32,21 @@ __all__ = [
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: torch and MONAI cost seconds at start."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'decathlete.data' has no attribute '{name}'")
-    return getattr(import_module(f"decathlete.data.{_HOME[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "CachedDataset": "cache",
+        "Fault": "verification",
+        "TASKS": "tasks",
+        "Task": "tasks",
+        "data_hash": "cases",
+        "datalist": "cases",
+        "dataset_folder": "folders",
+        "download_task": "download",
+        "fetch": "download",
+        "get_task": "tasks",
+        "make_phantoms": "phantoms",
+        "split": "folds",
+        "verify": "verification",
+    },
+)

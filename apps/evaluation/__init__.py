@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
     from decathlete.evaluation.comparison import compare
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
     from decathlete.evaluation.scoring import evaluate
     from decathlete.evaluation.statistics import label_statistics
 
-_HOME = {
-    "MetricsWriter": "handler",
-    "bundle_labels": "labels",
-    "compare": "comparison",
-    "cross_validate": "cross_validation",
-    "dice": "metrics",
-    "evaluate": "scoring",
-    "hd95": "metrics",
-    "iou": "metrics",
-    "label_statistics": "statistics",
-    "nsd": "metrics",
-    "volume_ml": "metrics",
-}
 __all__ = [
     "MetricsWriter",
     "bundle_labels",
@@ -41,10 +29,19 @@ __all__ = [
     "volume_ml",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the public names when they are asked for: scipy and torch cost time at start."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'decathlete.evaluation' has no attribute '{name}'")
-    # no module bears the name of a function: an imported module would hide it
-    return getattr(import_module(f"decathlete.evaluation.{_HOME[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "MetricsWriter": "handler",
+        "bundle_labels": "labels",
+        "compare": "comparison",
+        "cross_validate": "cross_validation",
+        "dice": "metrics",
+        "evaluate": "scoring",
+        "hd95": "metrics",
+        "iou": "metrics",
+        "label_statistics": "statistics",
+        "nsd": "metrics",
+        "volume_ml": "metrics",
+    },
+)

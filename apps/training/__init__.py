@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
     from decathlete.training.average import WeightAverage
@@ -16,25 +17,6 @@ if TYPE_CHECKING:
     from decathlete.training.schedule import PolySchedule
     from decathlete.training.trainer import Trainer, seed_everything
 
-_HOME = {
-    "Checkpoint": "checkpoint",
-    "EarlyStop": "handlers",
-    "LoadWeights": "handlers",
-    "Muon": "muon",
-    "PolySchedule": "schedule",
-    "Progress": "handlers",
-    "TensorBoard": "handlers",
-    "Trainer": "trainer",
-    "ValidationHandler": "handlers",
-    "WeightAverage": "average",
-    "amp_dtype": "precision",
-    "autocast": "precision",
-    "distributed": "processes",
-    "join_processes": "processes",
-    "leave_processes": "processes",
-    "promote": "promotion",
-    "seed_everything": "trainer",
-}
 __all__ = [
     "Checkpoint",
     "EarlyStop",
@@ -55,9 +37,25 @@ __all__ = [
     "seed_everything",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the public names when they are asked for: `promote` needs no engine, an inferer no handlers."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'decathlete.training' has no attribute '{name}'")
-    return getattr(import_module(f"decathlete.training.{_HOME[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Checkpoint": "checkpoint",
+        "EarlyStop": "handlers",
+        "LoadWeights": "handlers",
+        "Muon": "muon",
+        "PolySchedule": "schedule",
+        "Progress": "handlers",
+        "TensorBoard": "handlers",
+        "Trainer": "trainer",
+        "ValidationHandler": "handlers",
+        "WeightAverage": "average",
+        "amp_dtype": "precision",
+        "autocast": "precision",
+        "distributed": "processes",
+        "join_processes": "processes",
+        "leave_processes": "processes",
+        "promote": "promotion",
+        "seed_everything": "trainer",
+    },
+)
