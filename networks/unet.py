@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, List, Union  # noqa: UP035  (TorchScript reads List and Union, not list[...] | ...)
 
 import torch
@@ -124,19 +125,14 @@ class UNet(nn.Module):
         self.norm_name = str(norm[0]) if norm else ""
         layers: dict[str, Any] = {"norm": norm, "act": act, "dropout": float(dropout)}
 
+        unit = (1,) * spatial_dims
+
         self.encoder = nn.ModuleList()
         width = in_channels
         for i, out in enumerate(channels):
-            stage: list[nn.Module] = []
-            for k in range(res_units[i] or convs[i]):
-                given, stride = (width, steps[i]) if k == 0 else (out, (1,) * spatial_dims)
-                if res_units[i]:
-                    stage.append(
-                        ResidualBlock(spatial_dims, given, out, kernels[i], stride, order=residual_order, **layers)
-                    )
-                else:
-                    stage.append(convolution(spatial_dims, given, out, kernels[i], stride, **layers))
-            self.encoder.append(nn.Sequential(*stage))
+            block = partial(ResidualBlock, order=residual_order) if res_units[i] else convolution
+            number = res_units[i] or convs[i]
+            self.encoder.append(_stage(block, number, spatial_dims, width, out, kernels[i], steps[i], layers))
             width = out
 
         # in the order of running: coarsest first
@@ -145,12 +141,7 @@ class UNet(nn.Module):
             out = channels[i]
             self.ups.append(upsampling(spatial_dims, channels[i + 1], out, steps[i + 1], upsample))
             self.decoder.append(
-                nn.Sequential(
-                    *(
-                        convolution(spatial_dims, 2 * out if k == 0 else out, out, kernels[i], **layers)
-                        for k in range(back_convs[i])
-                    )
-                )
+                _stage(convolution, back_convs[i], spatial_dims, 2 * out, out, kernels[i], unit, layers)
             )
 
         # the same order; a head that has nothing to do is an Identity without weights
@@ -161,7 +152,7 @@ class UNet(nn.Module):
             elif i == 0 and math.prod(steps[0]) > 1:
                 self.heads.append(upsampling(spatial_dims, channels[0], out_channels, steps[0], upsample))
             else:
-                self.heads.append(convolution(spatial_dims, channels[i], out_channels, (1,) * spatial_dims))
+                self.heads.append(convolution(spatial_dims, channels[i], out_channels, unit))
 
         slope = negative_slope(act)
         self.apply(lambda module: initialize(module, slope))
@@ -223,6 +214,22 @@ class UNet(nn.Module):
                 f"1, from size {size} over {self.divisor}",
                 "Take a larger patch_size or roi_size, or fewer strides",
             )
+
+
+def _stage(
+    block: Callable[..., nn.Module],
+    number: int,
+    spatial_dims: int,
+    given: int,
+    out: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    layers: dict[str, Any],
+) -> nn.Sequential:
+    """``number`` blocks, the first of which takes ``given`` features and steps by ``stride``."""
+    first = block(spatial_dims, given, out, kernel, stride, **layers)
+    unit = (1,) * spatial_dims
+    return nn.Sequential(first, *(block(spatial_dims, out, out, kernel, unit, **layers) for _ in range(number - 1)))
 
 
 def _extra_heads(where: str, deep_supervision: bool | int, decoder_levels: int) -> int:
