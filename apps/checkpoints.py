@@ -13,6 +13,8 @@ import torch
 from decathlete.errors import CheckpointError
 from decathlete.files import atomic_write
 
+# what a training leaves: all that a resumed run needs, the best weights on its validation cases, and the last ones
+LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
 MAX_KEYS_SHOWN = 5
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.bundle import bundle_folder, config_file
+from decathlete.checkpoints import FINAL, LAST
+from decathlete.data.folds import NUM_FOLDS
 from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
@@ -21,10 +23,7 @@ from decathlete.files import atomic_write, strip_nifti_suffix
 Case = dict[str, Any]
 
 STATE = "cross_validation.json"  # of each fold: settings, how far it came, seconds of training
-LAST = "last.pt"  # what a training leaves to be resumed
-FINAL = "model_final.pt"  # and at its end; model.pt was chosen by the very cases that are to be scored
 OWN = ("fold", "output_dir", "resume", "minutes", "dataset_dir")  # overrides that this command sets itself
-NUM_FOLDS = 5
 CHANGES_SHOWN = 3
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decathlete.bundle import bundle_folder, config_file
-from decathlete.checkpoints import load_weights
+from decathlete.checkpoints import FINAL, load_weights
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
 from decathlete.inference.memory import estimate_gib, window_bytes
@@ -198,7 +198,7 @@ class Predictor:
         paths = [Path(p) for p in ([given] if isinstance(given, (str, Path)) else given)]
         if not paths:
             raise UsageError("checkpoints", "at least one must be given, or none for the bundle's own", "an empty list")
-        return [p / "model_final.pt" if p.is_dir() else p for p in paths]
+        return [p / FINAL if p.is_dir() else p for p in paths]
 
     def _mirror(self) -> None:
         if not hasattr(self.inferer, "mirror_axes"):

@@ -11,12 +11,19 @@ from typing import Any
 import torch
 from ignite.engine import Events
 
-from decathlete.checkpoints import match_weights, plain_weights, read_checkpoint, save_checkpoint, unwrap
+from decathlete.checkpoints import (
+    BEST,
+    FINAL,
+    LAST,
+    match_weights,
+    plain_weights,
+    read_checkpoint,
+    save_checkpoint,
+    unwrap,
+)
 from decathlete.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
 
 
 class Checkpoint:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.bundle import bundle_folder
-from decathlete.checkpoints import load_weights, plain_weights, save_checkpoint
+from decathlete.checkpoints import FINAL, load_weights, plain_weights, save_checkpoint
 from decathlete.errors import CheckpointError, DataError
 from decathlete.files import atomic_write
 
@@ -17,7 +17,7 @@ MAX_BYTES = 20 * 10**6  # what a repository and a wheel carry without complaint
 BEGIN, END = "<!-- figures: written by `decathlete promote` -->", "<!-- end of figures -->"
 
 
-def promote(run: str | Path, bundle: str | Path, checkpoint: str = "model_final.pt") -> Path:
+def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL) -> Path:
     """Put a run's weights into a bundle as ``models/model.pt`` and its figures into the bundle's card.
 
     The weights must be the network's of the bundle, key by key, and fit into 20 MB. The old file stays as

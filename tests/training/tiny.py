@@ -73,4 +73,5 @@ def build(output_dir: Path, max_epochs: int = 5, resume: bool = False, workers: 
 
 if __name__ == "__main__":  # a process of its own, so that a test can kill it
     seed_everything(int(sys.argv[4]) if len(sys.argv) > 4 else 99)
-    build(Path(sys.argv[1]), resume=sys.argv[2] == "resume", workers=int(sys.argv[3])).run()
+    # long enough to be killed before its end on a busy machine
+    build(Path(sys.argv[1]), max_epochs=20, resume=sys.argv[2] == "resume", workers=int(sys.argv[3])).run()
