@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from decathlete.errors import CheckpointError
+from decathlete.errors import CheckpointError, listed
 from decathlete.files import atomic_write
 
 # what a training leaves: all that a resumed run needs, the best weights on its validation cases, and the last ones
 LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
-MAX_KEYS_SHOWN = 5
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def state_dict_of(content: Mapping[str, Any], where: str | os.PathLike) -> dict[
         raise CheckpointError(
             where,
             "must hold a state dict (names and tensors), plain or under 'model'",
-            f"the keys {_some(content)}",
+            f"the keys {listed(content)}",
             "Save network.state_dict()",
         )
     return dict(weights)
@@ -100,8 +99,8 @@ def match_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor],
         for k in own
         if k in weights and weights[k].shape != own[k].shape
     ]
-    faults = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(unexpected)}"] * bool(unexpected)
-    faults += [f"{len(shapes)} of another shape: {_some(shapes)}"] * bool(shapes)
+    faults = [f"missing {listed(missing)}"] * bool(missing) + [f"unexpected {listed(unexpected)}"] * bool(unexpected)
+    faults += [f"{len(shapes)} of another shape: {listed(shapes)}"] * bool(shapes)
     if faults:
         raise CheckpointError(
             where,
@@ -149,12 +148,6 @@ def unwrap(network: torch.nn.Module) -> torch.nn.Module:
         if inner is None:
             return network
         network = inner
-
-
-def _some(names: Any) -> str:
-    names = [str(n) for n in names]
-    more = f" and {len(names) - MAX_KEYS_SHOWN} more" if len(names) > MAX_KEYS_SHOWN else ""
-    return ", ".join(names[:MAX_KEYS_SHOWN]) + more
 
 
 def _shape(tensor: torch.Tensor) -> str:

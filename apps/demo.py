@@ -81,7 +81,9 @@ def find_data(output: Path) -> tuple[Path, str]:
         return fetch(TASK, output="data"), "real scans (Medical Segmentation Decathlon, Task04)"
     except DecathleteError as error:
         print(f"      the download failed: {error}", file=sys.stderr)
-        print("      PHANTOMS instead: drawn by a program, so the scores below say nothing about real scans")
+        print(
+            "      PHANTOMS instead: drawn by a program, so the scores below say nothing about real scans", flush=True
+        )
     return fetch(TASK, output=output / "phantoms", phantom=PHANTOMS), f"{PHANTOMS} phantoms, not real scans"
 
 
@@ -108,9 +110,9 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
 
 def training_note(run: Path, minutes: float) -> str:
     """What the training was, for the line above the table."""
-    import torch
+    from decathlete.checkpoints import LAST, read_checkpoint
 
-    steps = torch.load(run / "last.pt", weights_only=True)["iteration"]
+    steps = read_checkpoint(run / LAST)["iteration"]
     return f"{steps} iterations in {minutes:g} minutes of training on {os.cpu_count()} cores"
 
 

@@ -74,6 +74,13 @@ class DeviceError(WorkError):
     """Memory or device ran out."""
 
 
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return the first names and how many more there are: ``"a, b, c, d, e and 2 more"``."""
+    words = [str(name) for name in names]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"did you mean 'x'? Known: a, b, c"`` for a word that is not among ``known``."""
     names = sorted(known)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from decathlete import errors
-from decathlete.errors import DataError, DecathleteError, GeometryError, UsageError, nearest
+from decathlete.errors import DataError, DecathleteError, GeometryError, UsageError, listed, nearest
 
 LEAVES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DecathleteError)]
 
@@ -31,6 +31,11 @@ def test_error_survives_the_way_from_a_data_worker(kind):
 def test_wrong_use_and_failed_work_differ_in_exit_status():
     assert UsageError("--fold", "must be 0 to 4").exit_status == 2
     assert GeometryError("a.nii", "affines must agree").exit_status == 1
+
+
+def test_long_lists_are_cut_and_the_rest_is_counted():
+    assert listed(["a", 2, "c"], most=3) == "a, 2, c"
+    assert listed("abcdefg") == "a, b, c, d, e and 2 more"
 
 
 def test_nearest_names_the_close_word_and_all_known():

@@ -24,7 +24,7 @@ from monai.transforms import MapTransform
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from decathlete.errors import DataError, GeometryError
+from decathlete.errors import DataError, GeometryError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -639,10 +639,9 @@ def _label_voxels(path: Path, voxels: NDArray, notes: list[str], allowed: Collec
     present = np.flatnonzero(counts)
     unknown = [] if allowed is None else sorted(set(present.tolist()) - {int(v) for v in allowed})
     if unknown:
-        shown = ", ".join(f"{value} ({counts[value]} voxels)" for value in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        found = listed(f"{value} ({counts[value]} voxels)" for value in unknown)
         rule = f"label values are among {{{', '.join(str(v) for v in sorted(allowed or ()))}}}"
-        raise DataError(path, rule, shown + more, "Correct the file, or map the values")
+        raise DataError(path, rule, found, "Correct the file, or map the values")
     if len(present) == 1:
         notes.append("the label is empty" if present[0] == 0 else f"every voxel has label {present[0]}")
     return array

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from decathlete.errors import DataError, DecathleteError, GeometryError
+from decathlete.errors import DataError, DecathleteError, GeometryError, listed
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
 from decathlete.files import PROBABILITIES, nifti_files, strip_nifti_suffix
@@ -21,7 +21,6 @@ from decathlete.files import PROBABILITIES, nifti_files, strip_nifti_suffix
 logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE_MM = 1e-3
-NAMES_SHOWN = 5
 
 
 def evaluate(
@@ -48,7 +47,7 @@ def evaluate(
     prediction, label = Path(prediction), Path(label)
     pairs, failed, unpredicted = _pair(prediction, label)
     if unpredicted:
-        logger.warning("%s: no prediction for %s", prediction, _some(unpredicted))
+        logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
     rows, faults = score_pairs(pairs, labels)
     failed |= faults
     for message in failed.values():
@@ -154,7 +153,7 @@ def _pair(prediction: Path, label: Path) -> tuple[dict[str, tuple[Path, Path]], 
         return {next(iter(references)): (prediction, label)}, {}, []
     pairs = {case: (path, references[case]) for case, path in predictions.items() if case in references}
     if not pairs:
-        found = f"{_some(list(predictions))} in {prediction}, {_some(list(references))} in {label}"
+        found = f"{listed(predictions)} in {prediction}, {listed(references)} in {label}"
         raise DataError(
             prediction,
             "a prediction has the name of its reference",
@@ -187,8 +186,3 @@ def _by_case(place: Path) -> dict[str, Path]:
     if not found:
         raise DataError(place, "must hold NIfTI files (.nii, .nii.gz)", "none")
     return found
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -44,7 +44,7 @@ class ValidationHandler(monai.handlers.ValidationHandler):
 
     def _tell_shared_cases(self, engine: Any) -> None:
         trained, validated = _case_ids(engine), _case_ids(self.validator)
-        if shared := trained & validated:
+        if (shared := trained & validated) and getattr(engine.state, "rank", 0) == 0:
             logger.warning(
                 "%d of %d validation cases are trained on too: their scores say nothing about new scans",
                 len(shared), len(validated),
