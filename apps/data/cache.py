@@ -52,7 +52,7 @@ class CachedDataset(CacheDataset):
         mode: ``auto``, ``ram``, ``disk``, or ``none`` to transform each time anew.
         cache_dir: folder of the entries on disk; by default ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``.
         num_workers: threads that fill the memory.
-        progress: show a bar on stderr while the memory fills.
+        progress: show a bar while the memory fills, if stderr is a terminal.
         kwargs: further arguments of CacheDataset, such as ``copy_cache``.
 
     Attributes:
@@ -77,7 +77,9 @@ class CachedDataset(CacheDataset):
         self._asked = mode
         self.mode: str = mode
         self.cache_dir = Path(cache_dir or os.environ.get("DECATHLETE_CACHE") or Path.home() / ".cache" / "decathlete")
-        super().__init__(data, transform or [], num_workers=num_workers, progress=progress, **kwargs)
+        super().__init__(
+            data, transform or [], num_workers=num_workers, progress=progress and sys.stderr.isatty(), **kwargs
+        )
 
     def set_data(self, data: Sequence) -> None:
         """Take other cases, choose memory or disk anew, and fill the memory."""

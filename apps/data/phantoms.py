@@ -12,11 +12,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from decathlete.data.anatomy import draw_case
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, UsageError
+from decathlete.progress import ProgressBar
 
 MAX_CASES = 900  # three digits in a case's name; those from 901 on are test cases
 _VERSION = 1  # raise it when the same seed would draw something else: folders of another version are not mixed in
@@ -52,8 +52,12 @@ def make_phantoms(
     if _holds(target, made_from):
         return target
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part_", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part_", dir=target.parent))
+    except OSError as error:
+        raise DataError(target.parent, "must be a folder that can be written to", error.strerror or str(error),
+                        "Choose another --output") from error  # fmt: skip
     try:
         _write(task, part, made_from)
         part.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp makes folders that only the owner reads
@@ -112,7 +116,7 @@ def _write(task: Task, part: Path, made_from: dict) -> None:
         (part / name).mkdir()
     n, tests = made_from["cases"], min(3, (made_from["cases"] + 3) // 4)
     numbers = [*range(1, n + 1), *range(MAX_CASES + 1, MAX_CASES + 1 + tests)]
-    for number in tqdm(numbers, desc=f"{task.folder} phantoms", unit="case"):
+    for number in ProgressBar(numbers, desc=f"{task.folder} phantoms", unit="case"):
         # the generator knows the case alone: case i does not change with the number of cases
         rng = np.random.default_rng([made_from["seed"], task.number, number])
         image, label, spacing = draw_case(task.name, rng, made_from["shape"])

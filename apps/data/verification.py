@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from decathlete.data.cases import list_cases, read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError
 from decathlete.files import nifti_files
+from decathlete.progress import ProgressBar
 from decathlete.transforms import Volume, check_pair, read_nifti
 
 
@@ -54,7 +53,7 @@ def verify(
         cases = [cases[n * len(cases) // limit] for n in range(limit)]
     faults: list[Fault] = []
     seen: dict[str, Path] = {}
-    for case in tqdm(cases, desc=f"check {folder.name}", unit="case", disable=not progress):
+    for case in ProgressBar(cases, desc=f"check {folder.name}", unit="case", disable=not progress):
         image = _read(faults, case["image"], kind="image", channels=channels)
         if image is not None:
             digest = hashlib.sha256(str(image.array.shape).encode() + image.array.tobytes()).hexdigest()

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from decathlete.errors import DataError, DecathleteError, GeometryError, listed
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
 from decathlete.files import PROBABILITIES, nifti_files, strip_nifti_suffix
+from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def score_pairs(
     """
     rows: list[Row] = []
     failed: dict[str, str] = {}
-    for case, (predicted, reference) in tqdm(pairs.items(), desc=desc, unit="case", file=sys.stderr):
+    for case, (predicted, reference) in ProgressBar(pairs.items(), desc=desc, unit="case"):
         try:
             rows += score_files(case, predicted, reference, labels)
         except DecathleteError as error:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
 from decathlete.evaluation.statistics import label_statistics
 from decathlete.files import PROBABILITIES, atomic_write, nifti_files, strip_nifti_suffix
 from decathlete.machine import free_memory_bytes
+from decathlete.progress import ProgressBar
 
 if TYPE_CHECKING:
     from decathlete.inference.predictor import Predictor
@@ -142,12 +142,10 @@ def input_files(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
             found = nifti_files(path)
             if not found:
                 what = f"{sum(1 for _ in path.iterdir())} other entries" if any(path.iterdir()) else "an empty folder"
-                raise DataError(
-                    path,
-                    "a folder of inputs must hold NIfTI files (.nii, .nii.gz)",
-                    what,
-                    "Give the folder that holds the images themselves",
-                )
+                remedy = "Give the folder that holds the images themselves"
+                if dicom := sum(1 for p in path.iterdir() if p.suffix.lower() in (".dcm", ".ima")):
+                    what, remedy = f"{dicom} DICOM files", "Convert the series to NIfTI first, with dcm2niix for one"
+                raise DataError(path, "a folder of inputs must hold NIfTI files (.nii, .nii.gz)", what, remedy)
         elif path.exists():
             found = [path]
         else:
@@ -282,7 +280,7 @@ def _write(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None
 
 
 def _progress(files: Sequence[Path], name: str) -> Iterable[Path]:
-    bar = tqdm(files, desc=name, unit="case", file=sys.stderr, dynamic_ncols=True)
+    bar = ProgressBar(files, desc=name, unit="case")
     for file in bar:
         bar.set_postfix_str(file.name if len(file.name) <= 30 else f"{file.name[:27]}...", refresh=True)
         yield file
