@@ -19,18 +19,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from decathlete.data.cases import read_description
 from decathlete.data.tasks import Task, get_task
 from decathlete.errors import DataError
 from decathlete.files import nifti_files
+from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0  # of silence, not of the whole download
 _TRIES = 6  # cut connections in a row without one new byte
+_FIRST_TRIES = 3  # where nothing has answered: most likely there is no network
 _WAIT_S = 1.0  # before the second of these tries, doubled before each further one
 _MAX_MEMBERS = 1_000_000
 _BY_HAND = "Check the network, put the data set's folder there by hand, or make phantoms with --phantom N"
@@ -121,9 +121,9 @@ def download(url: str, path: Path, md5: str, progress: bool = True) -> None:
         raise DataError(
             url, "an archive's address starts with https:// or http://", "another", "See DECATHLETE_MSD_URL"
         )
-    bar = tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)
+    bar = ProgressBar(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)
     with bar, _Part(path.with_name(path.name + ".part"), bar) as part:
-        fruitless = 0
+        fruitless, start = 0, part.size
         while True:
             before = part.size
             try:
@@ -136,11 +136,15 @@ def download(url: str, path: Path, md5: str, progress: bool = True) -> None:
                                     _BY_HAND) from error  # fmt: skip
                 problem = error
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-                problem = error
+                problem = getattr(error, "reason", error)
             fruitless = 0 if part.size > before else fruitless + 1
-            if fruitless == _TRIES:
+            answered = part.size > start or isinstance(problem, urllib.error.HTTPError)
+            if fruitless == (_TRIES if answered else _FIRST_TRIES):
                 raise DataError(url, "the server is reached", f"{problem}", _BY_HAND)
-            time.sleep(min(_WAIT_S * 2**fruitless, 30) if fruitless else 0)
+            wait = min(_WAIT_S * 2**fruitless, 30) if fruitless else 0
+            if fruitless:
+                logger.warning("%s: %s; trying again in %.0f s", url, problem, wait)
+            time.sleep(wait)
         found = part.digest.hexdigest()
     if found != md5:
         part.path.unlink()
@@ -164,7 +168,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
     try:
         with (
             tarfile.open(archive) as tar,
-            tqdm(desc=f"unpack {archive.name}", unit="file", disable=not progress) as bar,
+            ProgressBar(desc=f"unpack {archive.name}", unit="file", disable=not progress) as bar,
         ):
             # a plain tar holds what it says, but for sparse members; NIfTI compresses threefold
             limit = packed + _BLOCK if _is_plain(archive) else 30 * packed + _BLOCK
@@ -214,7 +218,7 @@ def _members(tar: tarfile.TarFile, work: Path, archive: Path, limit: int) -> Ite
 class _Part:
     """A download's file so far, with its MD5; what an earlier call left is taken up."""
 
-    def __init__(self, path: Path, bar: tqdm) -> None:
+    def __init__(self, path: Path, bar: ProgressBar) -> None:
         self.path, self._bar = path, bar
         self.digest, self.size = hashlib.md5(usedforsecurity=False), 0
 
