@@ -98,6 +98,8 @@ class EarlyStop:
 class Progress:
     """A bar with loss, validation metric and time left on stderr; lines now and then where stderr is no terminal.
 
+    Each validation gets a line of its own.
+
     Args:
         validator: the evaluator whose key metric is shown.
         every_s: seconds between two lines.
@@ -115,6 +117,8 @@ class Progress:
             return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, self._tell_validation, engine)
         for event in (Events.COMPLETED, Events.EXCEPTION_RAISED):
             engine.add_event_handler(event, self._close)
 
@@ -145,6 +149,14 @@ class Progress:
         print(
             f"training: iteration {engine.state.iteration} of {total or '?'}, {text}{left}", file=sys.stderr, flush=True
         )
+
+    def _tell_validation(self, evaluator: Any, engine: Any) -> None:
+        state = evaluator.state
+        if state.key_metric_name not in state.metrics:
+            return
+        best = f"best {state.best_metric:.4f} after epoch {state.best_metric_epoch}"
+        value = f"{state.key_metric_name} {state.metrics[state.key_metric_name]:.4f}"
+        tqdm.write(f"validation: epoch {engine.state.epoch}, {value} ({best})", file=sys.stderr)
 
     def _facts(self, engine: Any) -> dict[str, str]:
         facts = {"epoch": str(engine.state.epoch), "loss": f"{loss_of(engine.state.output):.4f}"}

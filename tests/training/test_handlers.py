@@ -211,6 +211,8 @@ def test_progress_away_from_a_terminal_is_lines_with_the_end_in_sight(tmp_path, 
     Progress(validator_of(trainer), every_s=0.0).attach(trainer)
     trainer.run()
     lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("validation: ")][-1].startswith("validation: epoch 2, ")
+    lines = [line for line in lines if line.startswith("training: ")]
     assert len(lines) == 8
     assert lines[-1].startswith("training: iteration 8 of 8, epoch 2, loss ")
     assert lines[3].endswith("left")
