@@ -6,9 +6,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
 
 from decathlete import __version__
 from decathlete.errors import DecathleteError, UsageError
+
+AFTER_INTERRUPT = {
+    "run": "; a training goes on with --resume",
+    "data": "; the same command goes on",
+    "cross-validate": "; the same command goes on",
+    "predict": "; the same command goes on, finished cases are kept",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.verb not in ("run", "cross-validate"):
-        parser.error(f"unknown option {rest[0]!r}; see 'decathlete {arguments.verb} --help'")
+        arguments.parser.refuse(rest[0])
     try:
         return arguments.function(arguments, rest) or 0
     except DecathleteError as error:
@@ -25,11 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"decathlete: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("decathlete: interrupted", file=sys.stderr)
+        print(f"decathlete: interrupted{AFTER_INTERRUPT.get(arguments.verb, '')}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `decathlete ... | head` closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if arguments.debug:
+            raise
+        from decathlete.failures import in_one_line
+
+        print(f"decathlete: {in_one_line(error)}. The same command with --debug shows where", file=sys.stderr)
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+
+    def refuse(self, word: str) -> NoReturn:
+        """End with the nearest known option for a word that none of the arguments takes."""
+        close = get_close_matches(word.partition("=")[0].replace("_", "-"), self._option_string_actions, n=1)
+        self.error(f"unknown argument '{word}'" + (f", did you mean '{close[0]}'?" if close else ""))
 
 
 def _data(a: argparse.Namespace, rest: list[str]) -> int:
@@ -120,8 +148,8 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
     return pairs
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="decathlete",
         description="Train, check, predict and score MONAI bundles.",
         epilog="Not for clinical use.",
@@ -133,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(function=function)
+        sub.set_defaults(function=function, parser=sub)
         return sub
 
     p = verb("data", _data, "Download a data set, unpack and check it; or make phantoms.")

@@ -47,6 +47,21 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def in_one_line(error: BaseException) -> str:
+    """An error that is none of ours, by its first cause, and the part of a config that MONAI says it came from."""
+    cause, seen = error, {id(error)}
+    while (before := cause.__cause__ or cause.__context__) is not None and id(before) not in seen:
+        cause = before
+        seen.add(id(before))
+    if isinstance(cause, OSError) and cause.filename is not None:
+        text = f"{cause.filename}: {cause.strerror}"
+    else:
+        text = f"{type(cause).__name__}: {cause}"
+    outer = re.sub(r"__local_refs\['([^']*)'\]", r"\1", " ".join(str(error).split()))
+    part = re.match(r"Failed to (?:instantiate component|evaluate ConfigExpression:) *['\"$]*([^'\" ]+)", outer)
+    return " ".join((f"{part[1]}: {text}" if part and cause is not error else text).split())
+
+
 def shorten_log() -> None:
     """Leave the tracebacks of our own errors out of the log from now on: their one line comes at the end."""
     factory = logging.getLogRecordFactory()

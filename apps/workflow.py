@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -115,12 +116,18 @@ def _arguments(parser: ConfigParser, component: str) -> tuple[set[str], bool]:
     path = parser.locator.get_component_module_name(target) if "." not in target else target
     path = path[0] if isinstance(path, list) else path
     found = locate(f"{path}.{target}" if "." not in target and path else target)
-    try:
-        parameters = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return set(), True
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return names | set(COMPONENT_KEYS), any(p.kind == p.VAR_KEYWORD for p in parameters)
+    # a class that hands **kwargs on takes its base's arguments too
+    makers = [c.__init__ for c in found.__mro__ if "__init__" in vars(c)] if inspect.isclass(found) else [found]
+    names = set(COMPONENT_KEYS)
+    for maker in makers:
+        try:
+            parameters = inspect.signature(maker).parameters.values()
+        except (TypeError, ValueError):
+            return set(), True
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return names, False
+    return names, True
 
 
 def _is_argument(parser: ConfigParser, name: str) -> bool:
@@ -213,7 +220,18 @@ def _prepared(
     data = data_folder(parser.get("dataset_dir"), values.get("dataset_dir"), file=files[-1])
     if data is not None:
         values["dataset_dir"] = literal(str(data))
+    _check_device(values.get("device"))
     return values | extra
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a GPU that is not there, before data are read for it."""
+    if not isinstance(device, str) or not device.startswith("cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceError("--device", "the device must be there", f"{device}, without a CUDA GPU", "Leave --device out")
 
 
 def data_folder(default: Any, given: Any = None, *, file: str | Path = "config") -> Path | None:
@@ -286,6 +304,7 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
     if gpus and not in_torchrun():
         return _launch(run_id, bundle, values, own, gpus)
     workflow = None
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # tells the path of the logging file
     with short_log():
         try:
             workflow = BundleWorkflow(bundle, run_id, where="command line", **own, **values)

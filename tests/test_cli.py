@@ -45,7 +45,8 @@ def test_version_is_printed(capsys):
         ((), "required: VERB"),
         (("dat",), "invalid choice: 'dat'"),
         (("data",), "required: task"),
-        (("data", "hippocampus", "--verbose"), "unknown option '--verbose'"),
+        (("data", "hippocampus", "--verbose"), "unknown argument '--verbose'"),
+        (("data", "hippocampus", "--phantm", "3"), "did you mean '--phantom'?"),
         (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "required: --prediction"),
         (("run", "trainig", "--config", "x"), "invalid choice: 'trainig'"),
         (("run", "training"), "required: --config"),
@@ -53,7 +54,9 @@ def test_version_is_printed(capsys):
 )
 def test_wrong_use_ends_with_status_2(words, text, capsys):
     assert status(*words) == 2
-    assert text in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert text in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,19 @@ def test_unknown_name_is_one_line_with_status_2(words, capsys, tmp_path, monkeyp
 def test_word_without_an_id_is_refused(capsys):
     assert status("run", "training", "--config", "hippocampus", "--fold", "0", "7") == 2
     assert "spelt --id value" in capsys.readouterr().err
+
+
+def test_unforeseen_error_is_one_line_and_a_traceback_with_debug(capsys, monkeypatch):
+    def fetch(*args, **kwargs):
+        raise KeyError("spleen")
+
+    monkeypatch.setattr("decathlete.data.fetch", fetch)
+    assert status("data", "spleen") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "decathlete: KeyError: 'spleen'. The same command with --debug shows where"
+    ]
+    with pytest.raises(KeyError):
+        status("data", "spleen", "--debug")
 
 
 def test_failed_work_is_one_line_with_status_1(capsys, monkeypatch):
@@ -96,4 +112,4 @@ def test_interrupt_is_said_without_a_traceback(capsys, monkeypatch):
 
     monkeypatch.setattr("decathlete.data.fetch", fetch)
     assert status("data", "heart") == 130
-    assert capsys.readouterr().err == "decathlete: interrupted\n"
+    assert capsys.readouterr().err == "decathlete: interrupted; the same command goes on\n"

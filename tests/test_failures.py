@@ -6,7 +6,7 @@ import io
 import logging
 
 from decathlete.errors import DataError
-from decathlete.failures import find_error, is_out_of_memory, short_log
+from decathlete.failures import find_error, in_one_line, is_out_of_memory, short_log
 
 OURS = DataError("la_007", "must be finite", "NaN", "Fix the file")
 
@@ -70,3 +70,11 @@ def test_log_leaves_out_the_traceback_of_our_error_only():
     assert "Traceback" in theirs
     assert "Traceback" not in ours
     assert "la_007" in after
+
+
+def test_error_of_others_is_told_in_one_line_by_its_first_cause():
+    outer = RuntimeError("Failed to evaluate ConfigExpression:\n\"$__local_refs['train::trainer'].run()\"")
+    outer.__cause__ = RuntimeError("wrapped")
+    outer.__cause__.__cause__ = ValueError("size must be\n  positive")
+    assert in_one_line(outer) == "train::trainer.run(): ValueError: size must be positive"
+    assert in_one_line(FileExistsError(17, "File exists", "out")) == "out: File exists"

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from decathlete.errors import ConfigError, DataError, DeviceError, UsageError
-from decathlete.workflow import BundleWorkflow, _out_of_memory, check_overrides, data_folder, load, run
+from decathlete.workflow import BundleWorkflow, _is_argument, _out_of_memory, check_overrides, data_folder, load, run
 
 TRAIN = """
 imports: [$import json, $import os, $import pathlib]
@@ -208,3 +209,14 @@ def test_workflow_is_one_of_monai(tiny):
     workflow.finalize()
     assert seen()["batch"] == 2
     assert workflow.version == "1"
+
+
+def test_arguments_that_a_class_hands_on_are_known_and_others_refused():
+    assert _is_argument(load("hippocampus", "train"), "train::trainer::epoch_length")  # of MONAI's base
+    assert not _is_argument(load("hippocampus", "train"), "train::trainer::max_epoch")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_absent_gpu_is_told_before_data_are_read(tiny):
+    with pytest.raises(DeviceError, match="without a CUDA GPU"):
+        run("training", "hippocampus", {"device": "cuda", "dataset_dir": str(tiny)})

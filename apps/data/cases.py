@@ -129,6 +129,10 @@ def _digest(path: Path) -> str:
 
 
 def _no_cases(folder: Path, found: str) -> DataError:
+    inside = sorted(p.parent.name for p in folder.glob("*/imagesTr")) if folder.is_dir() else []
+    if inside:
+        return DataError(folder, "dataset_dir is the folder of one data set, with imagesTr in it",
+                         f"a folder of data sets: {', '.join(inside)}", f"Pass {folder / inside[0]}")  # fmt: skip
     task = task_of_folder(folder)
     return DataError(folder, "dataset_dir holds cases, imagesTr/*.nii.gz with labelsTr or a dataset.json", found,
                      f"Run 'decathlete data {task.name if task else 'TASK'}' or pass --dataset_dir")  # fmt: skip

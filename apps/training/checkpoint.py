@@ -72,6 +72,11 @@ class Checkpoint:
         engine.add_event_handler(Events.STARTED, self._start)
 
     def _start(self, engine: Any) -> None:
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(self.output_dir, "output_dir must be a folder that can be written to",
+                                  error.strerror or str(error), "Choose another --output_dir") from error  # fmt: skip
         if self.resume and (self.output_dir / LAST).is_file():
             self._restore(engine, self.output_dir / LAST)
         elif self.resume:
@@ -153,6 +158,7 @@ class Checkpoint:
         if engine.state.rank != 0:
             return
         save_checkpoint(self._weights(), self.output_dir / FINAL)
+        logger.info("%s holds the weights: %s the final ones, %s the best validated", self.output_dir, FINAL, BEST)
         if self.validator is None or self.validator.state.best_metric_epoch == -1:
             save_checkpoint(self._weights(), self.output_dir / BEST)
             logger.info("no validation has run: %s holds the final weights", self.output_dir / BEST)

@@ -17,7 +17,7 @@ from monai.engines.workflow import Workflow
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import CommonKeys
 
-from decathlete.errors import TrainingError
+from decathlete.errors import ConfigError, TrainingError
 from decathlete.training.average import WeightAverage
 from decathlete.training.precision import amp_dtype, autocast
 from decathlete.training.schedule import PolySchedule
@@ -43,6 +43,7 @@ class Trainer(SupervisedTrainer):
         kwargs: as MONAI's SupervisedTrainer; ``amp=True`` means the fastest type that the device computes in.
 
     Raises:
+        ConfigError: ``max_epochs`` is no positive whole number.
         TrainingError: from ``run``, where a loss or a gradient is not finite; names the batch's cases.
     """
 
@@ -67,6 +68,8 @@ class Trainer(SupervisedTrainer):
         decollate: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1:
+            raise ConfigError("max_epochs", "must be a whole number, 1 or more", repr(max_epochs))
         device = torch.device(device)
         self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
         self.batch_transform, self.schedule, self.average = batch_transform, schedule, average

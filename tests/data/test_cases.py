@@ -63,6 +63,12 @@ def test_missing_or_empty_folder_says_how_to_get_the_data(tmp_path, make):
         datalist(folder, 0)
 
 
+def test_folder_above_the_data_set_names_the_one_meant(tmp_path):
+    (tmp_path / "Task09_Spleen" / "imagesTr").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"a folder of data sets: Task09_Spleen. Pass .*Task09_Spleen"):
+        datalist(tmp_path, 0)
+
+
 def test_missing_label_is_named(tmp_path, write_dataset):
     folder = write_dataset(tmp_path, NAMES)
     (folder / "labelsTr/case_3.nii.gz").unlink()
