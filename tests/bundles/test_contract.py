@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from decathlete.bundle import packaged_root
@@ -273,6 +274,33 @@ def test_overriding_the_trainers_epochs_moves_the_schedule(bundle, cases, tmp_pa
     schedule = flow.parser.get_parsed_content("schedule")
     assert schedule.total == 2 * flow.trainer.state.epoch_length
     assert flow.trainer.state.epoch == 2
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_broken_off_and_resumed_or_not(bundle, cases, tmp_path):
+    class BrokenOffError(Exception):
+        pass
+
+    def break_off(engine):
+        raise BrokenOffError
+
+    def training(name: str, **more: Any) -> ConfigWorkflow:
+        values = {**overrides(bundle, cases, tmp_path), "train#trainer#max_epochs": 20, **more}
+        flow = workflow(bundle, ["train"], "training", "train", {**values, "output_dir": str(tmp_path / name)})
+        flow.initialize()
+        return flow
+
+    training("whole").trainer.run()
+    broken = training("broken").trainer
+    broken.add_event_handler(Events.ITERATION_COMPLETED(once=13), break_off)
+    with pytest.raises(BrokenOffError):
+        broken.run()
+    assert not (tmp_path / "broken" / "model_final.pt").exists()
+    resumed = training("broken", resume=True).trainer
+    resumed.run()
+    assert resumed.state.iteration == 20
+    whole, joined = (torch.load(tmp_path / n / "model_final.pt", weights_only=True) for n in ("whole", "broken"))
+    assert [name for name in whole if not torch.equal(whole[name], joined[name])] == []
 
 
 def test_one_iteration_then_scores_and_label_maps_on_the_scans_grid(bundle, cases, tmp_path):
