@@ -17,6 +17,8 @@ class ProgressBar(tqdm):
         args, kwargs: as tqdm's.
     """
 
+    disable: bool
+
     def __init__(self, *args: Any, every_s: float = 10.0, **kwargs: Any) -> None:
         self._in_lines = not sys.stderr.isatty()
         self._every_s, self._line_at = every_s, time.monotonic()

@@ -115,9 +115,11 @@ def _arguments(parser: ConfigParser, component: str) -> tuple[set[str], bool]:
 
     path = parser.locator.get_component_module_name(target) if "." not in target else target
     path = path[0] if isinstance(path, list) else path
-    found = locate(f"{path}.{target}" if "." not in target and path else target)
+    found: Any = locate(f"{path}.{target}" if "." not in target and path else target)
     # a class that hands **kwargs on takes its base's arguments too
-    makers = [c.__init__ for c in found.__mro__ if "__init__" in vars(c)] if inspect.isclass(found) else [found]
+    makers = (
+        [vars(c)["__init__"] for c in found.__mro__ if "__init__" in vars(c)] if inspect.isclass(found) else [found]
+    )
     names = set(COMPONENT_KEYS)
     for maker in makers:
         try:
