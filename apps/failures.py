@@ -58,7 +58,9 @@ def in_one_line(error: BaseException) -> str:
     else:
         text = f"{type(cause).__name__}: {cause}"
     outer = re.sub(r"__local_refs\['([^']*)'\]", r"\1", " ".join(str(error).split()))
-    part = re.match(r"Failed to (?:instantiate component|evaluate ConfigExpression:) *['\"$]*([^'\" ]+)", outer)
+    part = re.match(
+        r"Failed to (?:instantiate component|evaluate ConfigExpression:) *['\"$]*([A-Za-z_][^'\" ]*)", outer
+    )
     return " ".join((f"{part[1]}: {text}" if part and cause is not error else text).split())
 
 

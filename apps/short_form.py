@@ -18,6 +18,8 @@ from typing import Any, TextIO
 MODULES = ("monai.bundle", "monai.bundle.__main__")
 # flags of the interpreter that take a value, in the same word or in the next
 VALUED = "WX"
+# arguments of MONAI's `run`; any other flag is an override of the config
+RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking", "args_file"}
 
 
 def module_run(words: Sequence[str]) -> str | None:
@@ -65,6 +67,7 @@ def translate(
 
     Raises:
         UsageError: no such bundle, or no such run in it.
+        ConfigError: an override that names no id of the config.
     """
     environ = os.environ if environ is None else environ
     if not words or words[0] != "run":
@@ -88,6 +91,7 @@ def translate(
 
     run_id = _positional(own) or _value(own, "run_id") or "run"
     files = [str(file) for file in config_files(folder, run_id, in_torchrun(environ))]
+    _refuse_unknown_ids(own, files)
     added = ["--config_file", files[0] if len(files) == 1 else repr(files)]
     if _value(own, "bundle_root") is None:
         added += ["--bundle_root", literal(str(folder))]
@@ -113,6 +117,32 @@ def in_torchrun(environ: Mapping[str, str] | None = None) -> bool:
     """Whether torchrun started this process as one of its group."""
     environ = os.environ if environ is None else environ
     return "LOCAL_RANK" in environ and "WORLD_SIZE" in environ
+
+
+def _refuse_unknown_ids(words: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse an override whose first part is no id of the config: MONAI would add it, and nothing would read it.
+
+    The files are searched for the name and not parsed; ids inside a component are left to MONAI.
+
+    Raises:
+        ConfigError: with the nearest known id.
+    """
+    import re
+
+    flags = [name for word in words if (name := _flag(word)) and re.match(r"[A-Za-z_]", name)]
+    if "tracking" in flags:  # brings ids of its own
+        return
+    text = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
+    known = set(re.findall(r"""^[ {]*["']?(\w+)["']?(?:::[\w:]+["']?)?\s*:""", text, flags=re.MULTILINE))
+    for name in flags:
+        first = re.split("::|#", name)[0]
+        if first in known or first in RUN_ARGUMENTS or first == "_meta_":
+            continue
+        from decathlete.errors import ConfigError, nearest
+
+        top = re.findall(r"""^["']?(\w+)["']?\s*:""", text, flags=re.MULTILINE)
+        raise ConfigError(files[0], "an override must name an id of this config", f"'{name}'",
+                          nearest(name, set(top) or known))  # fmt: skip
 
 
 def _positional(words: Sequence[str]) -> str | None:
@@ -201,6 +231,10 @@ def _short_errors() -> None:
     default = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            print("decathlete: interrupted; a training goes on with --resume True", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(130)  # as after the signal itself
         ours = find_error(error)
         if ours is None:
             default(kind, error, traceback)

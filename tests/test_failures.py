@@ -77,4 +77,7 @@ def test_error_of_others_is_told_in_one_line_by_its_first_cause():
     outer.__cause__ = RuntimeError("wrapped")
     outer.__cause__.__cause__ = ValueError("size must be\n  positive")
     assert in_one_line(outer) == "train::trainer.run(): ValueError: size must be positive"
+    plain = RuntimeError('Failed to evaluate ConfigExpression:\n"$[{1: 2}]"')
+    plain.__cause__ = FileNotFoundError(2, "No such file", "in")
+    assert in_one_line(plain) == "in: No such file"
     assert in_one_line(FileExistsError(17, "File exists", "out")) == "out: File exists"

@@ -14,6 +14,9 @@ TRAIN = """
 bundle_root: bundles/tiny
 dataset_dir: data/Task04_Hippocampus
 max_epochs: 3
+fold: 0
+train:
+  trainer: {max_epochs: 3}
 training:
 - "$print('trained', @max_epochs, @bundle_root, sep='|')"
 failing: {_target_: decathlete.data.tasks.get_task, name: hipocampus}
@@ -188,3 +191,11 @@ def test_path_with_a_hash_survives_the_parser_of_monai(tmp_path):
     parser = ConfigParser({"root": value, "file": "$@root + '/x'"})
     assert parser.get_parsed_content("file") == str(tmp_path / "a#b@c" / "x")
     assert (literal("$1 # one"), literal("plain"), literal(3)) == ("$1 # one", "plain", 3)
+
+
+@pytest.mark.parametrize("flag", ["--max_epoch", "--max-epoch=2", "--trian::trainer::max_epochs", "--trian#x"])
+def test_override_that_names_no_id_is_refused(flag):
+    with pytest.raises(
+        ConfigError, match=r"train.yaml: an override must name an id.*Did you mean '(max_epochs|train)'"
+    ):
+        translate(["run", "training", "--config", "hippocampus", "--lr", "-1", flag, "2"])
