@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Events
+from monai.data import MetaTensor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from decathlete.checkpoints import load_weights
@@ -204,6 +205,19 @@ def test_tensorboard_has_loss_rate_dice_per_class_and_pictures(tmp_path):
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 4, 6, 8]
     assert [e.step for e in events.Scalars("validation/val_mean_dice/blob")] == [8]
     assert events.Tags()["images"] == ["validation/blob_0"]
+
+
+def test_pictures_have_the_proportions_of_the_body(tmp_path):
+    trainer = tiny.build(tmp_path / "run", max_epochs=1)
+    validator = validator_of(trainer)
+    for case in validator.data_loader.dataset.data:  # 8 x 8 voxels a slice, three times as long from back to front
+        case["image"] = MetaTensor(case["image"], affine=torch.diag(torch.tensor([1.0, 3.0, 1.0, 1.0])))
+    TensorBoard(tmp_path / "logs", validator, pictures=1).attach(trainer)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    picture = events.Images("validation/blob_0")[0]
+    assert picture.height == 3 * picture.width
 
 
 def test_progress_away_from_a_terminal_is_lines_with_the_end_in_sight(tmp_path, capsys):
