@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.verb not in ("run", "cross-validate"):
         arguments.parser.refuse(rest[0])
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # MONAI imports it; it warns of homes it cannot write to
     try:
         return arguments.function(arguments, rest) or 0
     except DecathleteError as error:

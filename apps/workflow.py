@@ -303,6 +303,8 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
     if str(values.get("fold", "")).isdigit():
         values["fold"] = int(values["fold"])
     own = {name: values.pop(name) for name in RUN_ARGUMENTS if values.get(name) is not None}
+    if gpus is not None and gpus < 1:
+        raise UsageError("--gpus", "must be 1 or more", str(gpus), "Leave it out to train in one process")
     if gpus and not in_torchrun():
         return _launch(run_id, bundle, values, own, gpus)
     workflow = None

@@ -177,6 +177,12 @@ def test_unknown_bundle_and_run_are_refused(tiny):
         run("infering", tiny)
 
 
+@pytest.mark.parametrize("gpus", [0, -1])
+def test_number_of_processes_is_positive(tiny, gpus):
+    with pytest.raises(UsageError, match="--gpus: must be 1 or more"):
+        run("training", tiny, gpus=gpus)
+
+
 def test_mistakes_are_told_before_processes_start(tiny):
     with pytest.raises(ConfigError, match="Did you mean 'batch_size'"):
         run("training", tiny, {"batchsize": 1}, gpus=2)
