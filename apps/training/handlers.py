@@ -73,7 +73,7 @@ class LoadWeights:
 
 
 class EarlyStop:
-    """Ends a training whose key metric has not risen for some epochs; a resumed run counts on.
+    """Ends a training whose key metric has not risen for some epochs; a resumed run counts on, and stays ended.
 
     Args:
         validator: the evaluator with the key metric.
@@ -84,8 +84,9 @@ class EarlyStop:
         self.validator, self.patience = validator, patience
 
     def attach(self, engine: Any) -> None:
-        """Follow a trainer; to be attached after the ValidationHandler."""
+        """Follow a trainer; to be attached after the ValidationHandler and the handler that restores a checkpoint."""
         if self.patience is not None:
+            engine.add_event_handler(Events.STARTED, self._stop_if_stale)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop_if_stale)
 
     def _stop_if_stale(self, engine: Any) -> None:

@@ -164,6 +164,19 @@ def test_early_stop_ends_after_patience_epochs_without_a_better_metric(tmp_path)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 4
 
 
+def test_a_training_that_stopped_early_is_not_resumed(tmp_path):
+    def train(resume: bool):
+        trainer = tiny.build(tmp_path, max_epochs=9, val_interval=1, resume=resume)
+        validator_of(trainer).metric_cmp_fn = lambda now, best: False
+        EarlyStop(validator_of(trainer), patience=2).attach(trainer)
+        trainer.run()
+        return trainer.state.epoch, torch.load(tmp_path / "model_final.pt", weights_only=True)
+
+    (epoch, before), (epoch_after, after) = train(resume=False), train(resume=True)
+    assert (epoch, epoch_after) == (3, 3)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
 # --- WeightAverage
 
 
