@@ -73,18 +73,19 @@ def run_demo(output: Path, minutes: float) -> Path:
 def find_data(output: Path) -> tuple[Path, str]:
     """Folder of the hippocampus data, and what they are: real ones if they can be had, else phantoms."""
     from decathlete.data import dataset_folder, fetch
+    from decathlete.data.cases import read_description
 
     folder = Path(dataset_folder(DATA_FOLDER))
-    if folder.is_dir():
-        return folder, "real scans (Medical Segmentation Decathlon, Task04)"
-    try:
-        return fetch(TASK, output="data"), "real scans (Medical Segmentation Decathlon, Task04)"
-    except DecathleteError as error:
-        print(f"      the download failed: {error}", file=sys.stderr)
-        print(
-            "      PHANTOMS instead: drawn by a program, so the scores below say nothing about real scans", flush=True
-        )
-    return fetch(TASK, output=output / "phantoms", phantom=PHANTOMS), f"{PHANTOMS} phantoms, not real scans"
+    if not folder.is_dir():
+        try:
+            folder = fetch(TASK, output="data")
+        except DecathleteError as error:
+            print(f"      the download failed: {error}", file=sys.stderr)
+            folder = fetch(TASK, output=output / "phantoms", phantom=PHANTOMS)
+    if (read_description(folder) or {}).get("phantom"):
+        print("      PHANTOMS: drawn by a program, so the scores below say nothing about real scans", flush=True)
+        return folder, "phantoms, not real scans"
+    return folder, "real scans (Medical Segmentation Decathlon, Task04)"
 
 
 def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
