@@ -1,0 +1,29 @@
+"""Packages whose public names are imported when they are asked for."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+import pytest
+
+PACKAGES = ["", ".data", ".evaluation", ".inference", ".training", ".view"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_there(package):
+    module = import_module(f"decathlete{package}")
+    assert [name for name in module.__all__ if getattr(module, name, None) is None] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_bears_the_name_of_a_public_one(package):
+    module = import_module(f"decathlete{package}")
+    assert {info.name for info in pkgutil.iter_modules(module.__path__)} & set(module.__all__) == set()
+
+
+def test_unknown_name_is_told_as_by_any_module():
+    with pytest.raises(ImportError, match="cannot import name 'nope'"):
+        exec("from decathlete.data import nope")
+    with pytest.raises(AttributeError, match=r"module 'decathlete\.data' has no attribute 'nope'"):
+        _ = import_module("decathlete.data").nope
