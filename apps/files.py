@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from decathlete.errors import UsageError
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PROBABILITIES = "_probabilities"  # ends the name of the class probabilities beside a label map
 
@@ -35,6 +37,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output_folder(folder: str | Path, option: str = "--output") -> None:
+    """Refuse an output folder that can never be made or written to, before work is done for it; makes nothing.
+
+    Raises:
+        UsageError: a file has its place, or the folder above is not to be written to; names ``option``.
+    """
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UsageError(folder, "the output must be a folder", f"a file, {there}", f"Choose another {option}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(folder, "the output must be writable", f"{there}, which is not", f"Choose another {option}")
 
 
 def strip_nifti_suffix(name: str) -> str:

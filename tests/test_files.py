@@ -7,7 +7,8 @@ import stat
 
 import pytest
 
-from decathlete.files import atomic_write, nifti_files, strip_nifti_suffix
+from decathlete.errors import UsageError
+from decathlete.files import atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
 
 
 def test_file_appears_with_its_content(tmp_path):
@@ -15,6 +16,15 @@ def test_file_appears_with_its_content(tmp_path):
         part.write_text("1")
     assert (tmp_path / "new" / "a.json").read_text() == "1"
     assert os.listdir(tmp_path / "new") == ["a.json"]
+
+
+def test_output_below_a_file_is_refused_and_nothing_made(tmp_path):
+    (tmp_path / "a").write_text("1")
+    for path in (tmp_path / "a", tmp_path / "a" / "b" / "c"):
+        with pytest.raises(UsageError, match=r"the output must be a folder.*--output"):
+            check_output_folder(path)
+    check_output_folder(tmp_path / "new" / "deep")
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def fail_while_writing(path):

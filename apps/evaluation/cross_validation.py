@@ -18,12 +18,13 @@ from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import files_sha256, score_pairs
-from decathlete.files import atomic_write, strip_nifti_suffix
+from decathlete.files import atomic_write, check_output_folder, strip_nifti_suffix
 
 Case = dict[str, Any]
 
 STATE = "cross_validation.json"  # of each fold: settings, how far it came, seconds of training
 OWN = ("fold", "output_dir", "resume", "minutes", "dataset_dir")  # overrides that this command sets itself
+HASHES = ("configs", "data")  # settings whose values say nothing to a reader
 CHANGES_SHOWN = 3
 
 
@@ -69,6 +70,7 @@ def cross_validate(
         if name in overrides:
             raise UsageError(name, "is set by cross-validate itself", f"--{name} {overrides[name]}", "Leave it out")
     root = Path(output or Path("runs") / folder.resolve().name)
+    check_output_folder(root)
     plans = [_Fold(folder, number, root / f"fold_{number}", overrides, minutes, dataset_dir) for number in numbers]
     for plan in plans:  # all of them before the first costs time
         plan.check()
@@ -163,7 +165,9 @@ class _Fold:
                 )
             return
         changed = [
-            f"{name} was {_short(there.get(name))} and is {_short(self.settings.get(name))}"
+            f"{name} other than now"
+            if name in HASHES
+            else f"{name} was {_short(there.get(name))} and is {_short(self.settings.get(name))}"
             for name in sorted({*there, *self.settings})
             if there.get(name) != self.settings.get(name)
         ]

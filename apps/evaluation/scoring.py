@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from decathlete.errors import DataError, DecathleteError, GeometryError, listed
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
-from decathlete.files import PROBABILITIES, nifti_files, strip_nifti_suffix
+from decathlete.files import PROBABILITIES, check_output_folder, nifti_files, strip_nifti_suffix
 from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,13 @@ def evaluate(
         The scores; cases that could not be scored are in ``failed`` and named on stderr.
 
     Raises:
-        UsageError: unknown bundle.
+        UsageError: unknown bundle, or an output that cannot be a folder.
         DataError: a missing or empty folder, or no case that could be scored; nothing is written then.
     """
     labels = bundle_labels(bundle)
     prediction, label = Path(prediction), Path(label)
+    folder = Path(output) if output else prediction if prediction.is_dir() else prediction.parent
+    check_output_folder(folder)
     pairs, failed, unpredicted = _pair(prediction, label)
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
@@ -57,7 +59,7 @@ def evaluate(
     scored = [case for case in pairs if case not in failed]
     summary = write_report(
         rows,
-        output or (prediction if prediction.is_dir() else prediction.parent),
+        folder,
         failed,
         not_predicted=unpredicted,
         prediction=prediction,

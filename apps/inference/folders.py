@@ -16,9 +16,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.bundle import bundle_folder
 from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
 from decathlete.evaluation.statistics import label_statistics
-from decathlete.files import PROBABILITIES, atomic_write, nifti_files, strip_nifti_suffix
+from decathlete.files import PROBABILITIES, atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
 
@@ -89,6 +90,7 @@ def predict(
     if memory_gib is not None and not memory_gib > 0:
         raise UsageError("memory", "must be a number of GiB above 0", str(memory_gib))
     folder = Path(output)
+    bundle_folder(bundle)  # a wrong name is told before anything heavy is imported
     files = input_files(inputs)
     targets = _targets(files, folder, save_probabilities, Path(statistics) if statistics else None)
 
@@ -161,8 +163,7 @@ class _DiskError(DataError):
 
 def _targets(files: Sequence[Path], folder: Path, probabilities: bool, statistics: Path | None) -> dict[Path, Path]:
     """Label map of each input; every name is checked before anything costs time."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(folder, "the output must be a folder", "a file of that name")
+    check_output_folder(folder)
     targets: dict[Path, Path] = {}
     owner: dict[Path, Path] = {}
     sources = {file.resolve() for file in files}
