@@ -243,8 +243,8 @@ def _forecast_iterations(report: CheckReport, parser: Any, cases: int) -> None:
     epoch = min(seconds) * cases / 60
     epochs = parser.get_parsed_content("train::trainer::max_epochs")
     report.say(f"forecast     network of {parameters:.2f} million parameters; a batch of {batch} takes about "
-               f"{_short(min(seconds) * batch)} s on {device}, an epoch {_short(epoch)} minutes, {epochs} epochs "
-               f"{_short(epoch * epochs)} minutes; as busy as this machine is now, without augmentation")  # fmt: skip
+               f"{_short(min(seconds) * batch)} s on {device}, an epoch {_time(epoch)}, {epochs} epochs "
+               f"{_time(epoch * epochs)}; as busy as this machine is now, without augmentation")  # fmt: skip
 
 
 def _short(number: float) -> str:
@@ -280,3 +280,7 @@ def _one_line(where: Path, error: BaseException) -> str:
         texts.append(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
         cause = cause.__cause__
     return f"{where}: {'; '.join(texts)}"
+
+
+def _time(minutes: float) -> str:
+    return f"{_short(minutes)} minutes" if minutes >= 1 else f"{_short(minutes * 60)} s"

@@ -76,6 +76,9 @@ def _check(a: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _run(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.bundle import bundle_folder
+
+    bundle_folder(a.config)  # a wrong name is told before anything heavy is imported
     from decathlete.workflow import run
 
     overrides = dict(_pairs(rest))
@@ -150,6 +153,17 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
     return pairs
 
 
+def _positive(text: str) -> float:
+    """Number above 0, for argparse, which makes one line of the error."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
+    return value
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="decathlete",
@@ -181,7 +195,9 @@ def _parser() -> _Parser:
     p.add_argument("run_id", choices=["training", "inferring", "evaluating"], metavar="{training,inferring,evaluating}")
     p.add_argument("--config", required=True, metavar="BUNDLE", help="a bundle's folder or name")
     p.add_argument("--fold", help="0 to 4, or 'all' to train on every case")
-    p.add_argument("--minutes", type=float, metavar="M", help="wall time of training, in place of a number of epochs")
+    p.add_argument(
+        "--minutes", type=_positive, metavar="M", help="wall time of training, in place of a number of epochs"
+    )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     p.add_argument("--gpus", type=int, metavar="N", help="processes on this machine, by torchrun")
     p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
@@ -198,7 +214,7 @@ def _parser() -> _Parser:
     p.add_argument("--statistics", metavar="JSON", help="volume and mean intensity per label of every prediction")
     p.add_argument("--overwrite", action="store_true", help="predict again what is already there")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    p.add_argument("--memory", type=float, metavar="GIB", help="refuse work whose estimate exceeds this")
+    p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
 
     p = verb("evaluate", _evaluate, "Score predictions on each case's original grid.")
     p.add_argument("bundle", metavar="BUNDLE")
@@ -209,7 +225,7 @@ def _parser() -> _Parser:
     p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.")
     p.add_argument("bundle", metavar="BUNDLE")
     p.add_argument("--folds", default="0-4", help="such as 0-4 or 0,2 (default: 0-4)")
-    p.add_argument("--minutes", type=float, metavar="M", help="wall time of each fold's training")
+    p.add_argument("--minutes", type=_positive, metavar="M", help="wall time of each fold's training")
     p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
     p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from decathlete.errors import DecathleteError, WorkError
+from decathlete.errors import DecathleteError, UsageError, WorkError
 
 BUNDLE, TASK, DATA_FOLDER = "hippocampus", "hippocampus", "Task04_Hippocampus"
 PHANTOMS = 40
@@ -17,7 +17,7 @@ FOLD = 0
 def main() -> int:
     """Run the demo and return the exit status; ``DECATHLETE_DEMO_MINUTES`` sets the time of training."""
     try:
-        run_demo(Path("demo"), minutes=float(os.environ.get("DECATHLETE_DEMO_MINUTES", MINUTES)))
+        run_demo(Path("demo"), asked_minutes())
     except DecathleteError as error:
         print(f"decathlete: {error}", file=sys.stderr)
         return error.exit_status
@@ -25,6 +25,22 @@ def main() -> int:
         print("\ndecathlete: interrupted; 'make demo' again goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def asked_minutes() -> float:
+    """Minutes of training in ``DECATHLETE_DEMO_MINUTES``, or the default.
+
+    Raises:
+        UsageError: no positive number.
+    """
+    text = os.environ.get("DECATHLETE_DEMO_MINUTES", str(MINUTES))
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise UsageError("DECATHLETE_DEMO_MINUTES", "must be a number of minutes above 0", repr(text))
+    return minutes
 
 
 def run_demo(output: Path, minutes: float) -> Path:

@@ -50,6 +50,8 @@ def test_version_is_printed(capsys):
         (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "required: --prediction"),
         (("run", "trainig", "--config", "x"), "invalid choice: 'trainig'"),
         (("run", "training"), "required: --config"),
+        (("run", "training", "--config", "hippocampus", "--minutes", "-1"), "--minutes: must be a number above 0"),
+        (("cross-validate", "hippocampus", "--minutes", "abc"), "--minutes: must be a number above 0"),
     ],
 )
 def test_wrong_use_ends_with_status_2(words, text, capsys):

@@ -53,3 +53,12 @@ def test_demo_ends_with_a_table_and_paths_and_is_kept(work, monkeypatch, capsys)
     assert demo.main() == 0
     assert "training: done already" in capsys.readouterr().out
     assert (run / "model_final.pt").stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "inf", ""])
+def test_time_that_is_no_number_is_one_line(text, monkeypatch, capsys):
+    monkeypatch.setenv("DECATHLETE_DEMO_MINUTES", text)
+    assert demo.main() == 2
+    assert capsys.readouterr().err.startswith(
+        "decathlete: DECATHLETE_DEMO_MINUTES: must be a number of minutes above 0"
+    )

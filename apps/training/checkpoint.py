@@ -115,6 +115,10 @@ class Checkpoint:
         if self.validator is not None:
             state = self.validator.state
             state.best_metric, state.best_metric_epoch = content["best"]["metric"], content["best"]["epoch"]
+        if engine.state.max_epochs is not None and engine.state.epoch >= engine.state.max_epochs:
+            logger.info("resume: %s is at epoch %d of %d, nothing is left to train", path, engine.state.epoch,
+                        engine.state.max_epochs)  # fmt: skip
+            return
         logger.info(
             "resume: going on after epoch %d (iteration %d) of %s", engine.state.epoch, engine.state.iteration, path
         )
