@@ -115,3 +115,11 @@ def test_interrupt_is_said_without_a_traceback(capsys, monkeypatch):
     monkeypatch.setattr("decathlete.data.fetch", fetch)
     assert status("data", "heart") == 130
     assert capsys.readouterr().err == "decathlete: interrupted; the same command goes on\n"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "much"])
+def test_memory_must_be_a_number_above_0(value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "hippocampus", "scan.nii.gz", "--output", "out", "--memory", value])
+    assert stop.value.code == 2
+    assert "--memory: must be a number above 0" in capsys.readouterr().err

@@ -154,7 +154,6 @@ def test_a_failed_overwrite_keeps_the_earlier_result(bundle, scan_file, out):
         (["threshold", "empty"], 1, "empty: a folder of inputs must hold NIfTI files"),
         (["hipocampus", "scan"], 2, "must be a bundle's folder or the name of a packaged bundle"),
         (["threshold", "scan", "--device", "abacus"], 2, "abacus: must be a device"),
-        (["threshold", "scan", "--memory", "0"], 2, "must be a number of GiB above 0"),
         (["threshold", "scan", "--checkpoint", "no.pt"], 1, "no.pt: a file of weights must be there"),
         (["threshold", "scan", "--checkpoint", "scan"], 1, "case_001.nii.gz: must hold weights and nothing"),
         (["threshold", "scan", "--checkpoint", "other.pt"], 1, "missing weight, bias; unexpected 0.weight, 0.bias"),
