@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def run_demo(output: Path, minutes: float) -> Path:
     say(4, f"fold {FOLD}, {len(cases)} cases of {source}, {training_note(run, minutes)}")
     print(summary.table())
     print(f"\nprediction   {pairs[first['case_id']][0]}\noverlay      {picture}\nscores       {summary.metrics_csv}")
-    print(f"TensorBoard  {Path(sys.executable).parent / 'tensorboard'} --logdir '{run}'")
+    tensorboard = shlex.join([str(Path(sys.executable).parent / "tensorboard"), "--logdir", str(run)])
+    print(f"TensorBoard  {tensorboard}")
     return picture
 
 
