@@ -1,7 +1,7 @@
 """Dictionary transforms and the strict reader, one idea a file."""
 
 from decathlete.transforms.augment import BatchAugment
-from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti, read_pair
+from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "Volume",
     "check_pair",
     "read_nifti",
-    "read_pair",
     "restore_to_grid",
 ]

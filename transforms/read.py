@@ -122,23 +122,6 @@ def _read(path: Path, kind: str, channels: int, allowed_labels: Collection[int] 
     return Volume(array, affine, _header_to_write(header), notes, path)
 
 
-def read_pair(
-    image: str | Path,
-    label: str | Path,
-    *,
-    channels: int = 1,
-    allowed_labels: Collection[int] | None = None,
-    tolerance_mm: float = PAIR_TOLERANCE_MM,
-) -> tuple[Volume, Volume]:
-    """Read an image and its label and check that they fit; see `read_nifti` and `check_pair` for the errors."""
-    pair = (
-        read_nifti(image, channels=channels),
-        read_nifti(label, kind="label", allowed_labels=allowed_labels),
-    )
-    check_pair(*pair, tolerance_mm=tolerance_mm)
-    return pair
-
-
 def check_pair(image: Volume, label: Volume, *, tolerance_mm: float = PAIR_TOLERANCE_MM) -> None:
     """Refuse a label that does not lie on its image voxel by voxel.
 

@@ -15,10 +15,16 @@ from monai.data import NibabelReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
 
 from decathlete.errors import DataError, GeometryError
-from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti, read_pair
+from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"
+
+
+def read_pair(image, label, allowed_labels=None):
+    pair = read_nifti(image), read_nifti(label, kind="label", allowed_labels=allowed_labels)
+    check_pair(*pair)
+    return pair
 
 
 def _cases(kind: str) -> list:
