@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from decathlete.data.folders import dataset_folder
     from decathlete.data.folds import split
     from decathlete.data.phantoms import make_phantoms
+    from decathlete.data.sampling import ForegroundSampler
+    from decathlete.data.slice_store import SliceDataset
     from decathlete.data.tasks import TASKS, Task, get_task
     from decathlete.data.verification import Fault, verify
 
@@ -20,6 +22,8 @@ __all__ = [
     "TASKS",
     "CachedDataset",
     "Fault",
+    "ForegroundSampler",
+    "SliceDataset",
     "Task",
     "data_hash",
     "datalist",
@@ -37,6 +41,8 @@ __getattr__ = lazy_names(
     {
         "CachedDataset": "cache",
         "Fault": "verification",
+        "ForegroundSampler": "sampling",
+        "SliceDataset": "slice_store",
         "TASKS": "tasks",
         "Task": "tasks",
         "data_hash": "cases",

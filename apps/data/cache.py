@@ -22,7 +22,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor
-from monai.transforms import RandomizableTrait, Transform, reset_ops_id
+from monai.transforms import Compose, RandomizableTrait, Transform, reset_ops_id
 
 import decathlete
 from decathlete.errors import DataError
@@ -33,7 +33,7 @@ from decathlete.machine import free_memory_bytes
 logger = logging.getLogger(__name__)
 
 _INLINE_BYTES = 1024  # an affine stays readable in the JSON; voxels go to .npy
-_KEPT_DAYS = 60
+KEPT_DAYS = 60
 _STATE = {"R", "filenames"}  # attributes that change with use: a generator, the names that a reader read last
 
 
@@ -76,7 +76,7 @@ class CachedDataset(CacheDataset):
             raise ValueError(f"mode (={mode!r}) must be 'auto', 'ram', 'disk' or 'none'")
         self._asked = mode
         self.mode: str = mode
-        self.cache_dir = Path(cache_dir or os.environ.get("DECATHLETE_CACHE") or Path.home() / ".cache" / "decathlete")
+        self.cache_dir = cache_folder(cache_dir)
         super().__init__(
             data, transform or [], num_workers=num_workers, progress=progress and sys.stderr.isatty(), **kwargs
         )
@@ -84,7 +84,7 @@ class CachedDataset(CacheDataset):
     def set_data(self, data: Sequence) -> None:
         """Take other cases, choose memory or disk anew, and fill the memory."""
         self.data = data
-        self._chain = _hash(describe(self._deterministic()))
+        self._chain = content_hash(describe(self.transform.transforms[: first_random(self.transform)]))
         self._first: Any = None
         self.mode = self._choose() if self._asked == "auto" else self._asked
         if self.mode == "ram":
@@ -93,16 +93,8 @@ class CachedDataset(CacheDataset):
             self.cache_num = 0
             self._cache: list = []
         if self.mode == "disk":
-            prune(self.cache_dir, _KEPT_DAYS)
+            prune(self.cache_dir, KEPT_DAYS)
         self._first = None
-
-    def _deterministic(self) -> list[Callable]:
-        return list(self.transform.transforms[: self._first_random()])
-
-    def _first_random(self) -> int | None:
-        return self.transform.get_index_of_first(
-            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
-        )
 
     def _choose(self) -> str:
         if not len(self.data):
@@ -119,28 +111,38 @@ class CachedDataset(CacheDataset):
     def _load_cache_item(self, idx: int) -> Any:
         if idx == 0 and self._first is not None:
             return self._first
-        with _own_errors():
+        with own_errors():
             return super()._load_cache_item(idx)
 
     def _transform(self, index: int) -> Any:
-        with _own_errors():
+        with own_errors():
             if self.mode == "ram":
                 return super()._transform(index)
             if self.mode == "none":
                 return Dataset._transform(self, index)
         item = self._from_disk(index)
-        first_random = self._first_random()
-        return item if first_random is None else self.transform(item, start=first_random)
+        start = first_random(self.transform)
+        return item if start is None else self.transform(item, start=start)
 
     def _from_disk(self, index: int) -> Any:
         case = self.data[index]
-        key = _hash([self._chain, _versions(), describe_case(case)])
+        key = content_hash([self._chain, package_versions(), describe_case(case)])
         path = self.cache_dir / key[:2] / f"{key}.json"
         item = load_entry(path)
         if item is None:
             item = self._load_cache_item(index)
             save_entry(path, item)
         return item
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """``folder``, else ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``."""
+    return Path(folder or os.environ.get("DECATHLETE_CACHE") or Path.home() / ".cache" / "decathlete")
+
+
+def first_random(transform: Compose) -> int | None:
+    """Number of the first transform whose result may differ from call to call; None where there is none."""
+    return transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
 
 
 def size_bytes(item: Any) -> int:
@@ -322,7 +324,7 @@ def _decode_array(value: dict[str, Any], arrays: list[np.ndarray]) -> torch.Tens
 
 
 @contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
+def own_errors() -> Iterator[None]:
     """Our error in place of what MONAI's transforms wrapped around it."""
     try:
         yield
@@ -340,12 +342,14 @@ def _checksum(array: np.ndarray) -> list[Any]:
     return [str(array.dtype), list(array.shape), zlib.crc32(array.reshape(-1).view(np.uint8).data)]
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that the voxels of a transformed case may depend on."""
     modules = {"decathlete": decathlete, "monai": monai, "nibabel": nibabel, "numpy": np, "torch": torch}
     return {name: str(module.__version__) for name, module in modules.items()}
 
 
-def _hash(content: Any) -> str:
+def content_hash(content: Any) -> str:
+    """SHA-256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
