@@ -1,16 +1,31 @@
 """Dictionary transforms and the strict reader, one idea a file."""
 
 from decathlete.transforms.augment import BatchAugment
+from decathlete.transforms.bias_field import N4BiasFieldCorrectiond, correct_bias_field
+from decathlete.transforms.contours import ContourMaskd, contour_area, contour_mask, read_contour, write_contour
+from decathlete.transforms.crop import CropMargind, DropLowestd
+from decathlete.transforms.dicom import DicomReader, read_dicom_frame
 from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 __all__ = [
     "BatchAugment",
     "CheckPaird",
+    "ContourMaskd",
+    "CropMargind",
+    "DicomReader",
+    "DropLowestd",
+    "N4BiasFieldCorrectiond",
     "NiftiReader",
     "RestoreGridd",
     "Volume",
     "check_pair",
+    "contour_area",
+    "contour_mask",
+    "correct_bias_field",
+    "read_contour",
+    "read_dicom_frame",
     "read_nifti",
     "restore_to_grid",
+    "write_contour",
 ]

@@ -1,0 +1,152 @@
+"""Crops that move the affine along, so that RestoreGridd brings predictions back: what was cut away is background."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Crop, Cropd
+from torch import Tensor
+
+from decathlete.errors import ConfigError, DataError, GeometryError
+
+
+class _MeasuredCropd(Cropd):
+    """One crop for all keys, measured on the first that is there, so that image and label stay voxel on voxel."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, Crop(), allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Tensor], lazy: bool | None = None) -> dict[Hashable, Tensor]:
+        """Return ``data`` with its keys cropped."""
+        d = dict(data)
+        slices: tuple[slice, ...] = ()
+        for key in self.key_iterator(d):
+            slices = slices or self.kept(d[key])
+            d[key] = self.cropper(d[key], slices, lazy=self.lazy if lazy is None else lazy)
+        return d
+
+    def kept(self, image: Tensor) -> tuple[slice, ...]:
+        """Voxels that stay, a slice for each spatial axis of ``image`` (C, *spatial)."""
+        raise NotImplementedError
+
+
+class CropMargind(_MeasuredCropd):
+    """Take a margin from both sides of each axis, as far as a least size allows.
+
+    An axis of ``n`` voxels keeps ``n - 2 * margin`` of them, or ``min_size`` where that is more, or all ``n`` where
+    it is no longer than ``min_size``. What is taken is taken evenly; an odd voxel comes off the far end::
+
+        margin 32, min_size 256:    320 -> 256 (32 and 32)    301 -> 256 (22 and 23)    240 -> 240
+
+    Args:
+        keys: image and label, (C, *spatial).
+        margin: voxels, one number an axis or one for all.
+        min_size: voxels that stay at least, one number an axis or one for all; 0 sets no limit.
+        allow_missing_keys: pass over keys that a case has not.
+
+    Raises:
+        ConfigError: a negative number, when the transform is made.
+        GeometryError: as many numbers as the image has axes are needed.
+        DataError: no limit, and a margin that leaves nothing of the image.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        margin: Sequence[int] | int,
+        min_size: Sequence[int] | int = 1,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.margin = _whole_numbers("margin", margin)
+        self.min_size = _whole_numbers("min_size", min_size)
+
+    def kept(self, image: Tensor) -> tuple[slice, ...]:
+        """Voxels that stay, a slice for each spatial axis of ``image`` (C, *spatial)."""
+        shape = _shape(image)
+        margins = _per_axis("margin", self.margin, shape)
+        slices = []
+        for n, margin, least in zip(shape, margins, _per_axis("min_size", self.min_size, shape), strict=True):
+            taken = min(2 * margin, max(n - least, 0))
+            if taken >= n:
+                raise DataError(
+                    _name(image),
+                    "voxels must be left between the margins",
+                    f"{n} voxels on an axis, {margin} to take from both sides",
+                    "Set a smaller margin, or min_size",
+                )
+            slices.append(slice(taken // 2, n - (taken - taken // 2)))
+        return tuple(slices)
+
+
+class DropLowestd(_MeasuredCropd):
+    """Drop the slices at the low end of an axis, by their length in mm: after Orientationd to RAS, the lowest ones.
+
+    Args:
+        keys: image and label, (C, *spatial) with an affine.
+        length_mm: divided by the spacing that the affine has along the axis and rounded to whole slices, a half up;
+            0 drops none.
+        axis: spatial axis; its index 0 is the low end.
+        allow_missing_keys: pass over keys that a case has not.
+
+    Raises:
+        ConfigError: a length below 0, or an axis that cannot be, when the transform is made.
+        GeometryError: an image without an affine, or without that axis.
+        DataError: no slice is left.
+    """
+
+    def __init__(self, keys: KeysCollection, length_mm: float, axis: int = 2, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not 0 <= length_mm < math.inf:
+            raise ConfigError("DropLowestd, length_mm", "must be 0 or more", str(length_mm))
+        if axis not in (0, 1, 2):
+            raise ConfigError("DropLowestd, axis", "must be 0, 1 or 2", str(axis))
+        self.length_mm, self.axis = float(length_mm), axis
+
+    def kept(self, image: Tensor) -> tuple[slice, ...]:
+        """Voxels that stay, a slice for each spatial axis of ``image`` (C, *spatial)."""
+        shape = _shape(image)
+        if not isinstance(image, MetaTensor) or self.axis >= len(shape):
+            found = f"{type(image).__name__} of shape {tuple(image.shape)}"
+            raise GeometryError("DropLowestd", f"needs an image with an affine and axis {self.axis}", found,
+                                "Load it with LoadImaged, and keep track_meta=True")  # fmt: skip
+        spacing = float(torch.as_tensor(image.peek_pending_affine())[:3, self.axis].double().norm())
+        # the small number: an affine of a float32 header may make a half a little less
+        dropped = math.floor(self.length_mm / spacing + 0.5 + 1e-4)
+        slices = shape[self.axis]
+        if dropped >= slices:
+            raise DataError(
+                _name(image),
+                f"slices must be left after the lowest {self.length_mm:g} mm are dropped",
+                f"{slices} slices of {spacing:.4g} mm, {dropped} to drop",
+                "Set a smaller length_mm, or leave this volume out",
+            )
+        return tuple(slice(dropped if axis == self.axis else 0, n) for axis, n in enumerate(shape))
+
+
+def _shape(image: Tensor) -> tuple[int, ...]:
+    """Spatial shape; where a lazy chain has transforms waiting, the one after them."""
+    return tuple(int(n) for n in (image.peek_pending_shape() if isinstance(image, MetaTensor) else image.shape[1:]))
+
+
+def _name(image: Tensor) -> str:
+    return str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
+
+
+def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not numbers or any(n != int(n) or n < 0 for n in numbers):
+        raise ConfigError(f"CropMargind, {name}", "must be whole numbers of voxels, 0 or more", str(value))
+    return tuple(int(n) for n in numbers)
+
+
+def _per_axis(name: str, numbers: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
+    if len(numbers) not in (1, len(shape)):
+        raise GeometryError(f"CropMargind, {name}", f"takes one number, or one for each of {len(shape)} axes",
+                            str(numbers))  # fmt: skip
+    return numbers * len(shape) if len(numbers) == 1 else numbers
