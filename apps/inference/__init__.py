@@ -8,10 +8,10 @@ from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
     from decathlete.inference.folders import PredictReport, predict
-    from decathlete.inference.inferers import SlidingWindow
+    from decathlete.inference.inferers import SliceWise, SlidingWindow
     from decathlete.inference.predictor import Prediction, Predictor
 
-__all__ = ["PredictReport", "Prediction", "Predictor", "SlidingWindow", "predict"]
+__all__ = ["PredictReport", "Prediction", "Predictor", "SliceWise", "SlidingWindow", "predict"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -19,6 +19,7 @@ __getattr__ = lazy_names(
         "PredictReport": "folders",
         "Prediction": "predictor",
         "Predictor": "predictor",
+        "SliceWise": "inferers",
         "SlidingWindow": "inferers",
         "predict": "folders",
     },

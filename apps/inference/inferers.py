@@ -14,6 +14,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 
+from decathlete.errors import ConfigError, GeometryError
 from decathlete.training.precision import autocast
 
 
@@ -90,6 +91,71 @@ class SlidingWindow(SlidingWindowInferer):
                 out = out.flip(dims) if dims else out
                 total = out if total is None else total.add_(out)
         return total / len(copies) if len(copies) > 1 else total  # type: ignore[operator,return-value]
+
+
+class SliceWise(SlidingWindow):
+    """A volume predicted slice by slice with a 2D network, several slices at a time; the output is float32 logits.
+
+    In memory at a time: the logits of the volume, and those of one batch of slices.
+
+    Args:
+        roi_size: window in the plane of a slice, two numbers, in the order of the slice's axes in the volume. Larger
+            slices are covered by windows, smaller ones padded; numbers that are not positive take the slice's size.
+        sw_batch_size: slices that the network sees at a time; where a slice takes several windows, windows.
+        overlap, mode, amp, divisible, kwargs: as in :class:`SlidingWindow`, in the plane.
+        axis: spatial axis (0, 1, 2) along which the slices lie.
+        neighbours: slices on either side that go in as channels (2.5D). For slice z they are those of z - neighbours,
+            then of the next one, up to z + neighbours, each with all its channels; the volume's first and last slice
+            stand for those beyond. The network takes C * (2 * neighbours + 1) channels.
+        mirror_axes: axes of the slice (0, 1) to mirror, with the logits averaged.
+
+    Raises:
+        ConfigError: an axis, a window or a number of neighbours that cannot be.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        sw_batch_size: int = 4,
+        overlap: Sequence[float] | float = 0.5,
+        mode: str = "gaussian",
+        amp: bool = True,
+        mirror_axes: Sequence[int] | None = None,
+        divisible: Sequence[int] | int = 1,
+        axis: int = 2,
+        neighbours: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(roi_size, Sequence) or len(roi_size) != 2:
+            raise ConfigError("SliceWise, roi_size", "must be two numbers, a window in the slice", str(roi_size))
+        if axis not in (0, 1, 2):
+            raise ConfigError("SliceWise, axis", "must be 0, 1 or 2", str(axis))
+        if neighbours != int(neighbours) or neighbours < 0:
+            raise ConfigError("SliceWise, neighbours", "must be a number of slices, 0 or more", str(neighbours))
+        super().__init__(roi_size, sw_batch_size, overlap, mode, amp, mirror_axes, divisible, **kwargs)
+        self.axis, self.neighbours = axis, int(neighbours)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Float32 logits (B, num_classes, X, Y, Z) of ``inputs`` (B, C, X, Y, Z); a MetaTensor of a MetaTensor."""
+        if inputs.ndim != 5:
+            raise GeometryError("SliceWise", "takes volumes, (B, C, X, Y, Z)", f"shape {tuple(inputs.shape)}")
+        volumes = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).movedim(self.axis + 2, 1)
+        count = volumes.shape[1]  # volumes: (B, slices, C, *plane)
+        reach = torch.arange(-self.neighbours, self.neighbours + 1)
+        out: Tensor | None = None
+        for number, slices in enumerate(volumes):
+            for start in range(0, count, self.sw_batch_size):
+                places = torch.arange(start, min(start + self.sw_batch_size, count))
+                near = (places[:, None] + reach).clamp_(0, count - 1).to(slices.device)
+                # (n, 2 * neighbours + 1, C, *plane): slice after slice, each with its channels
+                logits = super().__call__(slices[near].flatten(1, 2), network, *args, **kwargs)
+                if out is None:
+                    shape = [logits.shape[1], *inputs.shape[2:]]
+                    out = torch.empty(len(volumes), *shape, dtype=logits.dtype, device=logits.device)
+                out[number].movedim(self.axis + 1, 0)[start : start + len(places)] = logits
+        if out is None:
+            raise GeometryError("SliceWise", "a volume has slices", f"shape {tuple(inputs.shape)}")
+        return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
 
 
 def finest(output: Any) -> Tensor:

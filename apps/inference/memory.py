@@ -7,8 +7,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from monai.transforms import Compose, Spacingd
+from monai.transforms import Compose, Resized, Spacingd
+from monai.utils import fall_back_tuple
 from torch import Tensor, nn
+
+from decathlete.errors import DecathleteError
 
 PROCESS_GIB = 0.6  # Python with torch and MONAI imported
 LIVE_OUTPUTS = 6  # of a network at a time: skip connections, and what goes in and out of a layer
@@ -34,19 +37,20 @@ def estimate_gib(
         shape: spatial shape of the file.
         spacing: its voxel edges in mm.
         channels, classes: of the network's input and output.
-        preprocessing: deterministic chain; a Spacingd in it sets the size of the network's grid. Crops are not counted.
+        preprocessing: deterministic chain; Spacingd and Resized in it set the size of the network's grid. Crops are not
+            counted.
         window_bytes: see :func:`window_bytes`.
         restores_logits: whether all classes stand on the original grid at once.
         probabilities: whether they are kept there.
         networks: members of the ensemble.
     """
-    original = math.prod(shape)
-    growth, resamples = _resampling(preprocessing, spacing)
-    resampled = original * growth
-    double = 8  # MONAI resamples in float64
-    preparing = channels * (original + resampled) * (double + FLOAT)
-    if resamples:
-        preparing += resampled * 2 * 3 * double  # the sampling grid: three coordinates, before and after scaling
+    original, double = math.prod(shape), 8  # MONAI resamples in float64
+    resampled, preparing = float(original), 0.0
+    for after, with_grid in _resampling(preprocessing, shape, spacing) or [(resampled, False)]:
+        step = channels * (resampled + after) * (double + FLOAT)
+        if with_grid:
+            step += after * 2 * 3 * double  # the sampling grid: three coordinates, before and after scaling
+        resampled, preparing = after, max(preparing, step)
     sums = (classes + 1) * resampled * FLOAT
     predicting = channels * resampled * FLOAT + sums * (1 if networks == 1 else 3) + window_bytes
     restoring = classes * resampled * FLOAT + original
@@ -58,23 +62,36 @@ def estimate_gib(
     return PROCESS_GIB + SLAB_GIB + (read + max(preparing, predicting, restoring)) / 2**30
 
 
-def _resampling(preprocessing: Compose, spacing: Sequence[float]) -> tuple[float, bool]:
-    """How many voxels the network's grid has for each voxel of the file, and whether voxels are interpolated for it."""
-    growth, resamples = 1.0, False
+def _resampling(preprocessing: Compose, shape: Sequence[int], spacing: Sequence[float]) -> list[tuple[float, bool]]:
+    """Voxels after each transform that changes their number, and whether it interpolates on a sampling grid."""
+    size, edges = [float(n) for n in shape], [float(s) for s in spacing]
+    steps = []
     for transform in preprocessing.flatten().transforms:
+        before, with_grid = size, False
         if isinstance(transform, Spacingd):
             wanted = [float(s) for s in transform.spacing_transform.pixdim]
-            wanted = (wanted * len(spacing) if len(wanted) == 1 else wanted)[: len(spacing)]
-            if all(s > 0 for s in wanted):
-                growth = math.prod(spacing[: len(wanted)]) / math.prod(wanted)
-                resamples = any(abs(a - b) > 1e-3 for a, b in zip(sorted(spacing), sorted(wanted), strict=False))
-    return growth, resamples
+            wanted = (wanted * len(edges) if len(wanted) == 1 else wanted)[: len(edges)]
+            if not all(s > 0 for s in wanted):
+                continue
+            with_grid = any(abs(a - b) > 1e-3 for a, b in zip(sorted(edges), sorted(wanted), strict=False))
+            size = [n * s / w for n, s, w in zip(size, edges, wanted, strict=False)] + size[len(wanted) :]
+        elif isinstance(transform, Resized):
+            target = transform.resizer.spatial_size
+            if transform.resizer.size_mode == "longest":
+                target = [n * target / max(size) for n in size]
+            size = [float(n) for n in fall_back_tuple(target, size)]
+        else:
+            continue
+        edges = [s * b / n for s, b, n in zip(edges, before, size, strict=False)]
+        steps.append((math.prod(size), with_grid))
+    return steps
 
 
 def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     """Bytes that a forward pass without gradients holds for an input of ``shape`` (B, C, *spatial), in float32.
 
-    The network runs on shapes alone (torch's meta device); 0 for one that does not (one that looks at values).
+    The network runs on shapes alone (torch's meta device); 0 for one that does not (one that looks at values, or
+    takes no such size).
     """
     sizes: list[int] = []
 
@@ -89,6 +106,6 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
                 module.register_forward_hook(note)
         with torch.no_grad():
             ghost(torch.empty(tuple(shape), device="meta"))
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, NotImplementedError, TypeError, DecathleteError):
         return 0
     return sum(sorted(sizes)[-LIVE_OUTPUTS:])

@@ -15,6 +15,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirst, LoadImaged, SaveImaged
 from monai.transforms.transform import apply_transform
+from monai.utils import fall_back_tuple
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, load_weights
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
+from decathlete.inference.inferers import SlidingWindow
 from decathlete.inference.memory import estimate_gib, window_bytes
 from decathlete.transforms.read import read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
@@ -95,9 +97,10 @@ class Predictor:
         for n, path in enumerate(paths):
             member = network if n == len(paths) - 1 else copy.deepcopy(network)
             self.networks.append(load_weights(member, path, where=f"weights of {self.name}"))
-        self.channels = int(self._parsed("network_def::in_channels"))
-        self.classes = int(self._parsed("network_def::out_channels"))
         self.inferer = self._parsed("inferer")
+        self._bytes_of_windows: dict[tuple[int, ...], int] = {}
+        self.channels = self._volumes()
+        self.classes = int(self._parsed("network_def::out_channels"))
         if tta:
             self._mirror()
         self._loader, self._preprocessing = self._split_loading(self._parsed("preprocessing"))
@@ -163,20 +166,45 @@ class Predictor:
             channels=self.channels,
             classes=self.classes,
             preprocessing=Compose(self._preprocessing),
-            window_bytes=self._window_bytes,
+            window_bytes=self._window_bytes(shape),
             restores_logits=restores_logits,
             probabilities=probabilities,
             networks=len(self.networks),
         )
 
-    @cached_property
-    def _window_bytes(self) -> int:
-        roi, batch = getattr(self.inferer, "roi_size", None), getattr(self.inferer, "sw_batch_size", 1)
-        dims = self._parser.get_parsed_content("network_def::spatial_dims", default=3)
-        roi = [roi] * dims if isinstance(roi, int) else roi
-        if not roi or min(roi) <= 0:
+    def _volumes(self) -> int:
+        """Volumes of an input: the config's ``channels``, which a 2.5D network takes of several slices."""
+        if "channels" in self._parser and isinstance(channels := self._parsed("channels"), int):
+            return channels
+        return int(self._parsed("network_def::in_channels")) // self._slices
+
+    @property
+    def _slices(self) -> int:
+        """Slices that go in at a time as channels; 1 but for 2.5D."""
+        return 2 * getattr(self.inferer, "neighbours", 0) + 1
+
+    @property
+    def _dims(self) -> int:
+        """Spatial axes that the network sees, 2 or 3."""
+        if "network_def::spatial_dims" in self._parser:
+            return int(self._parsed("network_def::spatial_dims"))
+        roi = getattr(self.inferer, "roi_size", None)
+        return len(roi) if isinstance(roi, Sequence) else 3
+
+    def _window_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a forward pass for a scan of spatial ``shape``."""
+        roi = getattr(self.inferer, "roi_size", None)
+        if roi is None:
             return 0
-        return window_bytes(self.networks[0], (batch, self.channels, *roi))
+        # a window may be as large as the scan; orientation decides which axes the network sees, so: the longest
+        longest = sorted(shape, reverse=True)[: self._dims]
+        ours = isinstance(self.inferer, SlidingWindow)
+        window = self.inferer.window(longest) if ours else fall_back_tuple(roi, longest)
+        if window not in self._bytes_of_windows:
+            batch = getattr(self.inferer, "sw_batch_size", 1)
+            size = (batch, self.channels * self._slices, *window)
+            self._bytes_of_windows[window] = window_bytes(self.networks[0], size)
+        return self._bytes_of_windows[window]
 
     def _parsed(self, name: str) -> Any:
         if name not in self._parser:
@@ -206,10 +234,9 @@ class Predictor:
                 f"{self._config}, inferer",
                 "mirrored copies need an inferer that takes mirror_axes",
                 type(self.inferer).__name__,
-                "Use decathlete.inference.SlidingWindow",
+                "Use decathlete.inference.SlidingWindow, or SliceWise for a 2D network",
             )
-        dims = self._parser.get_parsed_content("network_def::spatial_dims", default=3)
-        axes = self._parsed("tta_axes") if "tta_axes" in self._parser else range(dims)
+        axes = self._parsed("tta_axes") if "tta_axes" in self._parser else range(self._dims)
         self.inferer.mirror_axes = tuple(axes)
 
     def _split_loading(self, chain: Compose) -> tuple[LoadImaged, list[Any]]:

@@ -1,0 +1,32 @@
+"""The estimate of a prediction's memory, by hand."""
+
+from __future__ import annotations
+
+import pytest
+from monai.transforms import Compose, Resized, Spacingd
+
+from decathlete.inference.memory import PROCESS_GIB, SLAB_GIB, estimate_gib
+
+VOXELS = 512 * 512 * 64  # 2^24
+
+
+def bytes_per_voxel(*chain):
+    """Of the file, without what the process takes."""
+    gib = estimate_gib((512, 512, 64), (0.8, 0.8, 5.0), channels=1, classes=2, preprocessing=Compose(chain),
+                       restores_logits=False)  # fmt: skip
+    return (gib - PROCESS_GIB - SLAB_GIB) * 2**30 / VOXELS
+
+
+def test_resized_slices_are_smaller_on_the_networks_grid():
+    # 4 for the file's voxels; float64 and float32 before and after the last transform, 12 each
+    assert bytes_per_voxel() == pytest.approx(4 + 12 + 12)
+    assert bytes_per_voxel(Resized("image", [256, 256, -1])) == pytest.approx(4 + 12 + 12 / 4)
+    assert bytes_per_voxel(Resized("image", 128, size_mode="longest")) == pytest.approx(4 + 12 + 12 / 64)
+
+
+def test_resampling_needs_its_sampling_grid_too():
+    # twice the voxels, each with three float64 coordinates before and after scaling
+    assert bytes_per_voxel(Spacingd("image", [0.8, 0.8, 2.5])) == pytest.approx(4 + 12 + 2 * (12 + 48))
+    # what follows is smaller and hides in that peak
+    both = Spacingd("image", [0.8, 0.8, 2.5]), Resized("image", [256, 256, -1])
+    assert bytes_per_voxel(*both) == bytes_per_voxel(both[0])
