@@ -7,7 +7,9 @@ MONAI's dictionary transforms resample case by case and key by key before the ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +44,14 @@ class BatchAugment:
         noise_prob: share of samples with noise.
         gamma: largest absolute logarithm of the exponent applied between the image's extremes.
         gamma_prob: share of samples with a gamma change.
+        blur: smallest and largest standard deviation in voxels of a Gaussian blur.
+        blur_prob: share of blurred samples; 0, as for the next two, turns it off and draws nothing for it.
+        contrast: smallest and largest factor of the distance from each channel's mean.
+        contrast_prob: share of samples with another contrast.
+        contrast_keep_range: cut off what that takes out of the channel's range, as nnU-Net does.
+        low_resolution: smallest and largest factor by which the axes are shortened (nearest voxel) and then brought
+            back (linear), as a coarser scan would have been; at most 1. The label stays as it is.
+        low_resolution_prob: share of samples of low resolution.
         spacing: voxel edge lengths in mm, so that a rotation turns the body and not the voxels; default all equal.
         label_mode: ``soft`` returns class shares, shape (B, num_classes, *patch_size), interpolated linearly: a border
             that falls between two voxels stays there, where nearest moves it by up to half a voxel; ``nearest`` returns
@@ -70,6 +80,13 @@ class BatchAugment:
         noise_prob: float = 0.3,
         gamma: float = 0.3,
         gamma_prob: float = 0.3,
+        blur: Sequence[float] = (0.5, 1.0),
+        blur_prob: float = 0.0,
+        contrast: Sequence[float] = (0.75, 1.25),
+        contrast_prob: float = 0.0,
+        contrast_keep_range: bool = True,
+        low_resolution: Sequence[float] = (0.5, 1.0),
+        low_resolution_prob: float = 0.0,
         spacing: Sequence[float] | None = None,
         label_mode: str = "soft",
         image_key: str = "image",
@@ -93,6 +110,11 @@ class BatchAugment:
         self.mirror_axes = tuple(mirror_axes)
         self.intensity_scale, self.intensity_shift = intensity_scale, intensity_shift
         self.noise, self.noise_prob, self.gamma, self.gamma_prob = noise, noise_prob, gamma, gamma_prob
+        self.blur, self.blur_prob = _limits("blur", blur, math.inf), blur_prob
+        self.contrast, self.contrast_prob = _limits("contrast", contrast, math.inf), contrast_prob
+        self.contrast_keep_range = contrast_keep_range
+        self.low_resolution = _limits("low_resolution", low_resolution, 1.0)
+        self.low_resolution_prob = low_resolution_prob
         self.spacing = torch.tensor([float(s) for s in spacing] if spacing is not None else [1.0] * dims)
         if len(self.translation) != dims or len(self.spacing) != dims:
             raise ConfigError(
@@ -151,7 +173,7 @@ class BatchAugment:
         return rotation_matrices(angles) @ torch.diag_embed(stretch)
 
     def _change_intensity(self, image: Tensor) -> Tensor:
-        """Scale, shift, noise and gamma, each sample with its own numbers."""
+        """Scale, shift, noise, blur, contrast, resolution and gamma, each sample with its own numbers."""
         shape = (image.shape[0], *(1,) * (image.ndim - 1))
 
         def draw() -> Tensor:
@@ -162,6 +184,13 @@ class BatchAugment:
             sigma = self.noise * draw() * (draw() < self.noise_prob)
             if bool(sigma.any()):
                 image = image + torch.randn(image.shape).to(image.device) * sigma
+        if self.blur_prob:
+            image = _change_some(image, self.blur_prob, self.blur, _blurred)
+        if self.contrast_prob:
+            contrast = functools.partial(_contrasted, keep_range=self.contrast_keep_range)
+            image = _change_some(image, self.contrast_prob, self.contrast, contrast)
+        if self.low_resolution_prob:
+            image = _change_some(image, self.low_resolution_prob, self.low_resolution, _coarsened)
         if self.gamma and self.gamma_prob:
             exponent = torch.exp((draw() * 2 - 1) * self.gamma * (draw() < self.gamma_prob))
             axes = tuple(range(1, image.ndim))
@@ -169,6 +198,72 @@ class BatchAugment:
             span = (image.amax(axes, keepdim=True) - low).clamp_min(1e-6)
             image = ((image - low) / span).pow(exponent) * span + low
         return image
+
+
+def _change_some(
+    image: Tensor, prob: float, limits: tuple[float, float], change: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """``image`` with a share ``prob`` of its samples changed, each by its own number within ``limits``."""
+    samples = torch.nonzero(torch.rand(len(image)) < prob)[:, 0]
+    numbers = limits[0] + torch.rand(len(image)) * (limits[1] - limits[0])
+    if not len(samples):
+        return image
+    where = samples.to(image.device)
+    return image.index_copy(0, where, change(image[where], numbers[samples]))
+
+
+def _blurred(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur with each sample's ``sigma`` (B,) in voxels; beyond the edge, the edge's value."""
+    reach = max(1, math.ceil(3 * float(sigma.max())))
+    steps = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-0.5 * (steps / sigma.clamp_min(1e-3)[:, None]) ** 2)  # (B, steps)
+    weights = (weights / weights.sum(1, keepdim=True)).to(image.device)
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        padded = image.index_select(axis, torch.arange(-reach, n + reach).clamp(0, n - 1).to(image.device))
+        # one axis after the other, sum of shifted copies: a grouped convolution is slower, and on CUDA not repeatable
+        image = sum(
+            padded.narrow(axis, k, n) * weights[:, k].view(-1, *(1,) * (image.ndim - 1)) for k in range(len(steps))
+        )  # type: ignore[assignment]
+    return image
+
+
+def _contrasted(image: Tensor, factor: Tensor, keep_range: bool) -> Tensor:
+    """Distances from each channel's mean multiplied by each sample's ``factor`` (B,)."""
+    axes = tuple(range(2, image.ndim))
+    mean = image.mean(axes, keepdim=True)
+    changed = mean + (image - mean) * factor.to(image.device).view(-1, *(1,) * (image.ndim - 1))
+    return changed.clamp(image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)) if keep_range else changed
+
+
+def _coarsened(image: Tensor, factor: Tensor) -> Tensor:
+    """Each sample on a grid of ``factor`` (B,) times the voxels an axis, and back: nearest there, linear back.
+
+    What ``F.interpolate`` with ``nearest-exact`` and ``linear`` gives for one sample, without a loop over samples of
+    different sizes: both are one axis after the other, so a voxel is a mean of two of the image's on each axis.
+    """
+    for axis in range(2, image.ndim):
+        n = image.shape[axis]
+        coarse = (n * factor).round().clamp(1, n)[:, None]  # (B, 1) voxels of the coarse axis
+        place = ((torch.arange(n) + 0.5) * coarse / n - 0.5).clamp_min(0)  # (B, n) on the coarse axis
+        below = place.floor()
+        shape = (len(image), *(n if a == axis else 1 for a in range(1, image.ndim)))
+        weight = (place - below).view(shape).to(image.device)
+        ends = []
+        for voxel in (below, torch.minimum(below + 1, coarse - 1)):
+            source = ((voxel + 0.5) * n / coarse).floor().long().clamp(0, n - 1)
+            ends.append(torch.take_along_dim(image, source.view(shape).to(image.device), axis))
+        image = torch.lerp(ends[0], ends[1], weight)
+    return image
+
+
+def _limits(name: str, limits: Sequence[float], most: float) -> tuple[float, float]:
+    numbers = tuple(float(v) for v in limits)
+    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] <= most or numbers[1] == 0 or math.isinf(numbers[1]):
+        bound = "" if math.isinf(most) else f", at most {most:g}"
+        raise ConfigError(f"BatchAugment, {name}", f"must be a smallest and a largest number, 0 or more{bound}",
+                          str(list(limits)))  # fmt: skip
+    return numbers[0], numbers[1]
 
 
 def rotation_matrices(angles: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 
 from decathlete.errors import ConfigError
 from decathlete.transforms import BatchAugment
@@ -102,6 +104,83 @@ def test_constant_image_stays_finite():
     assert bool(torch.isfinite(out["image"]).all())
 
 
+ONE_BY_ONE = ("blur", "contrast", "low_resolution")
+
+
+def changed(image, name, limits, **more):
+    """``image`` after one change in every sample and nothing else."""
+    batch = {"image": image, "label": torch.zeros(len(image), 1, *image.shape[2:])}
+    augment = BatchAugment(image.shape[2:], 2, **STILL, **{name: limits, f"{name}_prob": 1.0}, **more)
+    return augment(batch)["image"]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 15, 12), (2, 1, 15, 12, 9)])
+def test_blur_is_scipys(shape):
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = changed(image, "blur", [1.3, 1.3])
+    expected = gaussian_filter(image.numpy(), (0, 0, *[1.3] * (len(shape) - 2)), mode="nearest", radius=4)
+    assert torch.allclose(out, torch.from_numpy(expected), atol=1e-4)
+
+
+def test_contrast_stretches_about_each_channels_mean():
+    image = torch.tensor([[[[0.0, 4], [4, 8]], [[10, 10], [10, 30]]]])  # means 4 and 15
+    expected = torch.tensor([[[[-2.0, 4], [4, 10]], [[7.5, 7.5], [7.5, 37.5]]]])
+    assert torch.allclose(changed(image, "contrast", [1.5, 1.5], contrast_keep_range=False), expected, atol=1e-4)
+    assert torch.allclose(changed(image, "contrast", [1.5, 1.5]), image, atol=1e-4)
+    halved = torch.tensor([[[[2.0, 4], [4, 6]], [[12.5, 12.5], [12.5, 22.5]]]])
+    assert torch.allclose(changed(image, "contrast", [0.5, 0.5]), halved, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((2, 2, 16, 11), 0.5), ((1, 1, 12, 10, 7), 0.7), ((1, 1, 9, 9), 1.0)])
+def test_low_resolution_is_torchs_nearest_and_linear_interpolation(shape, factor):
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    coarse = F.interpolate(image, size=[round(n * factor) for n in shape[2:]], mode="nearest-exact")
+    mode = "trilinear" if len(shape) == 5 else "bilinear"
+    expected = F.interpolate(coarse, size=shape[2:], mode=mode, align_corners=False)
+    assert torch.allclose(changed(image, "low_resolution", [factor, factor]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_each_sample_draws_whether_and_how_much(name):
+    torch.manual_seed(0)
+    image = torch.randn(1, 1, 12, 12).repeat(64, 1, 1, 1)
+    batch = {"image": image, "label": (image > 0).float()}
+    augment = BatchAugment([12, 12], 2, **STILL, **{f"{name}_prob": 0.5})
+    out = augment(batch)
+    different = [not torch.allclose(sample, image[0], atol=1e-4) for sample in out["image"]]
+    assert 16 < sum(different) < 48
+    assert len({float(sample.std()) for sample in out["image"]}) > 5  # 12 voxels become 6 to 12
+    assert torch.equal(out["label"][:, 1:].round(), batch["label"])
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_what_is_off_draws_no_random_number(name):
+    label = torch.randint(0, 2, (2, 1, 8, 8))
+    augment = BatchAugment([8, 8], 2)
+    states = []
+    for limits in ((0.5, 1.0), (0.25, 0.75)):
+        setattr(augment, name, limits)
+        torch.manual_seed(0)
+        augment(batch_of(label))
+        states.append(torch.get_rng_state())
+    torch.manual_seed(0)
+    setattr(augment, f"{name}_prob", 1e-9)
+    augment(batch_of(label))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], torch.get_rng_state())
+
+
+def test_all_changes_together_repeat_with_the_seed():
+    label = torch.randint(0, 3, (2, 2, 12, 12, 12))[:, :1]
+    augment = BatchAugment([8, 8, 8], 3, blur_prob=1.0, contrast_prob=1.0, low_resolution_prob=1.0)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        outputs.append(augment(batch_of(label))["image"])
+    assert torch.equal(*outputs)
+    assert bool(torch.isfinite(outputs[0]).all())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -110,6 +189,8 @@ def test_constant_image_stays_finite():
         ({"patch_size": [8, 8]}, "num_classes"),
         ({"patch_size": [8, 8], "num_classes": 2, "mirror_axes": [2]}, "axes 0 to 1"),
         ({"patch_size": [8, 8], "num_classes": 2, "translation": [1, 2, 3]}, "one per axis"),
+        ({"patch_size": [8, 8], "num_classes": 2, "blur": [2.0, 1.0]}, "smallest and a largest"),
+        ({"patch_size": [8, 8], "num_classes": 2, "low_resolution": [0.5, 1.5]}, "at most 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(arguments, words):
