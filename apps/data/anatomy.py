@@ -407,10 +407,45 @@ def _draw_lung(c: Canvas) -> None:
     for side in (-1, 1):
         blade = np.abs(c.y + 76 + 0.35 * (side * c.x - 90)) < 4
         c.paint(blade & (np.abs(side * c.x - 95) < 38) & (c.z > 0) & (skin < 0.97) & (skin > 0.77), BONE)
+    _lung_cancers(c, lungs)
+
+
+def _lung_cancers(c: Canvas, lungs: Mask) -> None:
+    """Paint one to three cancers.
+
+    Volumes of fewer than 200 slices get round ones of 6 to 16 mm in radius, which take about a tenth of the slices: 1%
+    would be a single slice, and that is no volume. From 200 slices on, all cancers of a case lie in the same n // 100
+    neighbouring slices, so that 1% of the slices or fewer show one. They are round ones of 5 to 12 mm of which these
+    slices alone are kept: two up to 299 slices, so flat as no real tumour is. What stays of the real problem is how
+    rare they are, and how they look in a slice, where they are at least 3 voxels across.
+    """
+    few = c.shape[2] // 100
+    room = lungs
+    if few >= 2:
+        area = lungs.sum((0, 1))
+        starts = np.flatnonzero(area[: 1 - few] > 0.5 * area.max())
+        first = int(starts[c.rng.integers(len(starts))])
+        room = np.zeros_like(lungs)
+        room[..., first : first + few] = lungs[..., first : first + few]
+    sizes = [6, 9, 12, 16] if few < 2 else [5, 7, 9, 12]
     for _ in range(c.rng.integers(1, 4)):
-        size = float(c.rng.choice([6, 9, 12, 16], p=[0.3, 0.35, 0.25, 0.1]))
-        cancer = c.lesion(lungs, size, bumpy=0.35)
+        size = float(c.rng.choice(sizes, p=[0.3, 0.35, 0.25, 0.1]))
+        cancer = c.lesion(lungs, size, bumpy=0.35) if few < 2 else _slab_lesion(c, room, size)
         c.paint(cancer, c.near(35, 0.4) + 15 * c.waves(8), 1)
+
+
+def _slab_lesion(c: Canvas, room: Mask, radius_mm: float) -> Mask:
+    """Voxels of a knobbly blob cut to the few slices that ``room`` takes; at least 3 voxels across in a slice."""
+    slices = np.flatnonzero(room.any((0, 1)))
+    steps = [float(axis[1] - axis[0]) for axis in c.axes[:2]]
+    radius_mm = max(radius_mm, 2.5 * max(steps))
+    plane = room[..., slices].all(-1)
+    depth = ndimage.distance_transform_edt(np.pad(plane, 1), sampling=steps)[1:-1, 1:-1]
+    inside = np.argwhere(depth >= min(radius_mm, 0.8 * float(depth.max())))
+    at = (*inside[c.rng.integers(len(inside))], slices[len(slices) // 2])
+    center = [float(axis[at]) for axis in (c.x, c.y, c.z)]
+    radii = [c.near(radius_mm, 0.2) for _ in range(3)]
+    return (c.radius(center, radii, c.rng.uniform(0, 180), 0.25 * c.waves(1.5 * radius_mm)) < 1) & room
 
 
 # --------------------------------------------------------------------------------------------------------------- MRI

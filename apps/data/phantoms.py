@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +19,9 @@ from decathlete.errors import DataError, UsageError
 from decathlete.progress import ProgressBar
 
 MAX_CASES = 900  # three digits in a case's name; those from 901 on are test cases
-_VERSION = 1  # raise it when the same seed would draw something else: folders of another version are not mixed in
+# by task, 1 if not named: raise it when the same seed would draw something else: folders of another version are not
+# mixed in
+_VERSIONS = {"lung": 2}
 _SMALLEST = (16, 16, 8)  # voxels; below this some organs fall between the voxels
 
 
@@ -38,17 +40,32 @@ def make_phantoms(
         folder: where the data set's folder goes.
         seed: 0 or more; same seed and same versions of NumPy and SciPy, same bytes.
         shape: voxels along (X, Y, Z) in RAS order, at least 16, 16, 8; without it, small pictures with a whole body
-            in them. The anatomy fills any shape; the spacing stays the task's.
+            in them. The anatomy fills any shape; the spacing stays the task's. Lung cancers take about a tenth of the
+            slices, and from 200 slices on 1% or fewer.
 
     Raises:
         UsageError: a number or shape out of range.
         DataError: the folder holds other data.
     """
     task = task if isinstance(task, Task) else get_task(task)
-    shape = _checked(n, seed, shape)
+    shape = check_request(n, seed, shape)
     folder = Path(folder)
     target = folder if task_of_folder(folder) == task else folder / task.folder
-    made_from = {"version": _VERSION, "seed": seed, "cases": n, "shape": shape}
+    made_from = {"version": _VERSIONS.get(task.name, 1), "seed": seed, "cases": n, "shape": shape}
+    return write_phantoms(target, made_from, lambda part: _write(task, part, made_from))
+
+
+def write_phantoms(target: Path, made_from: dict, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a temporary folder that becomes ``target`` when all is written; what is there is kept.
+
+    Args:
+        target: the data set's folder.
+        made_from: what the phantoms are drawn from; ``write`` puts it into ``dataset.json`` as ``phantom``.
+        write: fills the folder that it is given.
+
+    Raises:
+        DataError: ``target`` holds other data, or cannot be written.
+    """
     if _holds(target, made_from):
         return target
 
@@ -59,7 +76,7 @@ def make_phantoms(
         raise DataError(target.parent, "must be a folder that can be written to", error.strerror or str(error),
                         "Choose another --output") from error  # fmt: skip
     try:
-        _write(task, part, made_from)
+        write(part)
         part.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp makes folders that only the owner reads
         part.replace(target)
     except OSError as error:
@@ -71,7 +88,12 @@ def make_phantoms(
     return target
 
 
-def _checked(n: int, seed: int, shape: Sequence[int] | None) -> list[int] | None:
+def check_request(n: int, seed: int, shape: Sequence[int] | None) -> list[int] | None:
+    """The shape as whole numbers, or None.
+
+    Raises:
+        UsageError: a number or shape out of range.
+    """
     if not 1 <= n <= MAX_CASES:
         raise UsageError("--phantom", f"the number of cases must be 1 to {MAX_CASES}", str(n))
     if seed < 0:
@@ -122,9 +144,9 @@ def _write(task: Task, part: Path, made_from: dict) -> None:
         image, label, spacing = draw_case(task.name, rng, made_from["shape"])
         image, label, affine = _as_stored(image, label, spacing, rng)
         name = f"{task.prefix}_{number:03d}.nii.gz"
-        _save(image, affine, part / ("imagesTr" if number <= n else "imagesTs") / name)
+        save_phantom(image, affine, part / ("imagesTr" if number <= n else "imagesTs") / name)
         if number <= n:
-            _save(label, affine, part / "labelsTr" / name)
+            save_phantom(label, affine, part / "labelsTr" / name)
     dataset = _dataset(task, numbers[:n], numbers[n:]) | {"phantom": made_from}
     (part / "dataset.json").write_text(json.dumps(dataset, indent=1) + "\n", "utf-8")
 
@@ -150,7 +172,8 @@ def _as_stored(
     return image, label, affine
 
 
-def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+def save_phantom(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write a NIfTI file that says it is a phantom; the same voxels give the same bytes."""
     nifti = nib.Nifti1Image(np.ascontiguousarray(array), affine)
     nifti.header.set_xyzt_units("mm")
     nifti.header["descrip"] = b"phantom, not a patient"

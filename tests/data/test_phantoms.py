@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from decathlete.data.anatomy import SCENES
 from decathlete.data.phantoms import make_phantoms
@@ -105,6 +106,22 @@ def test_lung_tumours_are_on_few_slices(tmp_path):
     assert np.mean(slices) < 0.35
 
 
+def test_lung_tumours_of_a_long_volume_are_on_one_slice_in_a_hundred(tmp_path):
+    folder = make_phantoms("lung", 3, tmp_path, shape=(64, 64, 200))
+    for image, label in pairs(folder):
+        mask, hu = np.asarray(label.dataobj) == 1, np.asarray(image.dataobj)
+        with_tumour = np.flatnonzero(mask.any((0, 1)))
+        assert with_tumour[1] - with_tumour[0] == 1
+        assert len(with_tumour) == 2
+        blobs, count = ndimage.label(mask)
+        assert 1 <= count <= 3
+        for box in ndimage.find_objects(blobs):
+            assert min(part.stop - part.start for part in box[:2]) >= 3
+        ring = ndimage.binary_dilation(mask, iterations=3) & ~ndimage.binary_dilation(mask, iterations=2)
+        assert np.median(hu[ring]) < -600  # air round it
+        assert np.median(hu[mask]) > -400
+
+
 def test_liver_lies_on_the_right_and_spleen_on_the_left(phantoms):
     for name, side in (("liver", 1), ("spleen", -1)):
         for _, label in pairs(phantoms[name]):
@@ -200,7 +217,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("decathlete.data.phantoms._save", interrupt)
+    monkeypatch.setattr("decathlete.data.phantoms.save_phantom", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_phantoms("hippocampus", 1, tmp_path)
     assert list(tmp_path.iterdir()) == []
