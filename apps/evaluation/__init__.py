@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from decathlete.evaluation.cross_validation import cross_validate
     from decathlete.evaluation.handler import MetricsWriter
     from decathlete.evaluation.labels import bundle_labels
-    from decathlete.evaluation.metrics import dice, hd95, iou, nsd, volume_ml
+    from decathlete.evaluation.metrics import dice, hd95, iou, nsd, pooled_soft_dice, volume_ml
     from decathlete.evaluation.scoring import evaluate
     from decathlete.evaluation.statistics import label_statistics
 
@@ -26,6 +26,7 @@ __all__ = [
     "iou",
     "label_statistics",
     "nsd",
+    "pooled_soft_dice",
     "volume_ml",
 ]
 
@@ -42,6 +43,7 @@ __getattr__ = lazy_names(
         "iou": "metrics",
         "label_statistics": "statistics",
         "nsd": "metrics",
+        "pooled_soft_dice": "metrics",
         "volume_ml": "metrics",
     },
 )

@@ -13,7 +13,7 @@ Medical Segmentation Decathlon's own evaluator do: between voxel centres, each e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from decathlete.errors import GeometryError
+from decathlete.errors import DataError, GeometryError
 
 Mask = NDArray[np.bool_]
 
@@ -42,6 +42,40 @@ def iou(pred: Mask, label: Mask) -> float:
     pred, label = _checked(pred, label)
     union = np.count_nonzero(pred | label)
     return np.count_nonzero(pred & label) / union if union else np.nan
+
+
+def pooled_soft_dice(pairs: Iterable[tuple[NDArray, Mask]]) -> float:
+    """One Dice over the voxels of all cases together, of probabilities as they are: 2 sum(p y) / (sum p + sum y).
+
+    Some projects report this figure. **It must not be compared with a mean of** :func:`dice` **over cases**, the
+    decathlon's: here a case weighs as much as its structure is large, so that one large tumour found well carries
+    many small ones that were missed, and a false alarm in an empty case costs next to nothing. Which cases are
+    pooled, and on which grid, changes it too.
+
+    Args:
+        pairs: probabilities in 0 .. 1 and reference mask of one class in each case, both of one shape. They are taken
+            one after the other and not kept, so a generator needs the memory of one case. Masks in place of
+            probabilities give the pooled Dice of hard predictions.
+
+    Returns:
+        0 to 1; nan if there is no case, or nothing in any.
+
+    Raises:
+        GeometryError: a pair whose shapes differ.
+        DataError: values outside 0 .. 1, such as logits.
+    """
+    overlap = total = 0.0
+    for share, label in pairs:
+        share, label = np.asarray(share), np.asarray(label, dtype=bool)
+        if share.shape != label.shape:
+            raise GeometryError("metrics", "probabilities and mask must have one shape",
+                                f"{share.shape} against {label.shape}")  # fmt: skip
+        if share.size and not (share.min() >= 0 and share.max() <= 1 + 1e-5):  # nan fails too
+            raise DataError("metrics", "probabilities lie in 0 .. 1", f"{share.min():g} to {share.max():g}",
+                            "Take the softmax or sigmoid of logits")  # fmt: skip
+        overlap += float(share[label].sum(dtype=np.float64))
+        total += float(share.sum(dtype=np.float64)) + np.count_nonzero(label)
+    return 2 * overlap / total if total else np.nan
 
 
 def volume_ml(mask: Mask, spacing: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -11,8 +12,17 @@ import torch
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from decathlete.errors import GeometryError
-from decathlete.evaluation.metrics import dice, hd95, iou, nsd, score, surface_distances, volume_ml
+from decathlete.errors import DataError, GeometryError
+from decathlete.evaluation.metrics import (
+    dice,
+    hd95,
+    iou,
+    nsd,
+    pooled_soft_dice,
+    score,
+    surface_distances,
+    volume_ml,
+)
 
 SPACINGS = [(0.7, 1.0, 2.5), (1.0, 1.0, 1.0), (0.5, 0.9, 3.1), (1.2, 0.4, 0.8), (2.0, 1.0, 0.5), (0.31, 1.7, 1.1)]
 # surface-distance 0.1 (DeepMind): compute_surface_dice_at_tolerance of the masks of `random_pair`, at 1.0 and 0.6 mm
@@ -208,3 +218,46 @@ def test_masks_of_two_shapes_are_refused_with_both():
 def test_spacing_that_measures_nothing_is_refused(spacing):
     with pytest.raises(GeometryError, match="3 positive numbers in mm"):
         hd95(cube(), cube(), spacing)
+
+
+def test_pooled_soft_dice_is_one_fraction_over_all_voxels():
+    first = np.array([0.5, 1.0, 0.0, 0.25]), np.array([1, 1, 0, 0], bool)
+    second = np.array([[0.25, 0.0]]), np.array([[True, True]])
+    # 2 * (0.5 + 1 + 0.25) / (1.75 + 0.25 + 2 + 2)
+    assert pooled_soft_dice([first, second]) == pytest.approx(3.5 / 6)
+
+
+def test_pooled_dice_of_masks_is_carried_by_the_large_one():
+    large, small = np.ones(98, bool), np.array([True, False])
+    missed = small, ~small
+    found = large, large
+    assert np.mean([dice(*found), dice(*missed)]) == 0.5
+    assert pooled_soft_dice([found, missed]) == pytest.approx(2 * 98 / (98 + 98 + 1 + 1))
+
+
+def test_pooled_soft_dice_keeps_no_case():
+    held = []
+
+    def cases():
+        for _ in range(4):
+            shares = np.ones((4, 4), np.float32)
+            held.append(weakref.ref(shares))
+            yield shares, np.ones((4, 4), bool)
+            del shares
+            held[:] = [reference for reference in held if reference() is not None]
+            assert len(held) <= 1  # the caller's own, until it takes the next
+
+    assert pooled_soft_dice(cases()) == 1
+
+
+def test_pooled_soft_dice_of_nothing_is_missing():
+    assert np.isnan(pooled_soft_dice([]))
+    assert np.isnan(pooled_soft_dice([(np.zeros(3), np.zeros(3, bool))]))
+
+
+@pytest.mark.parametrize("wrong", [[-2.0, 3.0], [0.5, np.nan]])
+def test_logits_and_nan_are_no_probabilities(wrong):
+    with pytest.raises(DataError, match=r"probabilities lie in 0 \.\. 1"):
+        pooled_soft_dice([(np.array(wrong), np.ones(2, bool))])
+    with pytest.raises(GeometryError, match=r"\(2,\) against \(3,\)"):
+        pooled_soft_dice([(np.zeros(2), np.ones(3, bool))])
