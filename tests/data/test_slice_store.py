@@ -213,7 +213,7 @@ def test_damaged_entry_is_made_again(cases, store, damage, caplog):
     assert caplog.text.count("damaged, made again") == 1
     caplog.clear()
     store(cases[:2])
-    assert caplog.text == ""
+    assert "damaged" not in caplog.text
 
 
 def test_a_file_that_goes_while_it_is_read_is_told(cases, store):
@@ -263,10 +263,10 @@ def test_two_processes_at_once_build_each_volume_once(cases, store, tmp_path):
 
 def test_full_disk_is_told_and_finished_volumes_are_kept(cases, store):
     def build() -> None:
-        # no file may grow beyond this: the third volume's image does, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        # no file may grow beyond this: the third volume's image does, as on a full disk, when its label is written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
-            store(cases, num_workers=1)
+            store(cases, keys=["label", "image"], num_workers=1)
         except DataError as error:
             text = str(error)
             os._exit(0 if "the slices can be written" in text and "DECATHLETE_CACHE" in text else 2)
@@ -276,7 +276,7 @@ def test_full_disk_is_told_and_finished_volumes_are_kept(cases, store):
     process.join(60)
     assert process.exitcode == 0
     assert [path.name for path in _files(store.folder)] == ["image.npy", "index.json", "label.npy"] * 2
-    assert len(store(cases)) == 29
+    assert len(store(cases, keys=["label", "image"])) == 29
 
 
 def test_size_is_told_and_a_disk_without_room_refused_before_the_rest_is_built(cases, store, monkeypatch, caplog):
