@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0 done, 1 work failed, 2 wrong use."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.verb not in ("run", "cross-validate"):
+    if rest and arguments.verb not in ("run", "cross-validate", "view"):
         arguments.parser.refuse(rest[0])
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # MONAI imports it; it warns of homes it cannot write to
     try:
@@ -136,6 +137,29 @@ def _promote(a: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _view(a: argparse.Namespace, rest: list[str]) -> int:
+    names = ("label", "prediction", "axis", "fps", "channel", "window", "slices", "size")
+    options = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
+    if a.batch is not None:
+        if rest and not rest[0].startswith("-"):
+            a.parser.error(f"give an IMAGE or --batch BUNDLE, not both: '{rest[0]}'")
+        from decathlete.view import batch_montage
+
+        size = {"size": options.pop("size")} if "size" in options else {}
+        overrides = dict(_pairs(rest)) | options  # --axis may be an id of the config; other ones are refused as such
+        print(batch_montage(a.batch, a.output, overrides, **size))
+        return 0
+    for word in rest:
+        if word.startswith("-"):
+            a.parser.refuse(word)
+    if len(rest) != 1:
+        a.parser.error(f"give one IMAGE, not {len(rest)}" if rest else "give an IMAGE, or --batch BUNDLE")
+    from decathlete.view import film
+
+    print(film(rest[0], a.output, **options))
+    return 0
+
+
 def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
     """Read ``--id value``, ``--id=value`` and a lone ``--id`` (true) as config overrides; values as YAML reads them."""
     import yaml
@@ -162,6 +186,24 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
     return value
+
+
+def _two_numbers(text: str) -> list[float]:
+    """``low,high`` for argparse."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two numbers, such as -160,240, not '{text}'") from None
+    return [low, high]
+
+
+def _range(text: str) -> list[int | None]:
+    """``from:to`` for argparse; either side may be left out."""
+    try:
+        first, last = (int(side) if side else None for side in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two slices, such as 20:60, 20: or :60, not '{text}'") from None
+    return [first, last]
 
 
 def _parser() -> _Parser:
@@ -237,6 +279,24 @@ def _parser() -> _Parser:
     p.add_argument(
         "--checkpoint", default="model_final.pt", help="file of the run to take (default: its final model_final.pt)"
     )
+
+    p = verb("view", _view, "Make the film of a scan with its contours, or a sheet of slices or of a training batch.")
+    # IMAGE is what is left over: argparse would take the value of an override for it
+    p.usage = (
+        "decathlete view IMAGE [--label L] [--prediction P] --output FILE [option ...]\n"
+        "       decathlete view --batch BUNDLE --output FILE.png [--id value ...]"
+    )
+    p._negative_number_matcher = re.compile(r"-[\d.]")  # --window -160,240: a value and no option
+    p.add_argument("--output", required=True, metavar="FILE", help=".gif or .mp4 for a film, .png for a sheet")
+    p.add_argument("--label", metavar="L", help="reference, drawn as outline")
+    p.add_argument("--prediction", metavar="P", help="prediction, drawn as fill")
+    p.add_argument("--axis", type=lambda t: int(t) if t.isdigit() else t, help="sagittal, coronal or axial (default)")
+    p.add_argument("--window", type=_two_numbers, metavar="LOW,HIGH", help="intensities shown black and white")
+    p.add_argument("--slices", type=_range, metavar="FROM:TO", help="first and last, counted from 1 as in the title")
+    p.add_argument("--fps", type=_positive, metavar="N", help="slices a second (default: 10)")
+    p.add_argument("--channel", type=int, metavar="N", help="channel of the image, from 0 (default: 0)")
+    p.add_argument("--size", type=int, metavar="PX", help="longer side of a picture (default: 512; on a sheet 300)")
+    p.add_argument("--batch", metavar="BUNDLE", help="show a training batch after augmentation; --id value as in 'run'")
     return parser
 
 

@@ -11,7 +11,7 @@ from decathlete import __version__
 from decathlete.cli import main
 from decathlete.errors import DataError
 
-VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote")
+VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote", "view")
 
 
 def status(*words: str) -> int:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from decathlete.errors import DataError, GeometryError
-from decathlete.files import atomic_write, strip_nifti_suffix
+from decathlete.errors import DataError
+from decathlete.files import atomic_write
 from decathlete.view.panels import (
     FILL_OPACITY,
     as_picture,
-    as_volume,
     colour_of,
     fullest_slice,
     gray_window,
     to_unit_range,
 )
+from decathlete.view.scan import LETTERS, PLANES, class_dice, class_names, load_scan
 
-PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}  # by the RAS axis across the plane, in the order shown
-# letters at the left, right, top and bottom of each plane: as a radiologist looks, from the feet and from the front
-LETTERS = {2: "RLAP", 1: "RLSI", 0: "APSI"}
 SCALE_BARS_MM = (1, 2, 5, 10, 20, 50, 100)
 WIDTH_INCHES = 10.0
 TEXT_INCHES = 1.1  # title, plane names, legend and footer
@@ -68,79 +63,15 @@ def overlay(
         DataError: a file cannot be read; an axis, slice or channel that is not there.
         GeometryError: image and label maps are not on one grid.
     """
-    values, placed, name = _image(image, channel)
-    affine = placed if affine is None else np.asarray(affine, dtype=float)
-    maps = [_label_map(m, which, values.shape, affine) for m, which in ((label, "label"), (prediction, "prediction"))]
-    orientation = nib.orientations.io_orientation(affine)
-    spacing = np.empty(3)
-    spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-    values = nib.orientations.apply_orientation(values, orientation)
-    turned = [None if m is None else nib.orientations.apply_orientation(m, orientation) for m in maps]
-    names = _class_names(labels, turned)
-    slices = _slices(values.shape, turned, axis, index)
+    scan = load_scan(image, label, prediction, channel=channel, affine=affine)
+    names = class_names(labels, scan.maps)
+    slices = _slices(scan.image.shape, scan.maps, axis, index)
     if title is None:
-        title = "   ".join(filter(None, (case_id or name, _dice_text(turned[0], turned[1], names))))
-    figure = _draw(values, turned, spacing, slices, names, title)
+        title = "   ".join(filter(None, (case_id or scan.name, _dice_text(*scan.maps, names))))
+    figure = _draw(scan.image, scan.maps, scan.spacing, slices, names, title)
     with atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=DPI)
     return Path(path)
-
-
-def _image(image: Any, channel: int) -> tuple[NDArray[Any], NDArray[np.float64], str]:
-    """Voxels (X, Y, Z) of the chosen channel, affine, and the case's name."""
-    if isinstance(image, (str, os.PathLike)):
-        from decathlete.transforms import read_nifti
-
-        image = Path(image)
-        channels = _channels_of(image)
-        if not 0 <= channel < channels:
-            raise DataError(image, "the channel must be in the image", f"channel {channel} of {channels}")
-        volume = read_nifti(image, channels=channels)
-        array = volume.array if channels == 1 else volume.array[..., channel]
-        return array, volume.affine, strip_nifti_suffix(image.name)
-    affine = np.asarray(getattr(image, "affine", np.eye(4)), dtype=float)
-    if np.ndim(image) == 4:
-        if not 0 <= channel < len(image):
-            raise DataError("overlay", "the channel must be in the image", f"channel {channel} of {len(image)}")
-        image = image[channel]
-    return as_volume(image), affine, ""
-
-
-def _channels_of(path: Path) -> int:
-    try:
-        shape = nib.load(path).shape
-    except Exception:  # the strict reader says what is wrong with the file
-        return 1
-    return shape[3] if len(shape) == 4 else 1
-
-
-def _label_map(
-    values: Any, which: str, shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> NDArray[np.integer] | None:
-    if values is None:
-        return None
-    where = which
-    if isinstance(values, (str, os.PathLike)):
-        from decathlete.transforms import read_nifti
-
-        volume = read_nifti(str(values), kind="label")
-        where = str(values)
-        if volume.array.shape == shape and not np.allclose(volume.affine, affine, atol=1e-3):
-            raise GeometryError(where, "image and label map affines must agree to 0.001 mm", "another affine")
-        values = volume.array
-    array = as_volume(values)
-    if array.shape != shape:
-        raise GeometryError(where, "image and label map must be on one grid", f"image {shape}, {which} {array.shape}")
-    return array.astype(np.int64)
-
-
-def _class_names(labels: Mapping[int, str] | None, maps: Sequence[NDArray[Any] | None]) -> dict[int, str]:
-    if labels is not None:
-        from decathlete.evaluation.labels import foreground
-
-        return foreground(labels)
-    present = {int(v) for m in maps if m is not None for v in np.unique(m) if v > 0}
-    return {value: str(value) for value in sorted(present)}
 
 
 def _slices(
@@ -161,12 +92,9 @@ def _slices(
 
 
 def _dice_text(label: NDArray[Any] | None, prediction: NDArray[Any] | None, names: Mapping[int, str]) -> str:
-    if label is None or prediction is None:
-        return ""
-    from decathlete.evaluation.metrics import dice
-
-    scores = {name: dice(prediction == value, label == value) for value, name in names.items()}
-    return "Dice " + ", ".join(f"{name} {'-' if np.isnan(s) else f'{s:.3f}'}" for name, s in scores.items())
+    scores = {names[value]: score for value, score in class_dice(label, prediction, names).items()}
+    texts = [f"{name} {'-' if np.isnan(score) else f'{score:.3f}'}" for name, score in scores.items()]
+    return "Dice " + ", ".join(texts) if texts else ""
 
 
 def _draw(

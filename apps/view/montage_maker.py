@@ -1,0 +1,177 @@
+"""A training batch after augmentation, as the network would get it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data.utils import set_rnd
+from numpy.typing import NDArray
+
+from decathlete.bundle import bundle_folder, config_file
+from decathlete.errors import ConfigError, DataError, UsageError
+from decathlete.evaluation.labels import foreground
+from decathlete.failures import find_error
+from decathlete.files import atomic_write
+from decathlete.short_form import literal
+from decathlete.training.trainer import case_names, seed_everything
+from decathlete.view.canvas import Palette, Tile, legend, picture_size, sheet
+from decathlete.view.panels import fullest_slice, gray_window
+from decathlete.workflow import data_folder, load
+
+TILE_SIZE = 256  # longer side of a picture in pixels
+MOST_SAMPLES = 48  # more than one looks through
+# settings of datasets that would transform every case before they give the first
+AT_ONCE: dict[str, dict[str, Any]] = {"CachedDataset": {"mode": "none"}, "CacheDataset": {"cache_num": 0}}
+
+
+def batch_montage(
+    bundle: str | Path, output: str | Path, overrides: Mapping[str, Any] | None = None, *, size: int = TILE_SIZE
+) -> Path:
+    """Write a sheet of the first batch that a training of a bundle would see, and return its path.
+
+    The batch comes from ``train::dataloader`` and passes through ``train::augmentation`` if there is one, seeded as
+    the first epoch of a training is. A 3D sample shows its slice with most foreground across the last axis; channels
+    stand side by side. No network is built, and nothing is written but the sheet, and what the bundle's dataset keeps
+    for the training too.
+
+    Args:
+        bundle: a bundle's folder or name.
+        output: the ``.png``, written whole or not at all.
+        overrides: id of the training config to value, as ``decathlete run training`` takes them.
+        size: pixels of the longer side of a picture.
+
+    Raises:
+        UsageError: an unknown bundle or suffix.
+        ConfigError: an override that names no id, or a config without ``train::dataloader``.
+        DataError: no data, or a batch without image and label.
+    """
+    output = Path(output)
+    if output.suffix.lower() != ".png":
+        raise UsageError(output, "the picture of a batch must end in .png", repr(output.suffix))
+    folder = bundle_folder(bundle).resolve()
+    file = config_file(folder, "train")
+    parser = _training_config(folder, file, dict(overrides or {}))
+    try:
+        batch = _first_batch(parser, file)
+    except Exception as error:  # MONAI wraps what a transform raises
+        if (ours := find_error(error)) is None or ours is error:
+            raise
+        raise ours from None
+    image, label = _array(batch["image"]), _values(_array(batch["label"]))
+    classes = _class_names(parser, label)
+    palette = Palette(list(classes), filled=False)
+    spacing = _spacing(parser, image.ndim - 2)
+    names, numbers = case_names(batch), batch.get("slice")
+    tiles = []
+    for n in range(min(len(image), MOST_SAMPLES)):
+        name = names[n] if n < len(names) else f"sample {n + 1}"
+        at = None if numbers is None else int(numbers[n])
+        tiles.append(_tile(image[n], label[n], spacing, palette, size, name, at))
+    title = [folder.name, "a training batch" + (" after augmentation" if "train::augmentation" in parser else "")]
+    title += [f"fold {parser.get('fold')}"] if "fold" in parser else []
+    voxels = " x ".join(str(n) for n in image.shape[2:])
+    more = "" if len(tiles) == len(image) else f"{len(tiles)} of "
+    note = f"{more}{len(image)} samples of {voxels}, each in its own gray window"
+    entries = legend(classes, {"outline": "label"}, None, 0)
+    with atomic_write(output) as part:
+        sheet(tiles, palette, "   ".join(title), entries, note).save(part, format="PNG", optimize=True)
+    return output
+
+
+def _training_config(folder: Path, file: Path, overrides: dict[str, Any]) -> Any:
+    if str(overrides.get("fold", "")).isdigit():
+        overrides["fold"] = int(overrides["fold"])
+    parser = load(folder, "train", overrides, where="command line")
+    data = data_folder(parser.get("dataset_dir"), overrides.get("dataset_dir"), file=file)
+    if data is not None:
+        parser.update({"dataset_dir": literal(str(data))})
+    if "train::dataloader" not in parser:
+        raise ConfigError(file, "a batch comes from train::dataloader", "a config without it")
+    target = str(parser.get("train::dataset::_target_", "")).rpartition(".")[2]
+    for name, value in AT_ONCE.get(target, {}).items():
+        if parser.get(f"train::dataset::{name}", "auto") == "auto":
+            parser.update({f"train::dataset::{name}": value})
+    return parser
+
+
+def _first_batch(parser: Any, file: Path) -> dict[str, Any]:
+    loader = parser.get_parsed_content("train::dataloader")
+    augmentation = parser.get_parsed_content("train::augmentation") if "train::augmentation" in parser else None
+    seed = int(parser.get_parsed_content("seed")) if "seed" in parser else 0
+    # as Trainer does at the start of its first epoch
+    seed_everything(seed, epoch=1)
+    own = int(np.random.SeedSequence([seed, 1, 0, 1]).generate_state(1)[0])
+    set_rnd(getattr(loader, "dataset", None), own)
+    set_rnd(augmentation, own + 1)
+    batch = next(iter(loader), None)
+    if not isinstance(batch, Mapping) or not {"image", "label"} <= batch.keys():
+        found = (
+            "no batch at all" if batch is None else f"{sorted(batch) if isinstance(batch, Mapping) else type(batch)}"
+        )
+        raise DataError(f"{file}, train::dataloader", "a batch has image and label", found)
+    if augmentation is None:
+        return dict(batch)
+    tensors = {key: _plain(batch[key]) for key in ("image", "label")}
+    return {**batch, **augmentation(tensors)} | {"case_id": case_names(batch)}
+
+
+def _plain(tensor: Any) -> Any:
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+
+
+def _array(values: Any) -> NDArray[Any]:
+    values = values.detach().cpu()
+    return np.asarray(values.float() if values.dtype.is_floating_point else values)
+
+
+def _values(label: NDArray[Any]) -> NDArray[np.int64]:
+    """Label values (B, *spatial) of a batch of label values (B, 1, *spatial) or class shares (B, classes, *spatial)."""
+    return np.rint(label[:, 0]).astype(np.int64) if label.shape[1] == 1 else label.argmax(1)
+
+
+def _class_names(parser: Any, label: NDArray[np.int64]) -> dict[int, str]:
+    """Classes of the config, then values that it does not name."""
+    named = foreground(parser.get_parsed_content("labels")) if "labels" in parser else {}
+    return named | {int(v): str(v) for v in np.unique(label) if v > 0 and int(v) not in named}
+
+
+def _spacing(parser: Any, dims: int) -> NDArray[np.float64]:
+    """Voxel edge lengths of the samples where the config states them, else all equal."""
+    stated = parser.get_parsed_content("spacing") if "spacing" in parser else None
+    if isinstance(stated, Sequence) and len(stated) == dims and all(isinstance(s, (int, float)) for s in stated):
+        spacing = np.array(stated, dtype=float)
+        if (spacing > 0).all():
+            return spacing
+    return np.ones(dims)
+
+
+def _tile(
+    image: NDArray[Any],
+    label: NDArray[np.int64],
+    spacing: NDArray[np.float64],
+    palette: Palette,
+    size: int,
+    name: str,
+    number: int | None,
+) -> Tile:
+    """One sample: image (C, *spatial), its channels side by side, and label (*spatial)."""
+    share = np.count_nonzero(label) / label.size
+    where = [] if number is None else [f"slice {number + 1}"]
+    windows = [gray_window(channel) for channel in image]
+    if label.ndim == 3:
+        at = fullest_slice(2, label, shape=label.shape)
+        where = [f"slice {at + 1} of {label.shape[2]}"]
+        image, label = image[..., at], label[..., at]
+    where.append(f"{100 * share:.2g}% labelled" if share else "no label")
+    side = max(size // 2, min(size, 2 * size // len(image)))
+    extent = np.array(label.shape) * spacing[:2]
+    pictures = [
+        palette.paint(channel, label, None, window, picture_size(extent, side))
+        for channel, window in zip(image, windows, strict=True)
+    ]
+    gap = np.full((pictures[0].shape[0], 2), palette.gray[0])
+    row = [part for picture in pictures for part in (picture, gap)][:-1]
+    return Tile(np.concatenate(row, axis=1), name, "   ".join(where))

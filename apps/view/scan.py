@@ -1,0 +1,157 @@
+"""An image with its reference and prediction, read strictly and turned to RAS order, as the pictures need them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from decathlete.errors import DataError, GeometryError
+from decathlete.files import strip_nifti_suffix
+from decathlete.view.panels import as_volume
+
+PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}  # by the RAS axis across the plane, in the order shown
+# letters at the left, right, top and bottom of each plane: as a radiologist looks, from the feet and from the front
+LETTERS = {2: "RLAP", 1: "RLSI", 0: "APSI"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One channel of an image with its label maps, axes towards the patient's right, front and head.
+
+    Attributes:
+        image: (X, Y, Z).
+        label: reference, label values (X, Y, Z), or None.
+        prediction: likewise.
+        affine: from the indices of these arrays to RAS mm.
+        name: the image file's name without its suffix, or nothing.
+    """
+
+    image: NDArray[Any]
+    label: NDArray[np.integer] | None
+    prediction: NDArray[np.integer] | None
+    affine: NDArray[np.float64]
+    name: str = ""
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Voxel edge lengths in mm, one per axis."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def maps(self) -> tuple[NDArray[np.integer] | None, NDArray[np.integer] | None]:
+        """Reference and prediction."""
+        return self.label, self.prediction
+
+    def position_mm(self, axis: int, index: int) -> float:
+        """RAS coordinate across a slice, at the slice's centre."""
+        centre = (np.array(self.image.shape) - 1) / 2
+        centre[axis] = index
+        return float((self.affine @ [*centre, 1])[axis])
+
+
+def load_scan(
+    image: Any,
+    label: Any = None,
+    prediction: Any = None,
+    *,
+    channel: int = 0,
+    affine: NDArray[Any] | None = None,
+) -> Scan:
+    """Read and turn an image and what lies on it.
+
+    Args:
+        image: NIfTI file, or array or tensor (X, Y, Z), (C, X, Y, Z) or (X, Y).
+        label: reference on the image's grid: file, or label values (X, Y, Z) with or without a leading axis.
+        prediction: predicted label values likewise.
+        channel: channel of the image.
+        affine: voxel to RAS mm of arrays, 4x4; default: the image's own if it is a MetaTensor, else 1 mm in RAS order.
+
+    Raises:
+        DataError: a file cannot be read, or has no such channel.
+        GeometryError: image and label maps are not on one grid.
+    """
+    values, placed, name, volume = _image(image, channel)
+    affine = placed if affine is None else np.asarray(affine, dtype=float)
+    maps = [_label_map(m, which, values, affine, volume) for m, which in ((label, "label"), (prediction, "prediction"))]
+    orientation = nib.orientations.io_orientation(affine)
+    label, prediction = (None if m is None else nib.orientations.apply_orientation(m, orientation) for m in maps)
+    turned = affine @ nib.orientations.inv_ornt_aff(orientation, values.shape)
+    return Scan(nib.orientations.apply_orientation(values, orientation), label, prediction, turned, name)
+
+
+def class_names(labels: Mapping[int, str] | None, maps: Sequence[NDArray[Any] | None]) -> dict[int, str]:
+    """Value to name of the foreground classes: those given, else the values that occur."""
+    if labels is not None:
+        from decathlete.evaluation.labels import foreground
+
+        return foreground(labels)
+    present = {int(v) for m in maps if m is not None for v in np.unique(m) if v > 0}
+    return {value: str(value) for value in sorted(present)}
+
+
+def class_dice(
+    label: NDArray[Any] | None, prediction: NDArray[Any] | None, names: Mapping[int, str]
+) -> dict[int, float]:
+    """Dice per class over the whole volume, NaN where both lack it; nothing without both maps."""
+    if label is None or prediction is None:
+        return {}
+    from decathlete.evaluation.metrics import dice
+
+    return {value: dice(prediction == value, label == value) for value in names}
+
+
+def _image(image: Any, channel: int) -> tuple[NDArray[Any], NDArray[np.float64], str, Any]:
+    """Voxels (X, Y, Z) of the chosen channel, affine, the case's name, and what was read of a file."""
+    if isinstance(image, (str, os.PathLike)):
+        from decathlete.transforms import read_nifti
+
+        image = Path(image)
+        channels = _channels_of(image)
+        if not 0 <= channel < channels:
+            raise DataError(image, "the channel must be in the image", f"channel {channel} of {channels}")
+        volume = read_nifti(image, channels=channels)
+        array = volume.array if channels == 1 else volume.array[..., channel]
+        return array, volume.affine, strip_nifti_suffix(image.name), volume
+    affine = np.asarray(getattr(image, "affine", np.eye(4)), dtype=float)
+    channels = len(image) if np.ndim(image) == 4 else 1
+    if not 0 <= channel < channels:
+        raise DataError("image", "the channel must be in the image", f"channel {channel} of {channels}")
+    return as_volume(image[channel] if np.ndim(image) == 4 else image), affine, "", None
+
+
+def _channels_of(path: Path) -> int:
+    try:
+        shape = nib.load(path).shape
+    except Exception:  # the strict reader says what is wrong with the file
+        return 1
+    return shape[3] if len(shape) == 4 else 1
+
+
+def _label_map(
+    values: Any, which: str, image: NDArray[Any], affine: NDArray[np.float64], volume: Any
+) -> NDArray[np.integer] | None:
+    if values is None:
+        return None
+    where = which
+    if isinstance(values, (str, os.PathLike)):
+        from decathlete.transforms import check_pair, read_nifti
+
+        read = read_nifti(os.fspath(values), kind="label")
+        if volume is not None:
+            check_pair(volume, read)
+        elif read.array.shape == image.shape and not np.allclose(read.affine, affine, atol=1e-3):
+            raise GeometryError(values, "image and label map affines must agree to 0.001 mm", "another affine")
+        values, where = read.array, os.fspath(values)
+    array = as_volume(values)
+    if array.shape != image.shape:
+        raise GeometryError(
+            where, "image and label map must be on one grid", f"image {image.shape}, {which} {array.shape}"
+        )
+    return array if array.dtype.kind in "iu" else array.astype(np.int16)
