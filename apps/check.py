@@ -83,6 +83,8 @@ def _is_data(path: Path) -> bool:
 
     if is_bundle(path):
         return False
+    if _is_sunnybrook(path):
+        return True
     if not path.is_dir():
         return task_of_folder(path) is not None and len(path.parts) > 1  # data/Task09_Spleen that is not there yet
     return path.parent.name not in ("", "bundles") or not is_bundle(packaged_root() / path.name)
@@ -92,6 +94,9 @@ def _check_data(report: CheckReport, folder: Path, limit: int | None = None) -> 
     from decathlete.data.cases import list_cases
     from decathlete.data.verification import stated, verify
 
+    if _is_sunnybrook(folder):
+        _check_sunnybrook(report, folder)
+        return
     cases = list_cases(folder)
     channels, labels = stated(folder)
     faults = verify(folder, limit=limit)
@@ -101,6 +106,26 @@ def _check_data(report: CheckReport, folder: Path, limit: int | None = None) -> 
         report.fault(fault)
     if not faults:
         report.say("data         every file is readable and finite, every label lies on its image")
+
+
+def _is_sunnybrook(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("link.csv", "final_data", "DICOM", "contours-manual"))
+
+
+def _check_sunnybrook(report: CheckReport, folder: Path) -> None:
+    """Frames and contours of every patient as a table, and each thing that is wrong by its file."""
+    from decathlete.data.sunnybrook import index_sunnybrook
+
+    index = index_sunnybrook(folder, progress=True, pixels=True)
+    for line in index.table():
+        report.say(f"data         {line}")
+    for finding in index.findings:
+        if finding.severity == "FAULT":
+            report.fault(finding)
+        else:
+            report.say(f"{finding.severity:<13}{finding}")
+    if not any(frame.inner for frame in index.frames):
+        report.fault(f"{folder}: no frame has a sound inner contour, so there is no cavity to learn")
 
 
 def _check_config(report: CheckReport, folder: Path, name: str) -> Any:
@@ -207,28 +232,37 @@ def _check_training(report: CheckReport, parser: Any) -> None:
         return
     preprocessing = parser.get_parsed_content("train::preprocessing")
     start = time.perf_counter()
-    needed = size_bytes(preprocessing(train[0])) * (len(train) + len(validation))
+    first = preprocessing(train[0])
+    first = first[0] if isinstance(first, list) else first  # random crops come as a list
+    needed = size_bytes(first) * (len(train) + len(validation))
     minutes = (time.perf_counter() - start) * (len(train) + len(validation)) / 60
     free = free_memory_bytes()
-    kept = "fits in" if needed <= free / 2 else "exceeds"
-    report.say(f"forecast     {needed / 2**30:.2f} GiB for all cases after preprocessing, which {kept} half of the "
-               f"{free / 2**30:.1f} GiB that are free; {minutes:.1f} minutes to prepare them")  # fmt: skip
+    samples = len(train)
+    if "SliceDataset" in str(parser.get("train::dataset::_target_")):
+        samples *= int(first["image"].shape[1:][int(parser.get_parsed_content("train::dataset::axis"))])
+        report.say(f"forecast     {needed / 2**30:.2f} GiB of disk for the slices of all cases, about {samples} to "
+                   f"train on; {minutes:.1f} minutes to prepare them")  # fmt: skip
+    else:
+        kept = "fits in" if needed <= free / 2 else "exceeds"
+        report.say(f"forecast     {needed / 2**30:.2f} GiB for all cases after preprocessing, which {kept} half of the "
+                   f"{free / 2**30:.1f} GiB that are free; {minutes:.1f} minutes to prepare them")  # fmt: skip
     if needed > free / 2 and "CacheDataset" in str(parser.get("train::dataset::_target_")):
         report.say("forecast     use decathlete.data.CachedDataset for train::dataset, which turns to the disk")
-    _forecast_iterations(report, parser, len(train))
+    _forecast_iterations(report, parser, samples)
 
 
-def _forecast_iterations(report: CheckReport, parser: Any, cases: int) -> None:
+def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None:
     """Time of one forward and backward pass of one patch, scaled to the whole training: a rough figure."""
     import torch
 
     from decathlete.training.precision import autocast
 
-    if any(name not in parser for name in ("network", "patch_size", "batch_size", "channels", "device")):
+    if any(name not in parser for name in ("network", "network_def", "patch_size", "batch_size", "device")):
         return
     network, device = parser.get_parsed_content("network"), torch.device(parser.get_parsed_content("device"))
     patch, batch = parser.get_parsed_content("patch_size"), int(parser.get_parsed_content("batch_size"))
-    image = torch.randn(1, int(parser.get_parsed_content("channels")), *patch, device=device)
+    channels = int(parser.get_parsed_content("network_def::in_channels"))  # with neighbouring slices, where there are
+    image = torch.randn(1, channels, *patch, device=device)
     amp = bool(parser.get_parsed_content("amp")) if "amp" in parser else False
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 10:  # the first call also chooses kernels; the fastest counts
@@ -240,7 +274,7 @@ def _forecast_iterations(report: CheckReport, parser: Any, cases: int) -> None:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
-    epoch = min(seconds) * cases / 60
+    epoch = min(seconds) * samples / 60
     epochs = parser.get_parsed_content("train::trainer::max_epochs")
     report.say(f"forecast     network of {parameters:.2f} million parameters; a batch of {batch} takes about "
                f"{_short(min(seconds) * batch)} s on {device}, an epoch {_time(epoch)}, {epochs} epochs "

@@ -70,8 +70,8 @@ def cases(bundle: Path, tmp_path: Path) -> list[dict[str, str]]:
     """Three made-up cases of the bundle's channels and labels, a little larger than the patch."""
     config = read(bundle, "train")
     shape = [int(1.2 * n) for n in patch_of(bundle)]
-    shape += [5] * (3 - len(shape))
-    spacing = [*config.get("spacing", []), 1.0, 1.0, 1.0][:3]
+    shape += [6] * (3 - len(shape))
+    spacing = [*config.get("spacing", [1.0, 1.0, 10.0])]  # slices so thick that some are left of lung's lowest
     channels, labels = config["channels"], sorted(config["labels"].values())
     draw = np.random.default_rng(0)
     found = []
