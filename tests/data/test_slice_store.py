@@ -135,6 +135,14 @@ def test_label_of_large_values_keeps_values_and_type(cases, store):
     assert dataset.counts[2, [300, 600]].tolist() == [3, 5]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int16])
+def test_image_of_any_type_is_read_as_float32(cases, store, dtype):
+    dataset = store(cases[:1], Lambdad("image", func=lambda x: (x * 10).to(dtype)))
+    expected = (_chain()(dict(cases[0]))["image"].as_tensor() * 10).to(dtype).float()
+    assert dataset[3]["image"].dtype == torch.float32
+    assert torch.equal(dataset[3]["image"], expected[..., 3])
+
+
 def test_random_transforms_are_drawn_anew_for_each_slice(cases, store):
     flip = RandFlipd(KEYS, prob=0.5, spatial_axis=0)
     dataset = store(cases[:1], flip)
