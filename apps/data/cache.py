@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 _INLINE_BYTES = 1024  # an affine stays readable in the JSON; voxels go to .npy
 KEPT_DAYS = 60
-_STATE = {"R", "filenames"}  # attributes that change with use: a generator, the names that a reader read last
+# attributes that change with use: a generator, the names that a reader read last, whether operations are recorded
+_STATE = {"R", "filenames", "_tracing"}
 
 
 class CachedDataset(CacheDataset):

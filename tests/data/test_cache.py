@@ -117,6 +117,13 @@ def test_other_settings_and_changed_files_are_other_entries(cases, tmp_path):
     assert count() == 3
 
 
+def test_transforms_that_were_used_find_the_same_entries(cases, tmp_path):
+    chain = _chain()
+    for _ in range(2):
+        list(CachedDataset(cases[:1], chain, mode="disk", cache_dir=tmp_path / "cache"))
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
 @pytest.mark.parametrize("damage", ["cut json", "cut npy", "flipped bit", "lost npy", "other json"])
 def test_damaged_entry_is_made_again(cases, tmp_path, damage):
     dataset = CachedDataset(cases[:1], _chain(), mode="disk", cache_dir=tmp_path / "cache")
