@@ -130,6 +130,14 @@ def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
+def _explore(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.data import dataset_folder
+    from decathlete.explore import explore_sunnybrook
+
+    print(explore_sunnybrook(a.dataset_dir or dataset_folder(a.study), a.output))
+    return 0
+
+
 def _promote(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.training import promote
 
@@ -272,6 +280,11 @@ def _parser() -> _Parser:
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
     p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")
     p.epilog = "Any other --id value overrides that id of the config, as in 'decathlete run training'."
+
+    p = verb("explore", _explore, "Study what thresholds can do, before a network: a page, tables and pictures.")
+    p.add_argument("study", choices=["sunnybrook"], metavar="{sunnybrook}")
+    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR", help="the data set's folder (default: its usual one)")
+    p.add_argument("--output", required=True, metavar="DIR")
 
     p = verb("promote", _promote, "Put a run's weights into a bundle, with a backup of the old ones.")
     p.add_argument("run", metavar="RUN")

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from decathlete.data.download import download_task, fetch
     from decathlete.data.folders import dataset_folder
     from decathlete.data.folds import split
+    from decathlete.data.heart_phantoms import make_sunnybrook_phantoms
     from decathlete.data.phantoms import make_phantoms
     from decathlete.data.sampling import ForegroundSampler
     from decathlete.data.slice_store import SliceDataset
+    from decathlete.data.sunnybrook import index_sunnybrook, sunnybrook_datalist
     from decathlete.data.tasks import TASKS, Task, get_task
     from decathlete.data.verification import Fault, verify
 
@@ -31,8 +33,11 @@ __all__ = [
     "download_task",
     "fetch",
     "get_task",
+    "index_sunnybrook",
     "make_phantoms",
+    "make_sunnybrook_phantoms",
     "split",
+    "sunnybrook_datalist",
     "verify",
 ]
 
@@ -51,8 +56,11 @@ __getattr__ = lazy_names(
         "download_task": "download",
         "fetch": "download",
         "get_task": "tasks",
+        "index_sunnybrook": "sunnybrook",
         "make_phantoms": "phantoms",
+        "make_sunnybrook_phantoms": "heart_phantoms",
         "split": "folds",
+        "sunnybrook_datalist": "sunnybrook",
         "verify": "verification",
     },
 )

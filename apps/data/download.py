@@ -54,6 +54,10 @@ def fetch(
         DataError: the download failed, there is nothing to check, or (with ``verify``) files have faults; each fault
             is logged by its file before.
     """
+    if task.strip().lower() == "sunnybrook":
+        from decathlete.data.sunnybrook import fetch_sunnybrook
+
+        return fetch_sunnybrook(output, phantom, seed)
     facts = get_task(task)
     folder = Path(output) / facts.folder
     if phantom is not None:

@@ -1,0 +1,14 @@
+"""Studies of a data set that come before a network: what can simpler means do?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from decathlete.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decathlete.explore.study import explore_sunnybrook
+
+__all__ = ["explore_sunnybrook"]
+
+__getattr__ = lazy_names(__name__, {"explore_sunnybrook": "study"})

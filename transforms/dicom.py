@@ -1,0 +1,328 @@
+"""The one strict reader of single DICOM slices: a file is read rightly, or refused in a line that names file and rule.
+
+pydicom parses the file and decodes the pixels, in any transfer syntax that it and its decoders know. What it lets pass
+is checked here: sizes before anything is allocated, bits above BitsStored, rescaling, spacing, direction cosines.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from monai.config import PathLike
+from monai.data import ImageReader
+from numpy.typing import NDArray
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+
+from decathlete.errors import DataError, GeometryError
+
+logger = logging.getLogger(__name__)
+# it writes warnings here too ("Invalid value for VR UI" for every Sunnybrook frame), and the tracebacks of decoders
+# whose errors are told below
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+MAX_PIXELS = 2**26  # 8192 x 8192: more than any slice, 256 MiB as float32
+MODALITIES = ("CT", "MR", "NM", "PT")  # slices of patients; RTDOSE, SEG and pictures of reports are none
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_COSINE_TOLERANCE = 1e-3  # scanners write six digits; this is a twentieth of a degree
+_SPACING_MM = (1e-3, 100.0)
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A slice with its place in space.
+
+    Attributes:
+        array: rescaled intensities, float32, (X, Y): X along the file's rows (column number), Y down its columns.
+        affine: 4x4 float64, from (x, y, slice) indices to RAS+ millimetres; the third column is the slice's normal
+            times SliceThickness, or times 1 where that is not stated.
+        spacing: mm between pixel centres along X and Y.
+        header: the data set without its pixels.
+        notes: what was assumed, a line each; empty for a file without oddities.
+        path: the file it came from.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    spacing: tuple[float, float]
+    header: pydicom.Dataset
+    notes: list[str]
+    path: Path
+
+
+def read_dicom_frame(
+    path: str | Path, *, modalities: Collection[str] = MODALITIES, max_pixels: int = MAX_PIXELS
+) -> Frame:
+    """Read a DICOM file that holds one gray slice, strictly.
+
+    Stored values become ``slope * value + intercept``; where one of the two is not stated it counts as 1 or 0, so a
+    slope alone and an intercept alone are both applied.
+
+    Args:
+        path: the file; its name may be any.
+        modalities: values of Modality that are images here.
+        max_pixels: larger slices are refused before anything is unpacked.
+
+    Raises:
+        DataError: the file is missing, damaged, not DICOM, or no gray image of one frame; its transfer syntax is
+            unknown; values are missing, no numbers or out of range.
+        GeometryError: spacing, position or orientation cannot be.
+    """
+    path = Path(path)
+    header = read_dicom_header(path, pixels=True, modalities=modalities, max_pixels=max_pixels)
+    notes: list[str] = []
+    stored = _stored_pixels(path, header, notes)
+    slope, intercept = _rescaling(path, header, notes)
+    array = np.asarray(stored.T * np.float64(slope) + intercept, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise DataError(path, "pixels are finite after rescaling", f"slope {slope}, intercept {intercept}")
+    affine, spacing = frame_geometry(header, path, notes)
+    for note in notes:
+        logger.info("%s: %s", path, note)
+    del header.PixelData
+    return Frame(np.ascontiguousarray(array), affine, spacing, header, notes, path)
+
+
+def read_dicom_header(
+    path: str | Path,
+    *,
+    pixels: bool = False,
+    modalities: Collection[str] = MODALITIES,
+    max_pixels: int = MAX_PIXELS,
+) -> pydicom.Dataset:
+    """Data set of a gray slice, checked as far as this goes without decoding; PixelData in it only with ``pixels``.
+
+    Raises:
+        DataError: as `read_dicom_frame`, but for what only the pixels tell.
+    """
+    path = Path(path)
+    data = _bytes(path)
+    _check_inflation(path, data, max_pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+            _check_image(path, header, modalities, max_pixels)
+        except DataError:
+            raise
+        except RecursionError as error:
+            raise DataError(path, "sequences are nested as deep as a program can follow", "deeper ones") from error
+        except Exception as error:  # a damaged file makes pydicom raise whatever its values lead to
+            raise DataError(path, "a DICOM file can be parsed", _reason(error), "Export it again") from error
+    return header
+
+
+def frame_geometry(
+    header: pydicom.Dataset, path: str | Path, notes: list[str] | None = None
+) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """Affine (as `Frame.affine`) and spacing (X, Y) in mm that a slice's header states.
+
+    Raises:
+        DataError: PixelSpacing is missing, or a value is no number.
+        GeometryError: a spacing that is not positive, direction cosines that are not orthonormal.
+    """
+    notes = [] if notes is None else notes
+    down, along = _numbers(path, header, "PixelSpacing", 2)  # between rows first: DICOM PS3.3, 10.7.1.3
+    low, high = _SPACING_MM
+    if not (low <= down <= high and low <= along <= high):
+        raise GeometryError(path, f"PixelSpacing is between {low:g} and {high:g} mm", f"{down:g} and {along:g}")
+    thickness = _numbers(path, header, "SliceThickness", 1) if _stated(header, "SliceThickness") else [1.0]
+    affine = np.eye(4)
+    if not (_stated(header, "ImagePositionPatient") and _stated(header, "ImageOrientationPatient")):
+        notes.append("position or orientation is not stated: the slice is placed at the origin, rows along x")
+        affine[:3, :3] = np.diag([along, down, max(thickness[0], low)])
+        return _LPS_TO_RAS @ affine, (along, down)
+    row, column = np.reshape(_numbers(path, header, "ImageOrientationPatient", 6), (2, 3))
+    lengths = np.linalg.norm([row, column], axis=1)
+    if np.abs(lengths - 1).max() > _COSINE_TOLERANCE:
+        raise GeometryError(path, "direction cosines have length 1", f"{lengths[0]:.4g} and {lengths[1]:.4g}")
+    if abs(row @ column) > _COSINE_TOLERANCE:
+        angle = math.degrees(math.acos(np.clip(row @ column, -1, 1)))
+        raise GeometryError(path, "rows and columns are at right angles", f"{angle:.1f} degrees")
+    affine[:3, 0], affine[:3, 1] = row * along, column * down
+    affine[:3, 2] = np.cross(row, column) * (thickness[0] if low <= thickness[0] <= high else 1.0)
+    affine[:3, 3] = _numbers(path, header, "ImagePositionPatient", 3)
+    return _LPS_TO_RAS @ affine, (along, down)
+
+
+class DicomReader(ImageReader):
+    """`read_dicom_frame` for ``LoadImaged(keys, reader="decathlete.transforms.DicomReader")``: 2D images (X, Y).
+
+    ``affine`` is that of the slice's own plane, the spacing alone: MONAI's 2D transforms take its upper left corner,
+    which of a slice oblique in space is no spacing at all. The place in space is in the metadata as ``frame_affine``.
+    """
+
+    def __init__(self, modalities: Collection[str] = MODALITIES, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__()
+        self.modalities, self.max_pixels = tuple(modalities), max_pixels
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Any name: DICOM files often have no suffix."""
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
+        """Names of the files only. LoadImage takes any error here as a reason to try another, less strict reader."""
+        return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(name) for name in data]
+
+    def get_data(self, img: list[Path]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Array (X, Y), and its metadata."""
+        if len(img) != 1:
+            raise DataError(img[0], "an item is one slice", f"{len(img)} files")
+        frame = read_dicom_frame(img[0], modalities=self.modalities, max_pixels=self.max_pixels)
+        affine = np.diag([*frame.spacing, 1.0, 1.0])
+        return frame.array, {
+            "affine": affine,
+            "original_affine": affine.copy(),
+            "frame_affine": frame.affine,
+            "spatial_shape": np.asarray(frame.array.shape, dtype=np.int16),
+            "space": "RAS",
+            "original_channel_dim": float("nan"),
+        }
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise DataError(path, "a DICOM slice is a file", "a folder of that name")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, "the file can be read", error.strerror or str(error)) from error
+    if not data:
+        raise DataError(path, "a DICOM file has contents", "0 bytes", "Copy it again")
+    if data[128:132] != b"DICM":
+        raise DataError(path, "a DICOM file has the letters DICM after 128 bytes", "other bytes", "It is not DICOM")
+    return data
+
+
+def _check_inflation(path: Path, data: bytes, max_pixels: int) -> None:
+    """Refuse a deflated data set that would unpack to more than a slice can hold."""
+    start = 144 + int.from_bytes(data[140:144], "little")  # group 2 begins with its own length, an element of 12 bytes
+    if _DEFLATED not in data[132:start]:
+        return
+    limit = 8 * max_pixels
+    unpack, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
+    try:
+        while rest and not unpack.eof:
+            total += len(unpack.decompress(rest, 1 << 24))
+            rest = unpack.unconsumed_tail
+            if total > limit:
+                raise DataError(path, f"a deflated slice unpacks to at most {limit:,} bytes", "more of them")
+    except zlib.error as error:
+        raise DataError(path, "a deflated data set is sound", str(error), "Export it again") from error
+
+
+def _check_image(path: Path, header: pydicom.Dataset, modalities: Collection[str], max_pixels: int) -> None:
+    modality = header.get("Modality")
+    if modality not in modalities:
+        found = f"Modality {modality}" if modality else "no Modality"
+        raise DataError(path, f"the file is an image of {' or '.join(modalities)}", found)
+    if "MOSAIC" in (header.get("ImageType") or ()):
+        raise DataError(path, "a file holds one slice", "a mosaic of slices (ImageType MOSAIC)")
+    rows, columns = (int(_numbers(path, header, name, 1)[0]) for name in ("Rows", "Columns"))
+    if not (rows > 0 and columns > 0 and rows * columns <= max_pixels):
+        raise DataError(path, f"a slice has 1 to {max_pixels:,} pixels", f"{rows} rows x {columns} columns")
+    samples, colour = header.get("SamplesPerPixel"), str(header.get("PhotometricInterpretation"))
+    if samples != 1 or colour not in ("MONOCHROME1", "MONOCHROME2"):
+        raise DataError(path, "the image is gray", f"{samples or 'no'} samples a pixel, {colour}")
+    frames = _numbers(path, header, "NumberOfFrames", 1)[0] if _stated(header, "NumberOfFrames") else 1
+    if frames != 1:
+        raise DataError(path, "a file holds one slice", f"{frames:g} frames", "Export the series as single slices")
+    allocated, stored = (int(_numbers(path, header, name, 1)[0]) for name in ("BitsAllocated", "BitsStored"))
+    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated:
+        raise DataError(path, "BitsAllocated is 8, 16 or 32, and BitsStored 1 to that", f"{allocated} and {stored}")
+    if header.get("HighBit", stored - 1) != stored - 1:
+        raise DataError(path, "HighBit is BitsStored - 1", f"HighBit {header.HighBit}, BitsStored {stored}")
+    _transfer_syntax(path, header)
+
+
+def _stored_pixels(path: Path, header: pydicom.Dataset, notes: list[str]) -> NDArray[Any]:
+    """Stored values (rows, columns), whatever their transfer syntax, with the bits above BitsStored set right."""
+    if not header.get("PixelData"):
+        raise DataError(path, "the file holds pixels", "no PixelData", "It is no image, or was cut")
+    syntax, allocated = _transfer_syntax(path, header), int(header.BitsAllocated)
+    if not syntax.is_compressed:
+        needed, found = header.Rows * header.Columns * allocated // 8, len(header.PixelData)
+        if found < needed:
+            raise DataError(path, f"{header.Rows} x {header.Columns} pixels take {needed:,} bytes", f"{found:,}",
+                            "Copy or export it again")  # fmt: skip
+        if found > needed + 1:
+            notes.append(f"{found - needed} bytes after the last pixel are left out")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            array = header.pixel_array
+        except Exception as error:  # each decoder has errors of its own
+            rule = f"pixels in {syntax.name} ({syntax}) can be decoded"
+            raise DataError(path, rule, _reason(error), "Export it uncompressed") from error
+    notes.extend(f"decoder: {' '.join(str(w.message).split())}" for w in said if syntax.is_compressed)
+    if array.shape != (header.Rows, header.Columns):
+        raise DataError(path, f"the image has {header.Rows} x {header.Columns} pixels", f"{array.shape}")
+    if header.get("LossyImageCompression") == "01":
+        notes.append("the pixels were compressed with loss")
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        notes.append("MONOCHROME1: inverted for display only, the values are taken as they are")
+    if _stated(header, "PixelPaddingValue"):
+        notes.append(f"pixels of PixelPaddingValue {header.PixelPaddingValue} are kept as they are")
+    shift = 8 * array.dtype.itemsize - int(header.BitsStored)
+    # overlays of old scanners lie above BitsStored, and the sign is the uppermost of the stored bits
+    return (array << shift) >> shift if shift > 0 else array
+
+
+def _rescaling(path: Path, header: pydicom.Dataset, notes: list[str]) -> tuple[float, float]:
+    if "ModalityLUTSequence" in header:
+        raise DataError(path, "values are rescaled by slope and intercept", "a ModalityLUTSequence")
+    slope, intercept = (
+        _numbers(path, header, name, 1)[0] if _stated(header, name) else default
+        for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    if slope == 0:
+        raise DataError(path, "RescaleSlope is not 0", "0: every pixel would be the same")
+    if header.Modality == "CT" and not _stated(header, "RescaleIntercept"):
+        notes.append("no RescaleIntercept: values are taken as stored, which may not be HU")
+    return slope, intercept
+
+
+def _transfer_syntax(path: Path, header: pydicom.Dataset) -> UID:
+    uid = getattr(header, "file_meta", {}).get("TransferSyntaxUID")
+    if not uid:
+        raise DataError(path, "TransferSyntaxUID is stated", "none", "Export it again")
+    if UID(uid).is_private or not UID(uid).is_transfer_syntax:
+        raise DataError(path, "the transfer syntax is one that DICOM defines", str(uid), "Export it uncompressed")
+    return UID(uid)
+
+
+def _stated(header: pydicom.Dataset, name: str) -> bool:
+    """Whether a tag is there and not empty."""
+    return name in header and header[name].value not in (None, "") and header[name].VM > 0
+
+
+def _numbers(path: str | Path, header: pydicom.Dataset, name: str, count: int) -> list[float]:
+    try:
+        value = header[name].value if name in header else None
+        values = list(value) if isinstance(value, (MultiValue, list, tuple)) else [] if value in (None, "") else [value]
+        numbers = [float(v) for v in values]
+    except (TypeError, ValueError) as error:
+        raise DataError(path, f"{name} is a number", _reason(error)) from error
+    if not numbers:
+        raise DataError(path, f"{name} is stated", "none")
+    if len(numbers) != count:
+        raise DataError(path, f"{name} has {count} value{'s' if count > 1 else ''}", f"{len(numbers)}")
+    if not all(map(math.isfinite, numbers)):
+        raise DataError(path, f"{name} is finite", f"{numbers}")
+    return numbers
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
