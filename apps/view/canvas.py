@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from decathlete.view.panels import FILL_OPACITY, as_picture, colour_of, to_unit_range
+from decathlete.view.panels import as_picture, colour_of, to_unit_range
 
+FILL_OPACITY = 0.35  # less than on a single picture: in a film the tissue below has to be followed
 BACKGROUND, DIM, BRIGHT = 16, 150, 235  # gray levels
 MARGIN = 12  # pixels
 ROW = 22  # height of a line of text
@@ -272,7 +273,7 @@ def sheet(tiles: Sequence[Tile], palette: Palette, title: str, entries: Sequence
     def misfit(columns: int) -> float:
         rows = -(-len(tiles) // columns)
         shape = np.log(columns * cell_width / (rows * cell_height) / (4 / 3))
-        return float(abs(shape) + 1 - len(tiles) / (columns * rows))  # empty cells look unfinished
+        return float(abs(shape) + 2 * (1 - len(tiles) / (columns * rows)))  # empty cells look unfinished
 
     columns = min(range(1, len(tiles) + 1), key=misfit)
     total = max(columns * cell_width - 8 + 2 * MARGIN, 420)

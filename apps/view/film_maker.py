@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from decathlete.errors import DecathleteError, UsageError, WorkError, nearest
-from decathlete.files import atomic_write
+from decathlete.files import atomic_write, check_output_folder
 from decathlete.progress import ProgressBar
 from decathlete.view.canvas import (
     DIM,
@@ -91,7 +91,7 @@ def film(
         tiles: slices on a sheet.
 
     Raises:
-        UsageError: a suffix, axis, window, rate or slice that cannot be.
+        UsageError: a suffix, axis, window, rate, size or slice that cannot be, or a place that cannot be written to.
         DataError: a file cannot be read, or has no such channel.
         GeometryError: image and label maps are not on one grid.
         WorkError: an ``.mp4`` without ffmpeg, or one that ffmpeg cannot write.
@@ -107,6 +107,7 @@ def film(
         raise UsageError("window", "the lower intensity must be below the upper one", f"{window[0]:g},{window[1]:g}")
     if size is not None and not 16 <= size <= 4096:
         raise UsageError("size", "must be between 16 and 4096 pixels", f"{size}")
+    check_output_folder(output.parent)
     if suffix == ".mp4":
         find_ffmpeg()  # its absence is told before the files are read
     scan = load_scan(image, label, prediction, channel=channel, affine=affine)
@@ -193,8 +194,10 @@ class _Drawer:
         return f"{('LR', 'PA', 'IS')[self.axis][mm >= 0]} {abs(mm):.1f} mm"
 
     def _picture(self, index: int) -> NDArray[np.uint8]:
-        label, prediction = (None if m is None else np.take(m, index, self.axis) for m in self.scan.maps)
-        image = np.take(self.scan.image, index, self.axis)
+        # not np.take, which copies the whole volume where it is not in C order
+        at: tuple[slice | int, ...] = (*[slice(None)] * self.axis, index)
+        label, prediction = (None if m is None else m[at] for m in self.scan.maps)
+        image = self.scan.image[at]
         return self.palette.paint(image, label, prediction, self.window, self.size)
 
 
@@ -251,7 +254,17 @@ def _write_mp4(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
                     command = [find_ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
                     command += ["-s", "{}x{}".format(*frame.size), "-r", f"{fps:g}", "-i", "-", "-an"]
                     # yuv420p and the index at the start: what browsers and slides play
-                    command += ["-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", os.fspath(path)]
+                    command += [
+                        "-pix_fmt",
+                        "yuv420p",
+                        "-preset",
+                        "veryfast",
+                        "-crf",
+                        "18",
+                        "-movflags",
+                        "+faststart",
+                        os.fspath(path),
+                    ]
                     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
                 process.stdin.write(frame.convert("RGB").tobytes())  # type: ignore[union-attr]
             process.stdin.close()  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.errors import ConfigError, DataError, UsageError
 from decathlete.evaluation.labels import foreground
 from decathlete.failures import find_error
-from decathlete.files import atomic_write
+from decathlete.files import atomic_write, check_output_folder
 from decathlete.short_form import literal
 from decathlete.training.trainer import case_names, seed_everything
 from decathlete.view.canvas import Palette, Tile, legend, picture_size, sheet
@@ -44,13 +44,14 @@ def batch_montage(
         size: pixels of the longer side of a picture.
 
     Raises:
-        UsageError: an unknown bundle or suffix.
+        UsageError: an unknown bundle or suffix, or a place that cannot be written to.
         ConfigError: an override that names no id, or a config without ``train::dataloader``.
         DataError: no data, or a batch without image and label.
     """
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise UsageError(output, "the picture of a batch must end in .png", repr(output.suffix))
+    check_output_folder(output.parent)
     folder = bundle_folder(bundle).resolve()
     file = config_file(folder, "train")
     parser = _training_config(folder, file, dict(overrides or {}))

@@ -51,7 +51,7 @@ def test_neighbouring_classes_keep_their_own_outlines():
 
 def test_prediction_is_a_fill_that_shows_the_image():
     picture = painted(np.full((4, 4), 0.5), prediction=np.ones((4, 4), dtype=int))
-    expected = 0.55 * 127.5 + 0.45 * np.array(ORANGE)
+    expected = 0.65 * 127.5 + 0.35 * np.array(ORANGE)
     assert np.abs(picture - expected).max() <= 2  # steps of the palette
 
 
@@ -98,6 +98,12 @@ def test_legend_breaks_into_lines():
     entries = [Entry("class", "a class", n) for n in range(1, 6)]
     rows = legend_rows(entries, entries[0].width * 2)
     assert [len(row) for row in rows] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 2), (12, 4)])
+def test_sheet_has_no_empty_cells_where_it_can(count, columns):
+    tile = Tile(np.zeros((280, 224), dtype=np.uint8), "")
+    assert sheet([tile] * count, Palette([], False), "", [], "").width == max(columns * 232 - 8 + 24, 420)
 
 
 def test_sheet_holds_every_picture():

@@ -204,3 +204,19 @@ def test_label_of_another_grid_leaves_the_old_film(tmp_path, files):
     with pytest.raises(DataError, match="nowhere"):
         film(files[0], tmp_path / "a.gif", tmp_path / "nowhere.nii.gz")
     assert (tmp_path / "a.gif").read_text() == "earlier"
+
+
+def test_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="must be a folder"):
+        film(tmp_path / "never_read.nii", tmp_path / "file" / "a.gif")
+
+
+def test_real_scan_is_outlined_where_it_is_labelled(tmp_path, shared):
+    folder = shared / "data" / "Task02_Heart"
+    name = "la2018_001.nii.gz"
+    made = frames(film(folder / "imagesTr" / name, tmp_path / "a.gif", folder / "labelsTr" / name, size=128))
+    counts = [count(frame, COLOURS[0]) for frame in made]
+    assert len(made) == 88
+    # provenance.csv: the label's box is 19 to 79 along the last axis
+    assert [n for n, c in enumerate(counts) if c > counts[0]] == list(range(19, 79))
