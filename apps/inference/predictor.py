@@ -236,8 +236,15 @@ class Predictor:
                 type(self.inferer).__name__,
                 "Use decathlete.inference.SlidingWindow, or SliceWise for a 2D network",
             )
-        axes = self._parsed("tta_axes") if "tta_axes" in self._parser else range(self._dims)
-        self.inferer.mirror_axes = tuple(axes)
+        axes = tuple(self._parsed("tta_axes") if "tta_axes" in self._parser else range(self._dims))
+        if not axes:
+            raise ConfigError(
+                f"{self._config}, tta_axes",
+                "mirrored copies need an axis that training mirrored too",
+                "none",
+                "Predict without tta, or name axes in tta_axes",
+            )
+        self.inferer.mirror_axes = axes
 
     def _split_loading(self, chain: Compose) -> tuple[LoadImaged, list[Any]]:
         transforms = list(chain.flatten().transforms)

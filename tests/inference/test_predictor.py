@@ -94,6 +94,12 @@ def test_mirroring_needs_an_inferer_that_can(make_bundle):
         Predictor(stock, tta=True)
 
 
+def test_mirroring_needs_an_axis_that_training_mirrored(make_bundle):
+    bundle = make_bundle(channels=("channels: 1", "channels: 1\ntta_axes: []"))
+    with pytest.raises(ConfigError, match=r"tta_axes: .* found none"):
+        Predictor(bundle, tta=True)
+
+
 def test_several_channels_in_the_last_axis(make_bundle, scan, threshold_weights):
     bundle = make_bundle(weights=threshold_weights(2), channels=("channels: 1", "channels: 2"))
     array, affine = scan
