@@ -41,7 +41,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Frame:
+class DicomFrame:
     """A slice with its place in space.
 
     Attributes:
@@ -64,7 +64,7 @@ class Frame:
 
 def read_dicom_frame(
     path: str | Path, *, modalities: Collection[str] = MODALITIES, max_pixels: int = MAX_PIXELS
-) -> Frame:
+) -> DicomFrame:
     """Read a DICOM file that holds one gray slice, strictly.
 
     Stored values become ``slope * value + intercept``; where one of the two is not stated it counts as 1 or 0, so a
@@ -92,7 +92,7 @@ def read_dicom_frame(
     for note in notes:
         logger.info("%s: %s", path, note)
     del header.PixelData
-    return Frame(np.ascontiguousarray(array), affine, spacing, header, notes, path)
+    return DicomFrame(np.ascontiguousarray(array), affine, spacing, header, notes, path)
 
 
 def read_dicom_header(
@@ -127,7 +127,7 @@ def read_dicom_header(
 def frame_geometry(
     header: pydicom.Dataset, path: str | Path, notes: list[str] | None = None
 ) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Affine (as `Frame.affine`) and spacing (X, Y) in mm that a slice's header states.
+    """Affine (as `DicomFrame.affine`) and spacing (X, Y) in mm that a slice's header states.
 
     Raises:
         DataError: PixelSpacing is missing, or a value is no number.

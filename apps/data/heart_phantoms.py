@@ -190,14 +190,14 @@ def _save(
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
-    meta = FileMetaDataset()
+    meta: Any = FileMetaDataset()  # Any: pydicom takes text for UIDs, its types ask for more
     meta.FileMetaInformationGroupLength = 0  # filled in when written
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"  # MR Image Storage
     meta.MediaStorageSOPInstanceUID = f"{uid}.{number}"
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = _uid("decathlete")
-    d = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False, is_little_endian=True)
+    d: Any = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False, is_little_endian=True)
     d.SOPClassUID, d.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = uid, f"{uid}.0", f"{uid}.0.0"
     d.Modality, d.Manufacturer, d.SeriesDescription = "MR", "decathlete phantom", "PHANTOM, no patient"
@@ -210,7 +210,7 @@ def _save(
     place = heart.position_mm + level * heart.distance_mm * normal
     d.ImagePositionPatient = [_decimals(v) for v in place]
     d.ImageOrientationPatient = [_decimals(v) for v in (*heart.row, *heart.column)]
-    d.SliceLocation = _decimals(place @ normal)
+    d.SliceLocation = _decimals(float(place @ normal))
     d.PixelSpacing = [_decimals(heart.spacing_mm)] * 2
     d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
     d.Rows, d.Columns = pixels.shape

@@ -161,7 +161,9 @@ def index_sunnybrook(folder: str | Path, progress: bool = False, pixels: bool = 
     for alike in contents.values():
         if len(alike := [frame for frame in alike if frame in index.frames]) > 1:
             names = listed(frame.case_id for frame in alike[1:])
-            index.findings.append(Finding(alike[0].image, f"{names} hold the same pixels; none is left out"))
+            one_patient = len({frame.patient for frame in alike}) == 1
+            message = f"{names} hold the same pixels; none is left out"
+            index.findings.append(Finding(alike[0].image, message, "note" if one_patient else "FAULT"))
     _drop_copied_contours(index, polygons)
     _drop_contradictions(index, polygons)
     _note_what_is_missing(index)

@@ -77,7 +77,7 @@ def mixture_threshold(values: Values) -> float:
         if likelihood - before < _EM_TOLERANCE:
             break
     order = np.argsort(mean)
-    at = np.linspace(*mean[order], 512)[:, None]
+    at = np.linspace(mean[order[0]], mean[order[1]], 512)[:, None]
     score = np.log(weight[order]) - (at - mean[order]) ** 2 / (2 * variance[order]) - np.log(variance[order]) / 2
     wins = np.flatnonzero(score[:, 1] > score[:, 0])
     return float(at[wins[0], 0]) if len(wins) and wins[0] > 0 else math.nan
@@ -107,7 +107,7 @@ def threshold_masks(image: Values, inside: Mask) -> dict[str, tuple[Mask, float]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on an image with few different values, which is no news here
                 value = float(find(image[inside]))
-        except (RuntimeError, ValueError):  # `minimum` finds no two peaks, multi-Otsu too few values
+        except (RuntimeError, ValueError, IndexError):  # no two peaks, or too few values
             value = math.nan
         found[name] = (inside & (image > value), value)
     return found

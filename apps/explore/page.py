@@ -185,8 +185,8 @@ def _tests(study: Study) -> list[str]:
         f"{np.median(statistics):.2f} in the median, {statistics.min():.2f} to {statistics.max():.2f}. Its p value "
         f"says only that the tissues differ, which nobody doubted: it is {in_words(largest)} at most over all pixels, "
         f"since there are hundreds of them, and {in_words(float(np.median(p50)))} in the median for {SUBSET} pixels "
-        "of each. Neighbouring pixels are not independent either. D is the figure to look at: it says how far the two can "
-        f"be told apart by a threshold{related}.</p>",
+        "of each. Neighbouring pixels are not independent either. D is the figure to look at: it says how far the two "
+        f"can be told apart by a threshold{related}.</p>",
         _table(head, rows, "IoU in the last two columns; more in pairs.csv"),
         "<h2>Densities</h2><div class='pairs'>",
         *pictures,

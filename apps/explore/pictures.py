@@ -142,11 +142,11 @@ def _show(panel: Any, image: NDArray[np.float64]) -> None:
 
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # no pyplot: it keeps every figure, and picks a window system
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     strip = FOOTER_INCHES / height
-    figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-    return figure
+    layout = ConstrainedLayoutEngine(rect=(0, strip, 1, 1 - strip))
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
 def _save(figure: Any, path: Path) -> None:

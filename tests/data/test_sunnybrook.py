@@ -10,6 +10,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged
 
+from decathlete.cli import main
 from decathlete.data import fetch, index_sunnybrook, make_sunnybrook_phantoms, sunnybrook_datalist
 from decathlete.data.sunnybrook import leaves_by_px
 from decathlete.errors import DataError, UsageError
@@ -245,3 +246,30 @@ def test_data_that_are_not_there_are_told(tmp_path, monkeypatch):
     monkeypatch.delenv("DECATHLETE_DATA", raising=False)
     with pytest.raises(DataError, match="--phantom N"):
         fetch("sunnybrook", output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "said"),
+    [
+        ("valid_reference", 0, "3      2      1     1"),
+        ("valid_tabs", 0, "all"),
+        ("valid_4000_points", 0, "all"),
+        ("inner_outside_outer", 1, "icontour-manual.txt: the inner contour leaves the outer one"),
+        ("outside_image", 1, "icontour-manual.txt: contours lie inside the image, 32 x 32 pixels"),
+        ("two_inner_files", 1, "two inner contours for frame 20"),
+        ("contour_without_frame", 1, "IM-0001-0099-icontour-manual.txt: frame 99 is missing"),
+        ("outer_only", 1, "no frame has a sound inner contour"),
+        ("empty_file", 1, "0 points in the file"),
+        ("decimal_comma", 1, "line 1 is two numbers"),
+        ("utf16", 1, "ASCII"),
+        ("nan", 1, "line 5"),
+        ("frame_is_text", 1, "IM-0001-0020.dcm: a DICOM file has the letters DICM"),
+        ("contour_is_dicom", 1, "ASCII"),
+    ],
+)
+def test_the_command_tells_each_fault_by_its_file(shared, capsys, case, status, said):
+    folder = shared / "data" / "bad_inputs" / "dicom" / "sunnybrook" / case
+    assert main(["check", str(folder)]) == status
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
+    assert "Traceback" not in shown.err
