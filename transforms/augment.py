@@ -19,6 +19,7 @@ from torch import Tensor
 from decathlete.errors import ConfigError
 
 _LABEL_MODES = ("soft", "nearest")
+_PADDINGS = ("zeros", "min")
 
 
 class BatchAugment:
@@ -52,6 +53,7 @@ class BatchAugment:
         low_resolution: smallest and largest factor by which the axes are shortened (nearest voxel) and then brought
             back (linear), as a coarser scan would have been; at most 1. The label stays as it is.
         low_resolution_prob: share of samples of low resolution.
+        padding: what is beyond the image: ``zeros``, or ``min``, each channel's smallest value in the sample (air in CT).
         spacing: voxel edge lengths in mm, so that a rotation turns the body and not the voxels; default all equal.
         label_mode: ``soft`` returns class shares, shape (B, num_classes, *patch_size), interpolated linearly: a border
             that falls between two voxels stays there, where nearest moves it by up to half a voxel; ``nearest`` returns
@@ -87,6 +89,7 @@ class BatchAugment:
         contrast_keep_range: bool = True,
         low_resolution: Sequence[float] = (0.5, 1.0),
         low_resolution_prob: float = 0.0,
+        padding: str = "zeros",
         spacing: Sequence[float] | None = None,
         label_mode: str = "soft",
         image_key: str = "image",
@@ -98,6 +101,8 @@ class BatchAugment:
             raise ConfigError("BatchAugment, patch_size", "must have 2 or 3 numbers", f"{dims}: {self.patch_size}")
         if label_mode not in _LABEL_MODES:
             raise ConfigError("BatchAugment, label_mode", f"must be one of {_LABEL_MODES}", repr(label_mode))
+        if padding not in _PADDINGS:
+            raise ConfigError("BatchAugment, padding", f"must be one of {_PADDINGS}", repr(padding))
         if label_mode == "soft" and not num_classes:
             raise ConfigError("BatchAugment, num_classes", "is needed for label_mode 'soft'", repr(num_classes))
         if any(not 0 <= axis < dims for axis in mirror_axes):
@@ -122,6 +127,7 @@ class BatchAugment:
                 f"translation and spacing need {dims} numbers each, one per axis",
                 f"{len(self.translation)} and {len(self.spacing)}",
             )
+        self.padding = padding
         self.label_mode, self.image_key, self.label_key = label_mode, image_key, label_key
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +135,8 @@ class BatchAugment:
         out = dict(batch)
         image, label = _plain(batch[self.image_key]).float(), _plain(batch[self.label_key])
         grid = self._grid(image.shape[0], image.shape[2:]).to(image.device)
+        low = image.amin(tuple(range(2, image.ndim)), keepdim=True) if self.padding == "min" else None
+        image = image if low is None else image - low  # sampling pads with zeros
         if self.label_mode == "nearest":
             out[self.label_key] = _sample(label.float(), grid, "nearest").to(label.dtype)
             moved = _sample(image, grid, "bilinear")
@@ -140,7 +148,7 @@ class BatchAugment:
                 [image.shape[1], len(foreground)], 1
             )
             out[self.label_key] = torch.cat([(1 - shares.sum(1, keepdim=True)).clamp_min(0), shares], 1)
-        out[self.image_key] = self._change_intensity(moved)
+        out[self.image_key] = self._change_intensity(moved if low is None else moved + low)
         return out
 
     def _grid(self, samples: int, shape: Sequence[int]) -> Tensor:

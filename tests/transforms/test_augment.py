@@ -196,3 +196,19 @@ def test_all_changes_together_repeat_with_the_seed():
 def test_arguments_that_cannot_be_are_refused(arguments, words):
     with pytest.raises(ConfigError, match=words):
         BatchAugment(**arguments)
+
+
+def test_padding_with_the_smallest_value_of_each_sample_and_channel():
+    image = torch.rand(2, 2, 8, 8) + torch.tensor([[[[-7.0]], [[3.0]]], [[[0.0]], [[-2.0]]]])
+    steady = {
+        "intensity_scale": 0.0,
+        "intensity_shift": 0.0,
+        "noise": 0.0,
+        "gamma": 0.0,
+        "prob": 0.0,
+        "translation": 0.0,
+    }
+    augment = BatchAugment((12, 12), num_classes=2, padding="min", **steady)
+    found = augment({"image": image, "label": torch.zeros(2, 1, 8, 8)})["image"]
+    torch.testing.assert_close(found[:, :, 2:-2, 2:-2], image)
+    torch.testing.assert_close(found[:, :, 0, 0], image.amin((2, 3)))
