@@ -231,7 +231,7 @@ def _parser() -> _Parser:
         return sub
 
     p = verb("data", _data, "Download a data set, unpack and check it; or make phantoms.")
-    p.add_argument("task", help="a task's name: hippocampus, spleen, ... or Task04_Hippocampus")
+    p.add_argument("task", help="a task's name: hippocampus, spleen, ... or Task04_Hippocampus; nfbs or sunnybrook")
     p.add_argument("--output", default="data", metavar="DIR", help="folder for the data set's folder (default: data)")
     p.add_argument("--phantom", type=int, metavar="N", help="make N artificial cases and download nothing")
     p.add_argument("--seed", type=int, default=0, help="seed of the phantoms (default: 0)")
@@ -283,7 +283,9 @@ def _parser() -> _Parser:
 
     p = verb("explore", _explore, "Study what thresholds can do, before a network: a page, tables and pictures.")
     p.add_argument("study", choices=["sunnybrook"], metavar="{sunnybrook}")
-    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR", help="the data set's folder (default: its usual one)")
+    p.add_argument(
+        "--dataset_dir", "--dataset-dir", metavar="DIR", help="the data set's folder (default: its usual one)"
+    )
     p.add_argument("--output", required=True, metavar="DIR")
 
     p = verb("promote", _promote, "Put a run's weights into a bundle, with a backup of the old ones.")

@@ -275,10 +275,11 @@ def data_folder(default: Any, given: Any = None, *, file: str | Path = "config")
 
 def _task_name(folder: str) -> str:
     """What ``decathlete data`` calls the data set of a folder's name: ``hippocampus`` for ``Task04_Hippocampus``."""
+    from decathlete.data import nfbs
     from decathlete.data.tasks import task_of_folder
 
     task = task_of_folder(folder)
-    return task.name if task else "TASK"
+    return task.name if task else nfbs.NAME if nfbs.is_name(folder) else "TASK"
 
 
 def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = None, gpus: int | None = None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from decathlete.data import nfbs
 from decathlete.data.folds import split
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError
@@ -30,13 +31,15 @@ def datalist(
     """Cases as ``{"image": path, "label": path, "case_id": id}``, sorted by id; without ``label`` for ``part="test"``.
 
     The cases are those of ``dataset.json`` where there is one, else ``imagesTr/*.nii.gz`` with ``labelsTr`` under the
-    same names. Listed cases of which neither file is there are left out, and a line in the log says how many.
+    same names. Listed cases of which neither file is there are left out, and a line in the log says how many. A folder
+    in NFBS's layout gives its heads with their brain masks; all sessions of a subject are in one part.
 
     Args:
         dataset_dir: the data set's folder.
         fold: 0 to 4, or ``all``: train on every case and validate on every case.
         part: of the fold; ``all`` for every labelled case, ``test`` for the cases without public labels.
-        task: whose official ids the folds go by; by default the one that the folder is named after, if any.
+        task: whose official ids the folds go by; by default the one that the folder is named after, if any. ``nfbs``
+            has none: its folds go by the subjects that are there.
 
     Raises:
         DataError: the folder is missing or empty, a file is missing, or an entry leads out of the folder.
@@ -45,7 +48,7 @@ def datalist(
     if part not in ("training", "validation", "all", "test"):
         raise ValueError(f"part (={part!r}) must be 'training', 'validation', 'all' or 'test'")
     folder = Path(dataset_dir)
-    task = task_of_folder(folder) if task is None else get_task(task) if isinstance(task, str) else task
+    task = _official(folder, task)
     cases = list_cases(folder, "test" if part == "test" else "training")
     missing = [
         path for case in cases for key in ("image", "label") for path in _paths(case.get(key)) if not _there(path)
@@ -55,9 +58,21 @@ def datalist(
                         f"{len(missing)} missing in all: add them, or leave the cases out of dataset.json")  # fmt: skip
     if part in ("all", "test"):
         return cases
-    train, validation = split([case["case_id"] for case in cases], fold, task)
+    patients = [case["case_id"] for case in cases]
+    if nfbs.is_nfbs(folder):
+        patients = [nfbs.patient_of(case_id) for case_id in patients]
+    train, validation = split(sorted(set(patients)) if nfbs.is_nfbs(folder) else patients, fold, task)
     wanted = set(train if part == "training" else validation)
-    return [case for case in cases if case["case_id"] in wanted]
+    return [case for case, patient in zip(cases, patients, strict=True) if patient in wanted]
+
+
+def _official(folder: Path, task: Task | str | None) -> Task | None:
+    """Task whose official ids count."""
+    if task is None:
+        return task_of_folder(folder)
+    if isinstance(task, str):
+        return None if nfbs.is_name(task) else get_task(task)
+    return task
 
 
 def list_cases(folder: str | Path, part: Literal["training", "test"] = "training") -> list[Case]:
@@ -71,7 +86,9 @@ def list_cases(folder: str | Path, part: Literal["training", "test"] = "training
         raise _no_cases(folder, "no such folder")
     images, labels = _FOLDERS[part]
     description = read_description(folder)
-    if description is None or (part == "test" and not description.get("test")):
+    if nfbs.is_nfbs(folder):
+        cases = nfbs.list_heads(folder) if part == "training" else []
+    elif description is None or (part == "test" and not description.get("test")):
         cases = _from_folders(folder, images, labels)
     else:
         cases = [_from_entry(folder, entry, n, part) for n, entry in enumerate(_entries(folder, description, part))]
@@ -129,6 +146,9 @@ def _digest(path: Path) -> str:
 
 
 def _no_cases(folder: Path, found: str) -> DataError:
+    if nfbs.is_nfbs(folder):
+        return DataError(folder, f"NFBS has its heads in A000.../sub-A000..._ses-NFB3{nfbs.IMAGE}", found,
+                         "Run 'decathlete data nfbs' or pass --dataset_dir")  # fmt: skip
     inside = sorted(p.parent.name for p in folder.glob("*/imagesTr")) if folder.is_dir() else []
     if inside:
         return DataError(folder, "dataset_dir is the folder of one data set, with imagesTr in it",

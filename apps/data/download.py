@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from decathlete.data import nfbs
 from decathlete.data.cases import read_description
 from decathlete.data.tasks import Task, get_task
 from decathlete.errors import DataError
@@ -34,16 +35,17 @@ _FIRST_TRIES = 3  # where nothing has answered: most likely there is no network
 _WAIT_S = 1.0  # before the second of these tries, doubled before each further one
 _MAX_MEMBERS = 1_000_000
 _BY_HAND = "Check the network, put the data set's folder there by hand, or make phantoms with --phantom N"
-_HOSTILE = "Do not trust this archive; get it from medicaldecathlon.com"
+_HOSTILE = "Do not trust this archive; get it from its publisher"
 
 
 def fetch(
     task: str, output: str | Path = "data", phantom: int | None = None, seed: int = 0, verify: bool = False
 ) -> Path:
-    """Folder of a task's data set under ``output``: the one that is there, else downloaded and checked.
+    """Folder of a data set under ``output``: the one that is there, else downloaded and checked.
 
     Args:
-        task: name of an MSD task: ``hippocampus``, ``Task04_Hippocampus``.
+        task: name of an MSD task, ``hippocampus`` or ``Task04_Hippocampus``; or ``nfbs``; or ``sunnybrook``,
+            which is only looked over, never downloaded.
         output: folder that holds, or will hold, the data set's folder.
         phantom: make this many artificial cases instead; nothing is downloaded.
         seed: of the phantoms.
@@ -58,20 +60,18 @@ def fetch(
         from decathlete.data.sunnybrook import fetch_sunnybrook
 
         return fetch_sunnybrook(output, phantom, seed)
-    facts = get_task(task)
-    folder = Path(output) / facts.folder
+    facts = None if nfbs.is_name(task) else get_task(task)
+    folder = Path(output) / (facts.folder if facts else nfbs.FOLDER)
     if phantom is not None:
-        from decathlete.data.phantoms import make_phantoms
-
-        folder = make_phantoms(facts, phantom, output, seed)
+        folder = _draw(facts, phantom, output, seed)
     elif not verify:
         if is_complete(folder):
             if (read_description(folder) or {}).get("phantom"):
                 logger.warning("%s: holds phantoms, not patients; move it away to download the data set", folder)
             return folder
-        folder = download_task(facts, output)
+        folder = download_task(facts, output) if facts else download_nfbs(output)
     elif not folder.is_dir() and (root := os.environ.get("DECATHLETE_DATA")):
-        folder = Path(root) / facts.folder
+        folder = Path(root) / folder.name
     if verify or phantom is None:
         count = _log_faults(folder, facts)
         if count and verify:
@@ -80,8 +80,23 @@ def fetch(
     return folder
 
 
+def _draw(facts: Task | None, phantom: int, output: str | Path, seed: int) -> Path:
+    if facts is None:
+        from decathlete.data.heads import make_heads
+
+        return make_heads(phantom, output, seed)
+    from decathlete.data.phantoms import make_phantoms
+
+    return make_phantoms(facts, phantom, output, seed)
+
+
 def is_complete(folder: Path) -> bool:
-    """Whether a data set is there: ``dataset.json`` and images. Unpacking renames the folder last, so it is whole."""
+    """Whether a data set is there: ``dataset.json`` and images, or NFBS's heads.
+
+    Unpacking renames the folder last, so it is whole.
+    """
+    if nfbs.is_nfbs(folder):
+        return bool(nfbs.list_heads(folder))
     images = folder / "imagesTr"
     return (folder / "dataset.json").is_file() and images.is_dir() and bool(nifti_files(images))
 
@@ -97,33 +112,63 @@ def download_task(task: Task | str, output: str | Path, progress: bool = True) -
             process downloads it just now.
     """
     facts = get_task(task) if isinstance(task, str) else task
-    output = Path(output)
-    folder = output / facts.folder
+    return _download_set(Path(output) / facts.folder, facts.archive_url, facts.md5, None, progress)
+
+
+def download_nfbs(output: str | Path, progress: bool = True) -> Path:
+    """Folder of NFBS under ``output``, downloaded (1.75 GB) and unpacked unless it is there; resumed as a task's is.
+
+    No checksum of the archive is published: its size counts, and the gzip checksums of the archive and of each image.
+    DECATHLETE_NFBS_URL is the address of a mirror's archive.
+
+    Raises:
+        DataError: as `download_task`.
+    """
+    return _download_set(Path(output) / nfbs.FOLDER, nfbs.archive_url(), None, nfbs.SIZE, progress)
+
+
+def _download_set(folder: Path, url: str, md5: str | None, size: int | None, progress: bool) -> Path:
     if is_complete(folder):
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise DataError(folder, "the data set's folder is whole or absent", "a folder without dataset.json or images",
                         "Move it away and run the command again")  # fmt: skip
-    archive = output / facts.archive_url.rpartition("/")[2]
-    with _told_in_one_line(output), _only_process(output / f".{facts.folder}.lock"):
+    output = folder.parent
+    archive = output / url.rpartition("/")[2]
+    with _told_in_one_line(output), _only_process(output / f".{folder.name}.lock"):
         if is_complete(folder):  # by a process that has just ended
             return folder
-        if not archive.is_file() or _md5(archive) != facts.md5:
-            download(facts.archive_url, archive, facts.md5, progress)
-        unpack(archive, folder, progress)
+        if not archive.is_file() or _wrong(archive.stat().st_size, size) or (md5 and _md5(archive) != md5):
+            download(url, archive, md5, progress, size)
+        unpack(archive, folder, progress, check_gzip=md5 is None)
         archive.unlink()
     return folder
 
 
-def download(url: str, path: Path, md5: str, progress: bool = True) -> None:
+def _wrong(found: int, size: int | None) -> bool:
+    return size is not None and found != size
+
+
+def download(url: str, path: Path, md5: str | None, progress: bool = True, size: int | None = None) -> None:
     """Write the file at ``url`` to ``path`` if its MD5 is ``md5``; interrupted, it goes on from ``<path>.part``.
 
+    Args:
+        url: http or https.
+        path: where the file goes.
+        md5: None where none is known.
+        progress: show a bar on stderr.
+        size: bytes that the file must have, if known.
+
     Raises:
-        DataError: the server refuses or is not reached, or the MD5 is wrong; then what was downloaded is removed.
+        DataError: the server refuses or is not reached, or the MD5 or size is wrong; then what was downloaded is
+            removed.
     """
     if not url.startswith(("https://", "http://")):
         raise DataError(
-            url, "an archive's address starts with https:// or http://", "another", "See DECATHLETE_MSD_URL"
+            url,
+            "an archive's address starts with https:// or http://",
+            "another",
+            "See the variable that names the mirror",
         )
     bar = ProgressBar(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)
     with bar, _Part(path.with_name(path.name + ".part"), bar) as part:
@@ -149,16 +194,26 @@ def download(url: str, path: Path, md5: str, progress: bool = True) -> None:
             if fruitless:
                 logger.warning("%s: %s; trying again in %.0f s", url, problem, wait)
             time.sleep(wait)
-        found = part.digest.hexdigest()
-    if found != md5:
+        found, got = part.digest.hexdigest(), part.size
+    again = "The download was removed; run the command again, or try another mirror"
+    if _wrong(got, size):
         part.path.unlink()
-        raise DataError(url, f"the archive's MD5 is {md5}", found,
-                        "The download was removed; run the command again, or try another mirror")  # fmt: skip
+        raise DataError(url, f"the archive has {size:,} bytes", f"{got:,}", again)
+    if md5 is not None and found != md5:
+        part.path.unlink()
+        raise DataError(url, f"the archive's MD5 is {md5}", found, again)
     part.path.replace(path)
 
 
-def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
+def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool = False) -> None:
     """Unpack a tar archive of a data set into ``folder``, which appears only when whole; ``._*`` files are left out.
+
+    Args:
+        archive: compressed or not.
+        folder: of the name that the archive's folder has.
+        progress: show a bar on stderr.
+        check_gzip: unpack each member in ``.gz`` once more in memory and compare its checksum, where no checksum of the
+            archive is known.
 
     Raises:
         DataError: a member leads out of the archive's folder, is a link or a device, or holds more than it can, or
@@ -182,10 +237,16 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
                 with target.open("xb") as file:
                     if source is not None:
                         shutil.copyfileobj(source, file, _BLOCK)
+                if check_gzip and target.suffix == ".gz":
+                    _check_gzip(target, archive, member.name)
                 bar.update()
+            while tar.fileobj is not None and tar.fileobj.read(_BLOCK):
+                pass  # to the end, where the checksum of a compressed tar stands
         if not is_complete(work / folder.name):
-            raise DataError(archive, f"the archive holds {folder.name}/dataset.json and images", "other files",
-                            "Check the address of the mirror")  # fmt: skip
+            held = "heads in their subjects' folders" if nfbs.is_nfbs(folder) else "dataset.json and images"
+            raise DataError(
+                archive, f"the archive holds {folder.name}/{held}", "other files", "Check the address of the mirror"
+            )
         if folder.exists():
             folder.rmdir()
         (work / folder.name).replace(folder)
@@ -195,6 +256,16 @@ def unpack(archive: Path, folder: Path, progress: bool = True) -> None:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_gzip(path: Path, archive: Path, name: str) -> None:
+    try:
+        with gzip.open(path) as file:
+            while file.read(_BLOCK):
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(archive, "the images in it are whole", f"'{name}': {error}",
+                        "Remove it and run the command again") from error  # fmt: skip
 
 
 def _members(tar: tarfile.TarFile, work: Path, archive: Path, limit: int) -> Iterator[tuple[tarfile.TarInfo, Path]]:
@@ -341,7 +412,7 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _log_faults(folder: Path, task: Task) -> int:
+def _log_faults(folder: Path, task: Task | None) -> int:
     from decathlete.data.verification import verify
 
     faults = verify(folder, task)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decathlete.data import nfbs
 from decathlete.data.cases import list_cases, read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError
@@ -34,7 +35,8 @@ def verify(
 
     Every image and label must be readable and finite, a pair must share shape and affine, label values must be among
     those stated, channels as many as stated, and no two images may hold the same voxels. What is stated is in
-    ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check goes on after a fault.
+    ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check goes on after a fault. The brains
+    that NFBS has beside its heads are looked over too: they must lie on them.
 
     Args:
         folder: the data set's folder.
@@ -48,7 +50,7 @@ def verify(
     folder = Path(folder)
     channels, labels = stated(folder, task)
     cases = list_cases(folder) + list_cases(folder, "test")
-    strays = list(_strays(folder, cases))
+    strays, brains = list(_strays(folder, cases)), nfbs.has_brains(folder)
     if limit is not None and limit < len(cases):
         cases = [cases[n * len(cases) // limit] for n in range(limit)]
     faults: list[Fault] = []
@@ -68,7 +70,19 @@ def verify(
                 check_pair(image, label)
             except DataError as error:
                 faults.append(Fault(label.path, str(error)))
+        if image is not None and brains:
+            _check_on(faults, image, nfbs.brain_of(case["label"]))
     return faults + strays
+
+
+def _check_on(faults: list[Fault], image: Volume, path: str) -> None:
+    """Note what is wrong with another image that must lie on ``image``."""
+    other = _read(faults, path, kind="image")
+    if other is not None:
+        try:
+            check_pair(image, other)
+        except DataError as error:
+            faults.append(Fault(other.path, str(error)))
 
 
 def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, list[int] | None]:
@@ -82,6 +96,8 @@ def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, lis
     description = read_description(folder) or {}
     channels = len(facts.channels) if facts else 1
     labels = [0, *facts.labels.values()] if facts else None
+    if nfbs.is_nfbs(folder):
+        channels, labels = len(nfbs.CHANNELS), [0, *nfbs.LABELS.values()]
     try:
         if modality := description.get("modality") or description.get("channel_names"):
             channels = len(modality)
@@ -110,6 +126,8 @@ def _read(faults: list[Fault], entry: str | list[str], **wanted: Any) -> Volume 
 
 def _strays(folder: Path, cases: list[dict[str, Any]]) -> Iterator[Fault]:
     """Labels that belong to no case."""
+    for path in nfbs.masks_without_head(folder):
+        yield Fault(path, "belongs to no case: its head is missing")
     known = {Path(case["label"]).name for case in cases if "label" in case}
     if (folder / "labelsTr").is_dir():
         for path in nifti_files(folder / "labelsTr"):

@@ -1,0 +1,73 @@
+"""The Neurofeedback Skull-stripped repository (NFBS): 125 T1-weighted heads with brain masks, in its own layout.
+
+Each subject has a folder ``A000...`` with the head ``sub-A000..._ses-NFB3_T1w.nii.gz``, the brain cut out of it
+``..._T1w_brain.nii.gz``, and the mask ``..._T1w_brainmask.nii.gz``. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+NAME, FOLDER = "nfbs", "NFBS_Dataset"
+IMAGE, BRAIN, MASK = "_T1w.nii.gz", "_T1w_brain.nii.gz", "_T1w_brainmask.nii.gz"
+CHANNELS, LABELS = ("T1w",), {"brain": 1}
+URL = "https://fcp-indi.s3.amazonaws.com/data/Projects/RocklandSample/NFBS_Dataset.tar.gz"
+SIZE = 1_751_464_473  # bytes of the archive, of which no checksum is published
+
+
+def is_nfbs(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has NFBS's name, or holds masks in its layout; it need not exist."""
+    folder = Path(folder)
+    if (folder.name or folder.resolve().name).lower() == FOLDER.lower():
+        return True
+    return next(folder.glob(f"*/sub-*{MASK}"), None) is not None
+
+
+def list_heads(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Heads with their masks, ``{"image": path, "label": path, "case_id": "sub-A000..."}``, sorted by id.
+
+    The index is by the heads' files: a mask that is missing is named all the same. Where a subject has several
+    sessions, the session is part of the ids.
+    """
+    stems = [str(path)[: -len(IMAGE)] for path in sorted(Path(folder).glob(f"*/sub-*{IMAGE}"))]
+    sessions = Counter(patient_of(os.path.basename(stem)) for stem in stems)
+    cases = []
+    for stem in stems:
+        name = os.path.basename(stem)
+        case_id = patient_of(name) if sessions[patient_of(name)] == 1 else name
+        cases.append({"image": stem + IMAGE, "label": stem + MASK, "case_id": case_id})
+    return sorted(cases, key=lambda case: case["case_id"])
+
+
+def patient_of(case_id: str) -> str:
+    """Subject of a case's id: ``sub-A00028185`` of ``sub-A00028185_ses-NFB3``."""
+    return case_id.partition("_")[0]
+
+
+def brain_of(mask: str) -> str:
+    """File of the brain that was cut out, beside a mask."""
+    return mask[: -len(MASK)] + BRAIN
+
+
+def has_brains(folder: str | os.PathLike[str]) -> bool:
+    """Whether brains come with the heads, as in NFBS; heads of one's own need none."""
+    return next(Path(folder).glob(f"*/sub-*{BRAIN}"), None) is not None
+
+
+def masks_without_head(folder: str | os.PathLike[str]) -> list[Path]:
+    """Masks in NFBS's layout whose head is missing, sorted."""
+    masks = sorted(Path(folder).glob(f"*/sub-*{MASK}"))
+    return [mask for mask in masks if not Path(str(mask)[: -len(MASK)] + IMAGE).is_file()]
+
+
+def is_name(task: object) -> bool:
+    """Whether a word names this data set: ``nfbs`` or ``NFBS_Dataset``, in any case."""
+    return str(task).strip().lower() in (NAME, FOLDER.lower())
+
+
+def archive_url() -> str:
+    """Address of the archive, or what the environment variable DECATHLETE_NFBS_URL says."""
+    return os.environ.get("DECATHLETE_NFBS_URL") or URL
