@@ -5,6 +5,7 @@ from decathlete.transforms.bias_field import N4BiasFieldCorrectiond, correct_bia
 from decathlete.transforms.contours import ContourMaskd, contour_area, contour_mask, read_contour, write_contour
 from decathlete.transforms.crop import CropMargind, DropLowestd
 from decathlete.transforms.dicom import DicomReader, read_dicom_frame
+from decathlete.transforms.dicom_series import DicomVolume, read_dicom_series
 from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
@@ -14,6 +15,7 @@ __all__ = [
     "ContourMaskd",
     "CropMargind",
     "DicomReader",
+    "DicomVolume",
     "DropLowestd",
     "N4BiasFieldCorrectiond",
     "NiftiReader",
@@ -25,6 +27,7 @@ __all__ = [
     "correct_bias_field",
     "read_contour",
     "read_dicom_frame",
+    "read_dicom_series",
     "read_nifti",
     "restore_to_grid",
     "write_contour",

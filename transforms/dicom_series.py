@@ -1,0 +1,181 @@
+"""A folder of DICOM slices as one volume: sorted by geometry, never by name, and refused where it is not one grid."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from decathlete.errors import DataError, GeometryError, listed
+from decathlete.transforms.dicom import DicomFrame, read_dicom_frame
+
+_NO_IMAGES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "SEG", "SR", "PR", "KO", "REG", "DOC")
+_SAME_PLACE_MM = 0.01
+_UNEVEN = 0.01  # of the mean distance: positions are rounded when written
+_SIDEWAYS_MM = 0.1
+_COSINES = 1e-3
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """A volume made of slices.
+
+    Attributes:
+        array: rescaled intensities, float32, (X, Y, Z): X along the rows of the slices, Y down their columns, Z along
+            the normal (row direction x column direction).
+        affine: 4x4 float64, from voxel indices to RAS+ millimetres.
+        paths: files in the order of Z.
+        notes: what was assumed or left out, a line each.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    paths: list[Path]
+    notes: list[str]
+
+
+def read_dicom_series(folder: str | Path) -> DicomVolume:
+    """Read the one series of slices that lies in ``folder``; sub-folders are not searched.
+
+    Files that are no DICOM and bear another suffix, side files, and DICOM objects without an image are left out, with
+    a note. The distance of slices comes from their positions, not from SliceThickness.
+
+    Raises:
+        DataError: there is no slice; a slice cannot be read; the slices are of several patients, series, modalities or
+            frames of reference; two have one SOPInstanceUID.
+        GeometryError: slices differ in size, spacing or orientation, two lie at one position, distances differ, or the
+            positions are not on one line along the normal.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(folder, "a series is a folder of slices", "no such folder")
+    notes: list[str] = []
+    frames = [read_dicom_frame(path) for path in _slices(folder, notes)]
+    if not frames:
+        raise DataError(folder, "the folder holds a DICOM series", "no slice in it", "Sub-folders are not searched")
+    _check_identity(folder, frames)
+    _check_grid(frames)
+    return _stacked(folder, frames, notes)
+
+
+def _slices(folder: Path, notes: list[str]) -> list[Path]:
+    paths = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        if path.name.startswith((".", "DICOMDIR")):
+            continue
+        modality, is_dicom = _modality(path)
+        if modality in _NO_IMAGES:
+            notes.append(f"{path.name} is left out: Modality {modality}")
+        elif is_dicom or path.suffix.lower() in ("", ".dcm", ".ima"):
+            paths.append(path)  # one that cannot be read is an error: leaving it out would leave a gap
+        else:
+            notes.append(f"{path.name} is left out: it is not DICOM")
+    return paths
+
+
+def _modality(path: Path) -> tuple[str | None, bool]:
+    """Modality where it can be read, and whether the file has DICOM's mark."""
+    try:
+        with path.open("rb") as file:
+            marked = file.read(132)[128:] == b"DICM"
+        if not marked:
+            return None, False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality"), True
+    except Exception:  # the strict reader says what is wrong
+        return None, True
+
+
+def _check_identity(folder: Path, frames: Sequence[DicomFrame]) -> None:
+    for tag, rule in (
+        ("PatientID", "a series is of one patient"),
+        ("SeriesInstanceUID", "the folder holds one series"),
+        ("Modality", "a series is of one modality"),
+        ("FrameOfReferenceUID", "positions of a series are in one frame of reference"),
+    ):
+        first = {str(frame.header.get(tag)): frame.path.name for frame in reversed(frames)}
+        if len(first) > 1:
+            found = listed(f"{tag} {value} ({name})" for value, name in sorted(first.items(), key=lambda item: item[1]))
+            raise DataError(folder, rule, found, "Put each into a folder of its own")
+    seen: dict[str, DicomFrame] = {}
+    for frame in frames:
+        uid = frame.header.get("SOPInstanceUID")
+        other = seen.setdefault(str(uid), frame) if uid else frame
+        if other is not frame:
+            same = np.array_equal(other.array, frame.array)
+            found = f"that of {other.path.name}, with {'the same' if same else 'other'} pixels"
+            raise DataError(frame.path, "each slice has its own SOPInstanceUID", found, "Remove one of the two")
+
+
+def _check_grid(frames: Sequence[DicomFrame]) -> None:
+    for frame in frames:
+        for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
+            if not frame.header.get(tag):
+                raise DataError(frame.path, f"slices of a volume state {tag}", "none", "Export the series again")
+    first = frames[0]
+    checks: list[tuple[str, Callable[[DicomFrame], Any], float]] = [
+        ("size, columns x rows", lambda frame: frame.array.shape, 0),
+        ("PixelSpacing", lambda frame: frame.spacing, 1e-3),
+        ("orientation", lambda frame: tuple(float(v) for v in frame.header.ImageOrientationPatient), _COSINES),
+    ]
+    for rule, value, tolerance in checks:
+        for frame in frames:
+            if not np.allclose(value(frame), value(first), rtol=0, atol=tolerance):
+                found = f"{_short(value(frame))}, and {_short(value(first))} in {first.path.name}"
+                raise GeometryError(frame.path, f"slices of a volume have one {rule}", found)
+
+
+def _stacked(folder: Path, frames: list[DicomFrame], notes: list[str]) -> DicomVolume:
+    x, y = frames[0].affine[:3, 0], frames[0].affine[:3, 1]
+    normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
+    frames = sorted(frames, key=lambda frame: float(frame.affine[:3, 3] @ normal))
+    places = np.array([frame.affine[:3, 3] for frame in frames])
+    heights = places @ normal
+    steps = np.diff(heights)
+    for step, (a, b) in zip(steps, pairwise(frames), strict=True):
+        if step < _SAME_PLACE_MM:
+            times = "".join(
+                f", {frame.path.name} at {t} ms" for frame in (a, b) if (t := frame.header.get("TriggerTime"))
+            )
+            raise GeometryError(b.path, "slices of a volume lie at different positions",
+                                f"the position of {a.path.name}{times}", "Give one phase at a time")  # fmt: skip
+    affine = frames[0].affine.copy()
+    if len(frames) == 1:
+        notes.append("one slice: its thickness is taken from SliceThickness")
+    else:
+        _check_line(folder, places, heights, normal)
+        if steps.max() - steps.min() > _UNEVEN * steps.mean():
+            at = int(steps.argmax())
+            raise GeometryError(
+                folder, "distances between slices are equal", f"{steps.min():.4g} to {steps.max():.4g} mm, the largest "
+                f"between {frames[at].path.name} and {frames[at + 1].path.name}", "Add the missing slices",
+            )  # fmt: skip
+        affine[:3, 2] = (places[-1] - places[0]) / (len(frames) - 1)
+    notes += [f"{frame.path.name}: {note}" for frame in frames for note in frame.notes]
+    return DicomVolume(np.stack([frame.array for frame in frames], axis=2), affine, [f.path for f in frames], notes)
+
+
+def _check_line(folder: Path, places: NDArray[np.float64], heights: NDArray[np.float64], normal: NDArray[Any]) -> None:
+    """Refuse slices that advance sidewards: one that is out of line, or all of them, as with a tilted gantry."""
+    sideways = places - places[0] - np.outer(heights - heights[0], normal)
+    far = np.linalg.norm(sideways, axis=1)
+    if far.max() <= max(_SIDEWAYS_MM, 1e-3 * (heights[-1] - heights[0])):
+        return
+    tilt = np.degrees(np.arctan2(far[-1], heights[-1] - heights[0]))
+    straight = np.outer((heights - heights[0]) / (heights[-1] - heights[0]), sideways[-1])
+    if np.linalg.norm(sideways - straight, axis=1).max() <= _SIDEWAYS_MM:
+        raise GeometryError(folder, "slices advance along their normal", f"a tilt of {tilt:.1f} degrees",
+                            "Resample the series upright first")  # fmt: skip
+    raise GeometryError(folder, "positions of slices lie on one line", f"one of them {far.max():.3g} mm beside it")
+
+
+def _short(value: Any) -> str:
+    return "(" + ", ".join(f"{number:.5g}" for number in value) + ")"
