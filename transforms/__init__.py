@@ -6,6 +6,7 @@ from decathlete.transforms.contours import ContourMaskd, contour_area, contour_m
 from decathlete.transforms.crop import CropMargind, DropLowestd
 from decathlete.transforms.dicom import DicomReader, read_dicom_frame
 from decathlete.transforms.dicom_series import DicomVolume, read_dicom_series
+from decathlete.transforms.head import CropHeadd
 from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
@@ -13,6 +14,7 @@ __all__ = [
     "BatchAugment",
     "CheckPaird",
     "ContourMaskd",
+    "CropHeadd",
     "CropMargind",
     "DicomReader",
     "DicomVolume",
