@@ -304,8 +304,8 @@ def _pair(patient: str, dicoms: Path, contours: Path, findings: list[Finding]) -
                 Finding(paths[0].parent, f"two {kind} contours for frame {number}, {both}: both are left out")
             )
         elif number not in frames:
-            where = f"{dicoms.name}/" if not by_number.get(number) else f"one {dicoms.name}/"
-            findings.append(Finding(paths[0], f"frame {number} is missing in {where}: the contour is left out"))
+            what = "is there twice" if number in by_number else f"is missing in {dicoms.name}/"
+            findings.append(Finding(paths[0], f"frame {number} {what}: the contour is left out"))
         else:
             setattr(frames[number], kind, paths[0])
     return list(frames.values())
