@@ -33,6 +33,7 @@ PAIR_TOLERANCE_MM = 1e-3
 _GZIP_MAGIC = b"\x1f\x8b"
 _DEFLATE_MAX_RATIO = 1032  # zlib's documented limit: no stream unpacks to more than this
 _SPACING_MM = (1e-3, 100.0)
+_PARTIAL_SHARE = 1e-3  # of a mask's voxels that may lie between 0 and 1; a map of probabilities has far more
 _FAR_MM = 1e4  # an origin farther than 10 m from zero is no scanner's
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _NOT_INTENSITIES = {1: "one bit a voxel", 32: "complex64", 128: "RGB colour", 1536: "float128", 1792: "complex128",
@@ -631,13 +632,19 @@ def _label_voxels(path: Path, voxels: NDArray, notes: list[str], allowed: Collec
 
 
 def _whole(path: Path, voxels: NDArray, notes: list[str]) -> NDArray:
-    """Voxels rounded to whole numbers; refused where one is more than 1e-3 away from any."""
+    """Voxels rounded to whole numbers; refused where one is more than 1e-3 away from any.
+
+    A mask of 0 and 1 may have a few voxels between: editors leave them at the edge, and NFBS's own masks have them.
+    """
     if voxels.dtype.kind != "f":
         return voxels
     whole = np.rint(voxels)
     away = np.abs(voxels - whole)
     if (worst := float(away.max())) > 1e-3:
         odd = away > 1e-3
+        if voxels.max() <= 1 and odd.sum() <= _PARTIAL_SHARE * np.count_nonzero(voxels > 0.5):
+            notes.append(f"{int(odd.sum())} voxels of the mask lie between 0 and 1 and were rounded")
+            return whole
         example = float(voxels[tuple(np.argwhere(odd)[0])])
         raise DataError(path, "label values are whole numbers", f"{int(odd.sum())} that are not, such as {example:g}",
                         "Resample labels by nearest neighbour")  # fmt: skip

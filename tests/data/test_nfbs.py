@@ -19,6 +19,7 @@ from decathlete.data import datalist, dataset_folder, fetch, nfbs, split, verify
 from decathlete.data import download as downloads
 from decathlete.data.download import download_nfbs, unpack
 from decathlete.errors import DataError, UsageError
+from decathlete.transforms import read_nifti
 
 SUBJECTS = [f"A000{number}" for number in (28185, 31544, 28352, 33747, 35072, 28404, 40524)]
 
@@ -139,6 +140,13 @@ def test_files_that_are_missing_are_named(heads):
     assert faults[0].startswith("sub-A00028185_ses-NFB3_T1w_brainmask.nii.gz: belongs to no case: its head is missing")
     assert faults[1].startswith("sub-A00031544_ses-NFB3_T1w_brain.nii.gz: the file must exist")
     assert faults[2].startswith("sub-A00035072_ses-NFB3_T1w_brainmask.nii.gz: the file must exist")
+
+
+def test_a_real_mask_with_a_few_voxels_between_0_and_1_is_read_with_a_note(shared):
+    path = shared / "data" / "nfbs_real" / "sub-A00028185_ses-NFB3_T1w_brainmask.nii.gz"
+    mask = read_nifti(path, kind="label", allowed_labels=[0, 1])
+    assert mask.array.sum() == 1_319_266  # those that are 1; the others are below one half
+    assert mask.notes == ["14 voxels of the mask lie between 0 and 1 and were rounded"]
 
 
 def test_own_heads_need_no_brains(heads):
