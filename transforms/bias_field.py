@@ -66,8 +66,8 @@ def correct_bias_field(
     Args:
         image: shape (X, Y, Z), any real dtype.
         affine: 4x4, whose spacing keeps thick slices from being thinned out; None for voxels of equal edges.
-        shrink_factor: every n-th voxel is fitted along the axes of the finest spacing, and on other axes as many that
-            the distance in mm is about the same, at least 4; three numbers are taken as they are, one an axis.
+        shrink_factor: every n-th voxel is fitted along the axis of the finest spacing, and along the others a voxel
+            about every so many mm; four voxels an axis stay, where it has them. Three numbers are taken as they are.
         iterations: largest number on each level; as many levels as numbers.
         convergence_threshold: a level ends early when an iteration changes the field by less (coefficient of
             variation of the ratio of the fields); ITK's default is 0.001. 0, as ANTs has it, runs all iterations.
@@ -146,32 +146,35 @@ class N4BiasFieldCorrectiond(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key]
-            array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-            affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else None
-            pairs = []
-            for number, channel in enumerate(array):
-                try:
-                    pairs.append(
-                        correct_bias_field(
-                            channel,
-                            affine,
-                            self.shrink_factor,
-                            self.iterations,
-                            self.convergence_threshold,
-                            self._channel_mask(d, number),
-                            self.threads,
-                            return_field=True,
-                            engine=self.engine,
-                        )
-                    )
-                except DataError as error:
-                    where = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
-                    raise type(error)(where, error.rule, error.found, error.remedy) from error
-            corrected, fields = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+            try:
+                corrected, fields = self._correct(image, d)
+            except DataError as error:
+                where = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
+                raise type(error)(where, error.rule, error.found, error.remedy) from error
             d[key] = convert_to_dst_type(corrected, image, dtype=np.float32)[0]
             if self.field_postfix:
                 d[f"{key}{self.field_postfix}"] = convert_to_dst_type(fields, image, dtype=np.float32)[0]
         return d
+
+    def _correct(self, image: Any, data: Mapping[Hashable, Any]) -> tuple[NDArray, NDArray]:
+        array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else None
+        pairs = [
+            correct_bias_field(
+                channel,
+                affine,
+                self.shrink_factor,
+                self.iterations,
+                self.convergence_threshold,
+                self._channel_mask(data, number),
+                self.threads,
+                return_field=True,
+                engine=self.engine,
+            )
+            for number, channel in enumerate(array)
+        ]
+        corrected, fields = zip(*pairs, strict=True)
+        return np.stack(corrected), np.stack(fields)
 
     def _channel_mask(self, data: Mapping[Hashable, Any], number: int) -> Any:
         if self.mask is None or self.mask == "otsu":

@@ -21,7 +21,8 @@ from decathlete.errors import ConfigError, DataError, GeometryError
 from decathlete.transforms import N4BiasFieldCorrectiond, correct_bias_field
 from decathlete.transforms.bias_field import otsu_threshold
 
-ENGINES = pytest.mark.parametrize("engine", ["separable", "itk"])
+ITK = pytest.param("itk", marks=pytest.mark.slow)  # whose filters take 8 s to load
+ENGINES = pytest.mark.parametrize("engine", ["separable", ITK])
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def test_corrected_times_field_is_the_image(scan):
     np.testing.assert_allclose(corrected * field, image, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrink", [2, 3, (1, 4, 3)])
 def test_both_engines_find_the_same_field(scan, shrink):
     image = scan[0]
@@ -171,10 +173,13 @@ def test_the_same_call_gives_the_same_voxels(scan, engine):
     assert (correct_bias_field(scan[0], threads=2, engine=engine) == first).all()
 
 
-def test_the_number_of_threads_changes_nothing_but_itks_last_bits(scan):
-    image = scan[0]
-    assert (correct_bias_field(image, threads=1) == correct_bias_field(image, threads=3)).all()
-    one, three = (correct_bias_field(image, threads=n, engine="itk") for n in (1, 3))
+def test_the_number_of_threads_changes_nothing(scan):
+    assert (correct_bias_field(scan[0], threads=1) == correct_bias_field(scan[0], threads=3)).all()
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_changes_itks_last_bits_only(scan):
+    one, three = (correct_bias_field(scan[0], threads=n, engine="itk") for n in (1, 3))
     np.testing.assert_allclose(one, three, rtol=1e-3)
 
 
