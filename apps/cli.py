@@ -17,6 +17,7 @@ from decathlete.errors import DecathleteError, UsageError
 AFTER_INTERRUPT = {
     "run": "; a training goes on with --resume",
     "data": "; the same command goes on",
+    "new": "; the same command goes on, cases that were read are kept",
     "cross-validate": "; the same command goes on",
     "predict": "; the same command goes on, finished cases are kept",
 }
@@ -105,6 +106,8 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
         statistics=a.statistics,
         device=a.device,
         memory_gib=a.memory,
+        bias_correction=a.bias_correction,
+        field=a.field,
     )
     return 1 if report.failed else 0
 
@@ -142,6 +145,27 @@ def _promote(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.training import promote
 
     print(promote(a.run, a.bundle, checkpoint=a.checkpoint))
+    return 0
+
+
+def _new(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.planning import new_bundle
+
+    new_bundle(
+        a.name,
+        a.data,
+        a.output,
+        images=a.images or (),
+        labels=a.labels,
+        channels=a.channels or (),
+        classes=a.classes or (),
+        modality=a.modality,
+        memory_gib=a.memory,
+        device=a.device,
+        overwrite=a.overwrite,
+        accept=a.accept,
+        explain=a.explain,
+    )
     return 0
 
 
@@ -194,6 +218,14 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
     return value
+
+
+def _names(text: str) -> list[str]:
+    """``a,b`` for argparse."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names with commas between, not '{text}'")
+    return names
 
 
 def _two_numbers(text: str) -> list[float]:
@@ -263,6 +295,8 @@ def _parser() -> _Parser:
     p.add_argument("--save-probabilities", action="store_true", help="also write each class's probability as NIfTI")
     p.add_argument("--statistics", metavar="JSON", help="volume and mean intensity per label of every prediction")
     p.add_argument("--overwrite", action="store_true", help="predict again what is already there")
+    p.add_argument("--no-bias-correction", dest="bias_correction", action="store_false", help="leave out N4 (nfbs)")
+    p.add_argument("--field", action="store_true", help="also write the bias field that N4 found (nfbs)")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
 
@@ -294,6 +328,21 @@ def _parser() -> _Parser:
     p.add_argument(
         "--checkpoint", default="model_final.pt", help="file of the run to take (default: its final model_final.pt)"
     )
+
+    p = verb("new", _new, "Check a data set of your own, plan a training for it, and write its bundle.")
+    p.add_argument("name", metavar="NAME", help="of the bundle")
+    p.add_argument("--data", required=True, metavar="DIR", help="imagesTr and labelsTr, as MSD or nnU-Net have them")
+    p.add_argument("--images", nargs="+", metavar="GLOB", help="image files in DIR, one a channel; * is the case")
+    p.add_argument("--labels", metavar="GLOB", help="label files in DIR, such as '*/seg.nii.gz'")
+    p.add_argument("--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
+    p.add_argument("--memory", type=_positive, metavar="GIB", help="to plan for (default: what is free)")
+    p.add_argument("--device", help="cpu or cuda, to plan for (default: cuda if there is one)")
+    p.add_argument("--channels", type=_names, metavar="A,B", help="names of the channels")
+    p.add_argument("--classes", type=_names, metavar="A,B", help="names of the classes 1, 2, ...")
+    p.add_argument("--modality", help="CT or MRI (default: as dataset.json says, else by the intensities)")
+    p.add_argument("--accept", action="store_true", help="take what looks wrong but need not be: few cases, spacings")
+    p.add_argument("--overwrite", action="store_true", help="replace the configs of a bundle that is there")
+    p.add_argument("--explain", action="store_true", help="print the plan and write nothing")
 
     p = verb("view", _view, "Make the film of a scan with its contours, or a sheet of slices or of a training batch.")
     # IMAGE is what is left over: argparse would take the value of an override for it

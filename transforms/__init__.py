@@ -2,17 +2,21 @@
 
 from decathlete.transforms.augment import BatchAugment
 from decathlete.transforms.bias_field import N4BiasFieldCorrectiond, correct_bias_field
+from decathlete.transforms.check_head import CheckHeadd, CheckVolumed
 from decathlete.transforms.contours import ContourMaskd, contour_area, contour_mask, read_contour, write_contour
 from decathlete.transforms.crop import CropMargind, DropLowestd
 from decathlete.transforms.dicom import DicomReader, read_dicom_frame
 from decathlete.transforms.dicom_series import DicomVolume, read_dicom_series
 from decathlete.transforms.head import CropHeadd
+from decathlete.transforms.masked_scan import SaveMaskedScand, write_masked_scan
 from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 __all__ = [
     "BatchAugment",
+    "CheckHeadd",
     "CheckPaird",
+    "CheckVolumed",
     "ContourMaskd",
     "CropHeadd",
     "CropMargind",
@@ -22,6 +26,7 @@ __all__ = [
     "N4BiasFieldCorrectiond",
     "NiftiReader",
     "RestoreGridd",
+    "SaveMaskedScand",
     "Volume",
     "check_pair",
     "contour_area",
@@ -33,4 +38,5 @@ __all__ = [
     "read_nifti",
     "restore_to_grid",
     "write_contour",
+    "write_masked_scan",
 ]

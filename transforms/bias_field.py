@@ -115,7 +115,8 @@ class N4BiasFieldCorrectiond(MapTransform):
         keys: images.
         shrink_factor, iterations, convergence_threshold, threads, engine: as `correct_bias_field`.
         mask: ``otsu``, None, or the key of a mask (1, X, Y, Z) or (C, X, Y, Z) in the case.
-        field_postfix: where given, the field is kept under the key with this behind it.
+        field_postfix: where given, the field is kept under the key with this behind it; not with an underscore in
+            front where MONAI's Spacingd follows, which takes such keys for meta data.
         allow_missing_keys: pass over keys that a case has not.
 
     Raises:

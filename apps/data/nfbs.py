@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from decathlete.files import nifti_files
+
 NAME, FOLDER = "nfbs", "NFBS_Dataset"
 IMAGE, BRAIN, MASK = "_T1w.nii.gz", "_T1w_brain.nii.gz", "_T1w_brainmask.nii.gz"
 CHANNELS, LABELS = ("T1w",), {"brain": 1}
@@ -40,6 +42,11 @@ def list_heads(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         case_id = patient_of(name) if sessions[patient_of(name)] == 1 else name
         cases.append({"image": stem + IMAGE, "label": stem + MASK, "case_id": case_id})
     return sorted(cases, key=lambda case: case["case_id"])
+
+
+def head_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Heads of a folder: of all subjects in NFBS's layout, else the NIfTI files directly in it; sorted."""
+    return [Path(case["image"]) for case in list_heads(folder)] or nifti_files(Path(folder))
 
 
 def patient_of(case_id: str) -> str:

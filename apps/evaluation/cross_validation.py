@@ -228,7 +228,9 @@ class _Fold:
 
     def _score(self, overwrite: bool) -> None:
         from decathlete.inference import predict
+        from decathlete.inference.outputs import Outputs
 
+        outputs = Outputs.of(self.bundle)
         seconds = self.state().get("training_s")
         predictions = self.folder / "predictions"
         images = {case["case_id"]: Path(case["image"]) for case in self.validation}
@@ -243,7 +245,7 @@ class _Fold:
         failed = {case: report.failed[image] for case, image in images.items() if image in report.failed}
         pairs = {
             case["case_id"]: (
-                predictions / f"{strip_nifti_suffix(images[case['case_id']].name)}.nii.gz",
+                outputs.label_file(predictions, strip_nifti_suffix(images[case["case_id"]].name)),
                 Path(case["label"]),
             )
             for case in self.validation

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.data.nfbs import list_heads
 from decathlete.errors import DataError, DecathleteError, GeometryError, listed
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
-from decathlete.files import PROBABILITIES, check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.files import check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.inference.outputs import Outputs
 from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,10 @@ def evaluate(
         bundle: folder or name of the bundle whose classes are scored.
         prediction: folder of label maps, or one file.
         label: folder of references, or one file. Files pair by name without ``.nii`` or ``.nii.gz``; two single files
-            pair whatever their names. References without a prediction are named in a warning, since a fold predicts a
-            part of them; a prediction without a reference has failed.
+            pair whatever their names. The word that a bundle's label maps carry behind the scan's name
+            (``inference.yaml``, ``outputs``) may stand on either side, and what else is written beside them is passed
+            over; references may also lie in NFBS's layout. References without a prediction are named in a warning,
+            since a fold predicts a part of them; a prediction without a reference has failed.
         output: folder of the two files; default: that of the predictions.
 
     Returns:
@@ -47,7 +51,7 @@ def evaluate(
     prediction, label = Path(prediction), Path(label)
     folder = Path(output) if output else prediction if prediction.is_dir() else prediction.parent
     check_output_folder(folder)
-    pairs, failed, unpredicted = _pair(prediction, label)
+    pairs, failed, unpredicted = _pair(prediction, label, Outputs.of(bundle))
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
     rows, faults = score_pairs(pairs, labels)
@@ -148,9 +152,11 @@ def files_sha256(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _pair(prediction: Path, label: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str], list[str]]:
+def _pair(
+    prediction: Path, label: Path, outputs: Outputs
+) -> tuple[dict[str, tuple[Path, Path]], dict[str, str], list[str]]:
     """Pairs by case, messages of predictions without a reference, and references without a prediction."""
-    predictions, references = _by_case(prediction), _by_case(label)
+    predictions, references = _by_case(prediction, outputs), _by_case(label, outputs)
     if not prediction.is_dir() and not label.is_dir():
         return {next(iter(references)): (prediction, label)}, {}, []
     pairs = {case: (path, references[case]) for case, path in predictions.items() if case in references}
@@ -170,17 +176,20 @@ def _pair(prediction: Path, label: Path) -> tuple[dict[str, tuple[Path, Path]], 
     return pairs, failed, [case for case in references if case not in predictions]
 
 
-def _by_case(place: Path) -> dict[str, Path]:
+def _by_case(place: Path, outputs: Outputs) -> dict[str, Path]:
     if place.is_file():
-        return {strip_nifti_suffix(place.name): place}
+        name = strip_nifti_suffix(place.name)
+        return {outputs.case_of(name, ()) or name: place}
     if not place.is_dir():
         raise DataError(place, "must be a folder of NIfTI files, or one file", "no such file or folder")
     found: dict[str, Path] = {}
     files = nifti_files(place)
-    probabilities = {f"{strip_nifti_suffix(path.name)}{PROBABILITIES}" for path in files}
+    if not files:
+        found = {strip_nifti_suffix(Path(head["image"]).name): Path(head["label"]) for head in list_heads(place)}
+    names = {strip_nifti_suffix(path.name) for path in files}
     for path in files:
-        case = strip_nifti_suffix(path.name)
-        if case in probabilities:  # beside the label map that was predicted with it
+        case = outputs.case_of(strip_nifti_suffix(path.name), names)
+        if case is None:  # beside the label map that was predicted with it
             continue
         if case in found:
             raise DataError(place, "each case has one file", f"{found[case].name} and {path.name}", "Delete one")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete.bundle import bundle_folder
+from decathlete.data.nfbs import head_files
 from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
 from decathlete.evaluation.statistics import label_statistics
-from decathlete.files import PROBABILITIES, atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.files import atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.inference.outputs import Outputs
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
 
@@ -60,16 +63,20 @@ def predict(
     device: str | None = None,
     memory_gib: float | None = None,
     overrides: Mapping[str, Any] | None = None,
+    bias_correction: bool = True,
+    field: bool = False,
 ) -> PredictReport:
     """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
 
     Shape, sform, qform, their codes and units are the input's. ``output/volumes.json`` gets the volume in ml of each
     label and case. Each file is written whole or not at all; an input that fails is named at the end on stderr and does
-    not stop the rest.
+    not stop the rest. A bundle whose ``inference.yaml`` has ``outputs`` names its files otherwise, may write the scan
+    cut out by the label map too, and may have the volumes printed (`decathlete.inference.outputs.Outputs`).
 
     Args:
         bundle: a bundle's folder or name.
-        inputs: NIfTI files, and folders, which mean the NIfTI files directly in them (hidden files left out).
+        inputs: NIfTI files, and folders, which mean the NIfTI files directly in them (hidden files left out, and what
+            ``outputs`` of the bundle names after another one), or the heads of NFBS.
         output: folder.
         checkpoints: weights; several make an ensemble. Default: the bundle's own.
         tta: average over mirrored copies too.
@@ -80,9 +87,12 @@ def predict(
         device: such as ``cpu`` or ``cuda:1``; default: the bundle's choice.
         memory_gib: an input whose estimated peak memory exceeds this fails with a DeviceError; default: what is free.
         overrides: id of ``inference.yaml`` to value.
+        bias_correction: False: without the bias field correction that is in the bundle's chain.
+        field: also write ``<input's name>_field.nii.gz``: float32, the bias field by which the scan was divided.
 
     Raises:
-        UsageError: unknown bundle or device, or an output that would overwrite an input.
+        UsageError: unknown bundle or device, an output that would overwrite an input, or a bias field of a bundle
+            whose chain finds none.
         DataError: a missing input, a folder without NIfTI files, two inputs for one output, or a disk that cannot be
             written.
         CheckpointError: no weights, or another network's.
@@ -91,26 +101,30 @@ def predict(
         raise UsageError("memory", "must be a number of GiB above 0", str(memory_gib))
     folder = Path(output)
     bundle_folder(bundle)  # a wrong name is told before anything heavy is imported
-    files = input_files(inputs)
-    targets = _targets(files, folder, save_probabilities, Path(statistics) if statistics else None)
+    outputs = Outputs.of(bundle)
+    files = input_files(inputs, outputs)
+    parts = {"probabilities": save_probabilities, "field": field}
+    targets = _targets(files, folder, outputs, parts, Path(statistics) if statistics else None)
+    if not bias_correction:
+        overrides = {**(overrides or {}), "bias_correction": False}
 
     from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once
 
-    predictor = Predictor(bundle, checkpoints, device, tta, overrides)
+    predictor = Predictor(bundle, checkpoints, device, tta, overrides, field)
     report = PredictReport()
     volumes = _read_json(folder / VOLUMES)
     figures = _read_json(Path(statistics)) if statistics else {}
     try:
         for file in _progress(files, predictor.name):
-            target = targets[file]
+            target = targets[file]["label"]
             case = strip_nifti_suffix(file.name)
             try:
-                if _is_finished(target, case, overwrite, save_probabilities):
+                if not overwrite and all(part.is_file() for part in targets[file].values()):
                     report.skipped.append(target)
                     if case not in volumes or (statistics and case not in figures):
                         figures[case] = _figures_of_finished(predictor, file, target)
                 else:
-                    figures[case] = _predict_one(predictor, file, target, save_probabilities, memory_gib)
+                    figures[case] = _predict_one(predictor, file, targets[file], memory_gib)
                     report.done.append(target)
             except _DiskError:
                 raise
@@ -120,6 +134,9 @@ def predict(
                 continue
             if case in figures:
                 volumes[case] = {name: round(f["volume_ml"], 6) for name, f in figures[case].items()}
+            if outputs.tell_volume and case in volumes:
+                said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes[case].items())
+                ProgressBar.write(f"{case}: {said}", file=sys.stdout)
     finally:
         if report.done or report.skipped:
             _write_json(volumes, folder / VOLUMES)
@@ -129,8 +146,10 @@ def predict(
     return report
 
 
-def input_files(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
+def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | None = None) -> list[Path]:
     """Files that ``inputs`` mean, each once, folders replaced by the NIfTI files in them.
+
+    A folder of NFBS means its heads. What ``outputs`` names after another file of a folder is no input.
 
     Raises:
         DataError: a path that is not there, or a folder without NIfTI files.
@@ -141,7 +160,7 @@ def input_files(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
     files: dict[Path, Path] = {}
     for path in map(Path, given):
         if path.is_dir():
-            found = nifti_files(path)
+            found = (outputs or Outputs()).scans(nifti_files(path)) or head_files(path)
             if not found:
                 what = f"{sum(1 for _ in path.iterdir())} other entries" if any(path.iterdir()) else "an empty folder"
                 remedy = "Give the folder that holds the images themselves"
@@ -161,16 +180,17 @@ class _DiskError(DataError):
     """An output that cannot be written: no use in going on."""
 
 
-def _targets(files: Sequence[Path], folder: Path, probabilities: bool, statistics: Path | None) -> dict[Path, Path]:
-    """Label map of each input; every name is checked before anything costs time."""
+def _targets(
+    files: Sequence[Path], folder: Path, outputs: Outputs, parts: Mapping[str, bool], statistics: Path | None
+) -> dict[Path, dict[str, Path]]:
+    """Files of each input, what is in it to its path; every name is checked before anything costs time."""
     check_output_folder(folder)
-    targets: dict[Path, Path] = {}
+    targets: dict[Path, dict[str, Path]] = {}
     owner: dict[Path, Path] = {}
     sources = {file.resolve() for file in files}
     for file in files:
-        stem = strip_nifti_suffix(file.name)
-        targets[file] = folder / f"{stem}.nii.gz"
-        for target in [targets[file], *([folder / f"{stem}{PROBABILITIES}.nii.gz"] if probabilities else [])]:
+        targets[file] = outputs.files(folder, strip_nifti_suffix(file.name), **parts)
+        for target in targets[file].values():
             if len(os.fsencode(target.name)) > NAME_BYTES:
                 raise DataError(
                     file,
@@ -198,27 +218,26 @@ def _targets(files: Sequence[Path], folder: Path, probabilities: bool, statistic
     return targets
 
 
-def _is_finished(target: Path, case: str, overwrite: bool, probabilities: bool) -> bool:
-    there = target.is_file() and (not probabilities or (target.parent / f"{case}{PROBABILITIES}.nii.gz").is_file())
-    return there and not overwrite
-
-
 def _predict_one(
-    predictor: Predictor, file: Path, target: Path, probabilities: bool, memory_gib: float | None
+    predictor: Predictor, file: Path, targets: Mapping[str, Path], memory_gib: float | None
 ) -> dict[str, dict[str, Any]]:
     """Predict one file, write what belongs to it, and return its statistics."""
+    from decathlete.transforms.masked_scan import write_masked_scan
     from decathlete.transforms.read import read_nifti
 
+    probabilities = "probabilities" in targets
     _check_memory(predictor, file, probabilities, memory_gib)
     volume = read_nifti(file, channels=predictor.channels)
     prediction = predictor(volume.array, volume.affine, probabilities, name=file)
     note = f"decathlete {predictor.name}"
     if prediction.probabilities is not None:
-        channels_last = np.moveaxis(prediction.probabilities, 0, -1)
-        _write(
-            channels_last, volume, target.with_name(f"{strip_nifti_suffix(target.name)}{PROBABILITIES}.nii.gz"), note
-        )
-    _write(prediction.label, volume, target, note)  # last: where it is, the case is finished
+        _write(np.moveaxis(prediction.probabilities, 0, -1), volume, targets["probabilities"], note)
+    if prediction.field is not None:
+        _write(prediction.field, volume, targets["field"], note)
+    if "masked" in targets:
+        with _naming_a_full_disk(targets["masked"]):
+            write_masked_scan(file, prediction.label, targets["masked"])
+    _write(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
     return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
 
 
@@ -271,9 +290,14 @@ def _write(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None
     if array.ndim == 4:
         header["pixdim"][4] = 1
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    with _naming_a_full_disk(target), atomic_write(target) as part:
+        nib.save(kind(array, None, header), part)
+
+
+@contextlib.contextmanager
+def _naming_a_full_disk(target: Path) -> Iterator[None]:
     try:
-        with atomic_write(target) as part:
-            nib.save(kind(array, None, header), part)
+        yield
     except OSError as error:
         raise _DiskError(
             target, "the output must be written", str(error), "Free disk space, or choose another --output"

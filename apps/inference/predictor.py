@@ -25,10 +25,12 @@ from decathlete.errors import CheckpointError, ConfigError, DataError, Decathlet
 from decathlete.failures import find_error, is_out_of_memory
 from decathlete.inference.inferers import SlidingWindow
 from decathlete.inference.memory import estimate_gib, window_bytes
+from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
 from decathlete.transforms.read import read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 from decathlete.workflow import load
 
+FIELD_POSTFIX = ":field"  # of its key in a case; Spacingd takes what begins with "image_" for meta data
 SMALLEST_PROBABILITY = 1e-7  # of an ensemble's mean, before the logarithm
 
 
@@ -40,11 +42,14 @@ class Prediction:
         label: (X, Y, Z), class numbers, uint8 (uint16 beyond 256 classes).
         affine: 4x4, voxel indices to RAS mm: the scan's.
         probabilities: (C, X, Y, Z), float32, summing to 1 over the classes; None unless asked for.
+        field: bias field by which the scan was divided, float32, (X, Y, Z), or (X, Y, Z, C) of several channels; None
+            unless asked for.
     """
 
     label: NDArray[Any]
     affine: NDArray[np.float64]
     probabilities: NDArray[np.float32] | None = None
+    field: NDArray[np.float32] | None = None
 
 
 class Predictor:
@@ -61,6 +66,7 @@ class Predictor:
         device: such as ``cpu``, ``cuda:1``; default: what the bundle's config chooses.
         tta: average the logits of mirrored copies too, along the axes of the config's ``tta_axes``, else along all.
         overrides: id of ``inference.yaml`` to value.
+        field: return the bias field that the chain's N4BiasFieldCorrectiond finds, with each prediction.
 
     Attributes:
         channels: volumes that the input holds.
@@ -68,7 +74,7 @@ class Predictor:
         labels: class name to label value, background left out.
 
     Raises:
-        UsageError: unknown bundle or device.
+        UsageError: unknown bundle or device, or a bias field of a chain that finds none.
         ConfigError: an unknown id, or a config without the parts that prediction needs.
         CheckpointError: no weights, or another network's.
         DeviceError: the device is not there.
@@ -81,6 +87,7 @@ class Predictor:
         device: str | torch.device | None = None,
         tta: bool = False,
         overrides: Mapping[str, Any] | None = None,
+        field: bool = False,
     ) -> None:
         self._given = bundle
         self.folder = bundle_folder(bundle).resolve()
@@ -104,6 +111,8 @@ class Predictor:
         if tta:
             self._mirror()
         self._loader, self._preprocessing = self._split_loading(self._parsed("preprocessing"))
+        if field:
+            self._keep_field()
         chain = self._parsed("postprocessing")
         self._postprocessing = [t for t in chain.flatten().transforms if not isinstance(t, SaveImaged)]
 
@@ -246,6 +255,18 @@ class Predictor:
             )
         self.inferer.mirror_axes = axes
 
+    def _keep_field(self) -> None:
+        """Have the chain's bias field correction leave its field in the case."""
+        found = [t for t in self._preprocessing if isinstance(t, N4BiasFieldCorrectiond)]
+        if not found:
+            raise UsageError(
+                f"{self._config}, preprocessing",
+                "a bias field needs N4BiasFieldCorrectiond in the chain",
+                "none, or one that is switched off",
+                "Predict without --field",
+            )
+        found[-1].field_postfix = FIELD_POSTFIX
+
     def _split_loading(self, chain: Compose) -> tuple[LoadImaged, list[Any]]:
         transforms = list(chain.flatten().transforms)
         if not transforms or not isinstance(transforms[0], LoadImaged):
@@ -309,6 +330,7 @@ class Predictor:
     def _restored(
         self, data: dict[str, Any], logits: Tensor, meta: Mapping[str, Any], probabilities: bool, name: str | Path
     ) -> Prediction:
+        field = data.get(f"image{FIELD_POSTFIX}")
         shape, affine = tuple(int(n) for n in meta["spatial_shape"]), np.asarray(meta["original_affine"])
         image = data["image"]
         shares = None
@@ -329,7 +351,10 @@ class Predictor:
                 "Use RestoreGridd, then AsDiscreted with argmax",
             )
         dtype = np.uint8 if self.classes <= 256 else np.uint16
-        return Prediction(label[0].cpu().numpy().astype(dtype), affine.copy(), shares)
+        if field is not None:  # of the grid that it was fitted on
+            field = restore_to_grid(field, field.affine, affine, shape, fill="border").cpu().numpy()
+            field = field[0] if len(field) == 1 else np.moveaxis(field, 0, -1)
+        return Prediction(label[0].cpu().numpy().astype(dtype), affine.copy(), shares, field)
 
     def _out_of_memory(self, name: str | Path) -> DecathleteError:
         roi, batch = getattr(self.inferer, "roi_size", "?"), getattr(self.inferer, "sw_batch_size", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 
 from decathlete.checkpoints import load_weights, unwrap
+from decathlete.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class TensorBoard:
 
     Scalars: ``train/loss``, ``train/learning_rate``; of each validation ``validation/<metric>`` and, where the metric
     keeps its details, ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with most
-    foreground, reference as outline and prediction as fill.
+    foreground, reference as outline and prediction as fill; of several axes side by side.
 
     Args:
         log_dir: folder of the event file.
@@ -188,6 +189,7 @@ class TensorBoard:
         labels: class name to label value, background at 0.
         interval: iterations between two values of loss and learning rate.
         pictures: cases to draw at each validation.
+        axes: axes across the drawn slices; [0, 1, 2] for sagittal, coronal and axial ones of a volume in RAS order.
     """
 
     def __init__(
@@ -197,8 +199,12 @@ class TensorBoard:
         labels: Mapping[str, int] | None = None,
         interval: int = 10,
         pictures: int = 3,
+        axes: Sequence[int] = (2,),
     ) -> None:
         self.log_dir, self.validator, self.interval, self.pictures = Path(log_dir), validator, interval, pictures
+        self.axes = tuple(axes)
+        if not self.axes or any(axis not in (0, 1, 2) for axis in self.axes):
+            raise ConfigError("TensorBoard, axes", "must be axes 0, 1 or 2, one at least", repr(list(axes)))
         self.names = [name for name, value in sorted((labels or {}).items(), key=lambda item: item[1]) if value]
         self._writer: Any = None
         self._trainer: Any = None
@@ -237,7 +243,7 @@ class TensorBoard:
         if self._writer is None or self._drawn >= self.pictures:
             return
         from decathlete.training.trainer import case_names
-        from decathlete.view.panels import overlay_array
+        from decathlete.view.panels import overlay_planes
 
         output = evaluator.state.output
         batch = evaluator.state.batch
@@ -247,7 +253,7 @@ class TensorBoard:
             maps = [_label_values(case[key]) for key in (CommonKeys.LABEL, CommonKeys.PRED)]
             image = case[CommonKeys.IMAGE]
             spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else None
-            picture = overlay_array(image, *maps, spacing=spacing)
+            picture = overlay_planes(image, *maps, axes=self.axes, spacing=spacing)
             name = (case_names(batch[number]) or [str(self._drawn)])[0]
             self._writer.add_image(
                 f"validation/{Path(name).name}", picture, self._trainer.state.iteration, dataformats="HWC"

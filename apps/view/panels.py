@@ -20,6 +20,7 @@ COLOURS = (
     (204, 121, 167),
     (0, 114, 178),
 )
+GAP = 4  # pixels between two planes
 FILL_OPACITY = 0.45  # the image stays readable below
 
 
@@ -77,6 +78,30 @@ def overlay_array(
         for value in _classes(reference):
             picture[outline(reference == value)] = colour_of(value)
     return picture.round().astype(np.uint8)
+
+
+def overlay_planes(
+    image: Any, label: Any = None, prediction: Any = None, *, axes: Sequence[int] = (0, 1, 2), **options: Any
+) -> NDArray[np.uint8]:
+    """Pictures of several planes side by side, shape (H, W, 3), each through the slice with most foreground.
+
+    Args:
+        image, label, prediction: as `overlay_array`.
+        axes: axis across the slice of each picture, from left to right; in RAS order 0 is sagittal, 1 coronal, 2 axial.
+        options: spacing and min_size, as `overlay_array`.
+
+    Raises:
+        GeometryError: image, label and prediction are not on one grid.
+    """
+    maps = [None if values is None else as_volume(values) for values in (image, label, prediction)]
+    pictures = [overlay_array(*maps, axis=axis, **options) for axis in axes]
+    height = max(len(picture) for picture in pictures)
+    columns: list[NDArray[np.uint8]] = []
+    for picture in pictures:
+        if columns:
+            columns.append(np.zeros((height, GAP, 3), np.uint8))
+        columns.append(np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0))))
+    return np.concatenate(columns, axis=1)
 
 
 def as_volume(values: Any) -> NDArray[Any]:

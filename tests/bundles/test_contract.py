@@ -18,6 +18,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from decathlete.bundle import packaged_root
+from decathlete.inference.outputs import Outputs
 
 BUNDLES = sorted(p.parent.parent for p in packaged_root().glob("*/configs/train.yaml"))
 FIRST = ["imports", "bundle_root", "dataset_dir", "output_dir", "fold", "seed", "max_epochs", "minutes", "resume"]
@@ -326,7 +327,7 @@ def test_one_iteration_then_scores_and_label_maps_on_the_scans_grid(bundle, case
     infer = workflow(bundle, ["inference"], "run", "infer", values)
     infer.initialize()
     infer.run()
-    pred, scan = nib.load(tmp_path / "pred" / "image_0.nii.gz"), nib.load(cases[0]["image"])
+    pred, scan = nib.load(Outputs.of(bundle).label_file(tmp_path / "pred", "image_0")), nib.load(cases[0]["image"])
     assert pred.shape == scan.shape[:3]
     assert np.allclose(pred.affine, scan.affine, atol=1e-6)
     assert pred.get_data_dtype() == np.uint8

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from decathlete.checkpoints import load_weights
-from decathlete.errors import CheckpointError
+from decathlete.errors import CheckpointError, ConfigError
 from decathlete.training import Checkpoint, EarlyStop, Progress, TensorBoard, ValidationHandler, WeightAverage
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
@@ -231,6 +231,18 @@ def test_pictures_have_the_proportions_of_the_body(tmp_path):
     events.Reload()
     picture = events.Images("validation/blob_0")[0]
     assert picture.height == 3 * picture.width
+
+
+def test_pictures_show_the_planes_that_are_asked_for(tmp_path):
+    trainer = tiny.build(tmp_path / "run", max_epochs=1)
+    TensorBoard(tmp_path / "logs", validator_of(trainer), pictures=1, axes=[0, 1, 2]).attach(trainer)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    picture = events.Images("validation/blob_0")[0]
+    assert (picture.height, picture.width) == (192, 3 * 192 + 2 * 4)  # 8 x 8 voxels of 24 pixels, gaps of 4
+    with pytest.raises(ConfigError, match="0, 1 or 2"):
+        TensorBoard(tmp_path, axes=[3])
 
 
 def test_progress_away_from_a_terminal_is_lines_with_the_end_in_sight(tmp_path, capsys):

@@ -215,3 +215,22 @@ def test_unbatched_output_of_a_label_server_lies_on_the_image():
     )
     data["pred"] = data["image"][None].as_tensor()[0]
     np.testing.assert_array_equal(RestoreGridd()(data)["pred"][0].numpy(), array)
+
+
+def test_a_soft_mask_brought_back_to_1_mm_is_nearer_than_a_hard_one():
+    axis = np.arange(64)
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    fine = (((x - 30.5) / 22) ** 2 + ((y - 33) / 26) ** 2 + ((z - 31) / 19) ** 2 < 1 + 0.1 * np.sin(x / 3)).astype(
+        float
+    )
+    share = fine.reshape(32, 2, 32, 2, 32, 2).mean((1, 3, 5))  # of each voxel of 2 mm that is inside
+    coarse = np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse[:3, 3] = 0.5  # its first voxel covers the first two of 1 mm
+
+    def dice(share_of_brain, mode):
+        x = torch.from_numpy(np.stack([1 - share_of_brain, share_of_brain])).float()
+        found = restore_to_grid(x, coarse, np.eye(4), fine.shape, mode=mode).argmax(0).numpy()
+        return 2 * (found * fine).sum() / (found.sum() + fine.sum())
+
+    soft, hard = dice(share, "linear"), dice((share > 0.5).astype(float), "nearest")
+    assert hard < 0.985 < 0.99 < soft

@@ -8,7 +8,7 @@ import torch
 
 from decathlete.errors import GeometryError
 from decathlete.view import overlay_array
-from decathlete.view.panels import COLOURS, outline
+from decathlete.view.panels import COLOURS, GAP, outline, overlay_planes
 
 
 def test_right_anterior_voxel_is_shown_top_left():
@@ -84,3 +84,14 @@ def test_label_of_another_grid_is_refused_with_both_shapes():
 def test_outline_of_a_square_is_its_rim():
     square = np.ones((4, 4), dtype=bool)
     assert outline(square).sum() == 12
+
+
+def test_planes_stand_side_by_side_each_through_the_fullest_slice():
+    image, label = np.random.default_rng(0).random((4, 5, 6)), np.zeros((4, 5, 6), dtype=np.uint8)
+    label[1, 2, 3] = 1
+    picture = overlay_planes(image, label, axes=[0, 2], min_size=4)
+    sagittal, axial = (overlay_array(image, label, axis=a, index=n, min_size=4) for a, n in ((0, 1), (2, 3)))
+    assert picture.shape == (6, 5 + GAP + 4, 3)
+    assert (picture[:, :5] == sagittal).all()
+    assert (picture[:5, 5 + GAP :] == axial).all()
+    assert (overlay_planes(image, label, axes=[2], min_size=4) == axial).all()
