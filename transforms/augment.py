@@ -33,7 +33,8 @@ class BatchAugment:
             at the corners is then image, not padding.
         num_classes: with background; needed for ``label_mode="soft"``.
         prob: share of samples that are turned, stretched and bent; the others are only shifted and mirrored.
-        rotation: largest angle in radians, about each axis (3D) or in the plane (2D).
+        rotation: largest angle in radians, about each axis (3D) or in the plane (2D); in 3D also one number an axis, so
+            that slices far apart are turned within themselves only: ``(0, 0, 0.4)``.
         scale: largest relative change of size, the same for all axes; each axis changes by up to half as much again.
         translation: largest shift in voxels, one number or one per axis.
         mirror_axes: spatial axes that are mirrored in half of the samples each. Label values do not change sides.
@@ -70,7 +71,7 @@ class BatchAugment:
         patch_size: Sequence[int],
         num_classes: int | None = None,
         prob: float = 0.8,
-        rotation: float = 0.4,
+        rotation: float | Sequence[float] = 0.4,
         scale: float = 0.15,
         translation: float | Sequence[float] = 3.0,
         mirror_axes: Sequence[int] = (),
@@ -108,7 +109,12 @@ class BatchAugment:
         if any(not 0 <= axis < dims for axis in mirror_axes):
             raise ConfigError("BatchAugment, mirror_axes", f"must be axes 0 to {dims - 1}", str(list(mirror_axes)))
         self.num_classes = num_classes
-        self.prob, self.rotation, self.scale, self.elastic = prob, rotation, scale, elastic
+        self.prob, self.scale, self.elastic = prob, scale, elastic
+        angles = 3 if dims == 3 else 1
+        turns = tuple(rotation) if isinstance(rotation, Sequence) else (rotation,) * angles
+        if len(turns) != angles:
+            raise ConfigError("BatchAugment, rotation", f"must be one number or {angles}", f"{len(turns)}: {turns}")
+        self.rotation = torch.tensor([float(angle) for angle in turns])
         self.control_points = control_points
         shifts = translation if isinstance(translation, Sequence) else (translation,) * dims
         self.translation = torch.tensor([float(t) for t in shifts])

@@ -1,0 +1,102 @@
+"""Memory that a planned training takes, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from decathlete.networks import UNet
+from decathlete.planning.fingerprints import Fingerprint
+from decathlete.planning.plans import Plan, Topology
+
+PROCESS_GIB = 0.75  # Python with torch, MONAI, ignite and TensorBoard imported
+FLOAT, DOUBLE = 4, 8
+# Beside what the backward pass keeps: gradients of the largest features, packed copies for the matrix units. Measured
+# on a CPU in bfloat16: 1.5 to 1.7 times what is kept.
+WORKING = 1.6
+LOSS_COPIES = 6  # float32 scores of every class: softmax, its logarithm, products, their gradients
+AUGMENT_COPIES = 4  # of image and class shares, within the margin, and the sampling grid
+STATES = 5  # weights, gradients, momentum (two for AdamW's part, one for Muon's), the averaged copy, one being made
+
+
+@dataclass(frozen=True)
+class Resident:
+    """GiB that stay, or come and go, beside a training step: the process, the cases kept, a validation, a case read."""
+
+    process: float
+    cache: float
+    validation: float
+    preparing: float
+
+
+def network_bytes_per_sample(network: Topology, patch: Sequence[int], channels: int, classes: int) -> int:
+    """Bytes of a training step for each patch of a batch: what the backward pass needs, scores, and working copies.
+
+    The network runs on shapes alone (torch's fake tensors), in bfloat16.
+    """
+    kept: dict[int, int] = {}
+    alive: list[Any] = []  # a storage that is freed would give its key to another
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        alive.append(storage)
+        return x
+
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        ghost = make_network(network, channels, classes, channels_last=False)  # the layout does not change the size
+        own = {p.untyped_storage()._cdata for p in ghost.parameters()}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            ghost.train()(torch.empty(2, channels, *(int(n) for n in patch)))
+    saved = sum(size for key, size in kept.items() if key not in own) / 2
+    return int(WORKING * saved + LOSS_COPIES * classes * math.prod(int(n) for n in patch) * FLOAT)
+
+
+def make_network(network: Topology, channels: int, classes: int, **changes: Any) -> UNet:
+    """The network of a plan."""
+    return UNet(
+        3, channels, classes,
+        **{
+            "channels": network.channels, "strides": network.strides, "kernel_sizes": network.kernel_sizes,
+            "convs_per_stage": network.convs_per_stage, "decoder_convs": network.decoder_convs,
+            "norm": "BATCH" if network.norm == "BATCH" else ("INSTANCE", {"affine": True}),
+            "channels_last": network.channels_last, "deep_supervision": network.deep_supervision, **changes,
+        },
+    )  # fmt: skip
+
+
+def training_gib(plan: Plan, per_sample: int) -> float:
+    """GiB of a training step: network, loss, augmentation, weights and the optimizer's state."""
+    channels, classes = len(plan.channels), len(plan.classes)
+    with FakeTensorMode():
+        ghost = make_network(plan.network, channels, classes, channels_last=False)
+        weights = sum(p.numel() for p in ghost.parameters()) * FLOAT
+    moved = plan.batch_size * (channels + classes + 3) * math.prod(plan.margin_size) * FLOAT
+    return (plan.batch_size * per_sample + AUGMENT_COPIES * moved + STATES * weights) / 2**30
+
+
+def resident_gib(fingerprint: Fingerprint, spacing: Sequence[float], shapes: NDArray) -> Resident:
+    """What stays beside the step; ``shapes`` are those of the cases after resampling."""
+    channels, classes = len(fingerprint.channels), len(fingerprint.classes)
+    voxels = shapes.astype(float).prod(1)
+    # image and label as float32; padded to the patch where smaller, which is small then
+    cache = (channels + 1) * float(voxels.sum()) * FLOAT
+    largest = float(voxels.max())
+    # sums of the windows and their weights, labels, one-hot copies for the metric
+    validation = (3 * classes + channels + 1) * largest * FLOAT + largest * DOUBLE
+    preparing = 0.0
+    for case, after in zip(fingerprint.cases, voxels, strict=True):
+        before = math.prod(case.shape)
+        resampled = any(abs(a - b) > 1e-3 for a, b in zip(case.spacing, spacing, strict=True))
+        step = (
+            (channels + 1) * (before + after) * (DOUBLE + FLOAT) if resampled else (channels + 1) * before * 2 * FLOAT
+        )
+        preparing = max(preparing, step + (after * 2 * 3 * DOUBLE if resampled else 0.0))
+    return Resident(PROCESS_GIB, *(float(np.float64(b) / 2**30) for b in (cache, validation, preparing)))

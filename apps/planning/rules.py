@@ -1,0 +1,410 @@
+"""From a fingerprint, or a row of the table of tasks, to a plan: nnU-Net's rules under a budget of memory and time.
+
+Source: Isensee et al. 2021 (docs/references.md), supplementary note 2, and its code of version 2; where this differs,
+the reason stands with the constant.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from decathlete.data.folds import NUM_FOLDS, official_ids, split
+from decathlete.data.tasks import Task, Window, task_of_folder
+from decathlete.errors import DeviceError
+from decathlete.planning.fingerprints import CaseFacts, Fingerprint
+from decathlete.planning.footprint import PROCESS_GIB, Resident, network_bytes_per_sample, resident_gib, training_gib
+from decathlete.planning.layouts import Layout
+from decathlete.planning.plans import Plan, Topology, Triple
+
+THICK = 3.0  # slices this many times as far apart as voxels within them make an axis thick
+SMALLEST_EDGE = 4  # of the coarsest feature map, in voxels
+START_VOXELS = 256**3  # of the first patch tried
+# On a CPU time runs out before memory: 2^19 voxels are a patch of 112x112x40, 0.5 s an iteration of two on two cores.
+CPU_PATCH_VOXELS = 2**19
+CPU_BATCH = 4  # at most: twice the steps of 8 in the same time did better (hippocampus)
+COARSEST = 2.0  # times the data's own spacing, on a CPU
+FINE_ENOUGH = 10_000  # voxels of the smallest class on a coarsened grid
+GPU_GIB = 24.0  # that a plan takes at most: nnU-Net's larger presets gain little (ResEnc L over M)
+GPU_VOXEL_SHARE = 0.05  # of all voxels of the data set, that a batch covers at most
+MARGIN = 1.12  # of a patch's edge
+NONZERO_SHARE = 0.75  # of a scan's voxels: a smaller box around what is not 0 means that the rest was erased
+CPU_CHANNELS = (8, 32, 64, 128)  # the hippocampus bundle's, measured; coarser levels keep 128: weights stay below 20 MB
+GPU_CHANNELS = (32, 64, 128, 256, 320)
+CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
+GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000; most of the gain comes before
+VALIDATIONS = 15
+BESIDE = 1.15  # augmentation and the optimizer's state, as a share of the network's memory
+
+
+def plan(
+    name: str,
+    layout: Layout,
+    fingerprint: Fingerprint,
+    memory_gib: float,
+    device: str = "cpu",
+) -> Plan:
+    """A training that fits into the memory, with the reason for each number.
+
+    Args:
+        name: of the bundle.
+        layout: where the files are.
+        fingerprint: of the data.
+        memory_gib: of the GPU, or of the machine for ``device="cpu"``.
+        device: ``cpu`` or ``cuda``, where the bundle will mostly be trained.
+
+    Raises:
+        DeviceError: not even the smallest patch fits.
+    """
+    gpu = device != "cpu"
+    reasons: dict[str, str] = {}
+    cropped = _is_cropped(fingerprint)
+    spacing = _spacing(fingerprint, gpu, reasons)
+    shapes = np.array([_resampled(case, spacing, cropped) for case in fingerprint.cases])
+    median = [float(n) for n in np.median(shapes, axis=0)]
+    ids = [case.case_id for case in fingerprint.cases]
+    task = task_of_folder(layout.folder)
+    task = task if task and set(ids) <= set(official_ids(task)) else None
+    train = len(split(ids, 0, task)[0]) if len(ids) > 1 else 1
+    channels, classes = len(fingerprint.channels), len(fingerprint.classes)
+    spent = resident_gib(fingerprint, spacing, shapes)
+    budget = min(memory_gib, GPU_GIB) if gpu else memory_gib - spent.process
+    patch, network = _patch(median, spacing, budget, gpu, channels, classes, reasons)
+    margin = _margin(patch, network)
+    whole = bool((shapes.max(0) <= margin).all())
+    per_sample = network_bytes_per_sample(network, patch, channels, classes)
+    window = None
+    if fingerprint.is_ct and channels == 1:
+        found = fingerprint.intensities[0]
+        window = Window(round(found.percentile_00_5, 1), round(found.percentile_99_5, 1), found.mean, found.std)
+    covers = "; covers all cases" if whole else ""
+    reasons["margin_size"] = "patches are turned and shifted inside of this" + covers
+    reasons["roi_size"] = "window of validation" + covers
+    made = Plan(
+        name=name,
+        dataset=layout.folder.resolve().name,
+        task=task.name if task else "",
+        images=layout.images,
+        labels_pattern=layout.labels,
+        modality=fingerprint.modality,
+        channels=fingerprint.channels,
+        classes=fingerprint.classes,
+        window=window,
+        nonzero=cropped,
+        spacing=spacing,
+        patch_size=patch,
+        margin_size=margin,
+        roi_size=margin if whole else patch,
+        whole=whole,
+        batch_size=_batch(patch, median, train, budget, per_sample, gpu, reasons),
+        network=network,
+        fold=0 if len(ids) > 1 else "all",
+        memory_gib=memory_gib,
+        train_cases=train,
+        notes=_notes(fingerprint),
+        title=_title(fingerprint),
+        data_source=_source(layout),
+        licence=layout.about.get("licence", ""),
+        references=tuple(filter(None, [layout.about.get("reference", "")])),
+    )
+    return _with_memory(_with_recipe(made, gpu, reasons), spent, per_sample, gpu)
+
+
+def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: float = 0.0) -> Plan:
+    """A plan with the spacing, patch, batch and window that nnU-Net has for a task of the Decathlon.
+
+    Args:
+        task: row of the table.
+        name: of the bundle; by default the task's.
+        device: whose recipe and network are taken.
+        memory_gib: for the record.
+    """
+    gpu = device != "cpu"
+    network = topology(task.patch_size, task.spacing, gpu)
+    shape = [n * a / b for n, a, b in zip(task.median_shape, task.median_spacing, task.spacing, strict=True)]
+    reasons = {
+        "spacing": f"mm; nnU-Net's for this task, the median of the scans is {_by(task.median_spacing)}",
+        "patch_size": f"voxels, nnU-Net's; the median scan has {_by(round(n) for n in shape)}",
+        "margin_size": "patches are turned and shifted inside of this",
+        "roi_size": "window of validation",
+        "batch_size": "nnU-Net's",
+        "network": _why_network(gpu),
+    }
+    made = Plan(
+        name=name or task.name,
+        dataset=task.folder,
+        task=task.name,
+        modality=task.modality,
+        channels=task.channels,
+        classes={"background": 0, **task.labels},
+        window=task.window,
+        nonzero=task.name == "brain_tumour",  # whose skulls were erased: nnU-Net's z-score in the nonzero mask
+        spacing=task.spacing,
+        patch_size=task.patch_size,
+        margin_size=_margin(task.patch_size, network),
+        roi_size=task.patch_size,
+        batch_size=task.batch_size,
+        network=network,
+        memory_gib=memory_gib,
+        train_cases=task.num_training - math.ceil(task.num_training / NUM_FOLDS),
+        title=f"{', '.join(task.labels)} in {', '.join(task.channels)}",
+        data_source=f"Medical Segmentation Decathlon, {task.folder} ({task.source}), http://medicaldecathlon.com",
+        licence=task.licence,
+        references=(task.reference,),
+    )
+    made = _with_recipe(made, gpu, reasons)
+    per_sample = network_bytes_per_sample(network, made.patch_size, len(made.channels), len(made.classes))
+    return replace(made, estimate_gib=round(training_gib(made, per_sample), 2))
+
+
+def _margin(patch: Triple, network: Topology) -> Triple:
+    """A little more than the patch, in steps that the network takes."""
+    steps = [max(d, 4) for d in network.divisor]
+    return tuple(math.ceil(MARGIN * n / step) * step for n, step in zip(patch, steps, strict=True))
+
+
+def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str]) -> Plan:
+    """The plan with what follows from patch, batch and number of cases: epochs, optimizer and augmentation."""
+    per_epoch = math.ceil(made.train_cases / made.batch_size)
+    epochs = math.ceil((GPU_ITERATIONS if gpu else CPU_ITERATIONS) / per_epoch)
+    reasons["max_epochs"] = f"{epochs * per_epoch:,} iterations, {per_epoch} an epoch; or give --minutes"
+    mirror_axes, reasons["mirror_axes"] = _mirror(made.classes)
+    thick = _thick_axis(made.spacing)
+    return replace(
+        made,
+        recipe="sgd" if gpu else "muon",
+        max_epochs=epochs,
+        val_interval=max(1, round(epochs / VALIDATIONS)),
+        average_decay=0.999 if gpu else 0.99,
+        mirror_axes=mirror_axes,
+        rotation=tuple(0.4 if thick in (None, axis) else 0.0 for axis in range(3)),
+        translation=tuple(3 * (m - p) // 8 for m, p in zip(made.margin_size, made.patch_size, strict=True)),
+        padding="min" if made.window else "zeros",
+        reasons=reasons,
+    )
+
+
+def topology(patch: Sequence[int], spacing: Sequence[float], gpu: bool) -> Topology:
+    """The network for a patch: axes are halved until an edge has 4 voxels, the finest ones first, and no kernel
+    reaches across a thick axis before the others have come within a factor 2 of it.
+    """
+    size, edge = [int(n) for n in patch], [float(s) for s in spacing]
+    strides: list[Triple] = [(1, 1, 1)]
+    kernels: list[Triple] = []
+    kernel = [1, 1, 1]
+    while True:
+        kernel = [3 if k == 3 or s / min(edge) < 2 else 1 for k, s in zip(kernel, edge, strict=True)]
+        able = [a for a in range(3) if size[a] >= 2 * SMALLEST_EDGE]
+        finest = min((edge[a] for a in able), default=0.0)
+        able = [a for a in able if edge[a] / finest < 2]
+        if not able:
+            break
+        kernels.append(tuple(kernel))
+        stride = tuple(2 if a in able else 1 for a in range(3))
+        strides.append(stride)
+        # an odd size is padded up, as the patch will be
+        size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
+        edge = [e * s for e, s in zip(edge, stride, strict=True)]
+    kernels.append((3, 3, 3))
+    if len(strides) == 1:  # a patch too small to halve: the network needs two levels
+        strides.append((1, 1, 1))
+        kernels.append((3, 3, 3))
+    kernels = [tuple(3 if s > 1 else k for k, s in zip(ks, ss, strict=True))
+               for ks, ss in zip(kernels, strides, strict=True)]  # fmt: skip
+    widths = GPU_CHANNELS if gpu else CPU_CHANNELS
+    levels = len(strides)
+    return Topology(
+        channels=tuple(widths[min(level, len(widths) - 1)] for level in range(levels)),
+        strides=tuple(strides),
+        kernel_sizes=tuple(kernels),
+        convs_per_stage=(2,) * levels if gpu else (1,) + (3,) * (levels - 1),
+        decoder_convs=2 if gpu else 1,
+        norm="INSTANCE" if gpu else "BATCH",
+        channels_last=not gpu,
+        deep_supervision=gpu and levels > 2,
+    )
+
+
+def _why_network(gpu: bool) -> str:
+    if gpu:
+        return "nnU-Net's widths; instance norm, since batches are small"
+    return "the finest level is thin: full resolution costs most, and the halved grid does the work"
+
+
+def _spacing(fingerprint: Fingerprint, gpu: bool, reasons: dict[str, str]) -> tuple[float, ...]:
+    """Median of the cases; along a thick axis the 10th percentile; on a CPU coarser where the structures stay large."""
+    spacings = np.array([case.spacing for case in fingerprint.cases])
+    shapes = np.array([_shape(case, _is_cropped(fingerprint)) for case in fingerprint.cases])
+    target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
+    why = "median of the cases" if np.ptp(spacings, axis=0).max() > 1e-3 else "all cases have it"
+    worst = int(target.argmax())
+    others = [axis for axis in range(3) if axis != worst]
+    if target[worst] > THICK * target[others].max() and shape[worst] * THICK < shape[others].min():
+        # a few thin-sliced scans are not to lose what they have
+        tenth = max(float(np.percentile(spacings[:, worst], 10)), float(target[others].max()))
+        if tenth < target[worst] - 1e-3:
+            why = f"median of the cases; between slices their 10th percentile, for the median is {target[worst]:.3g}"
+            target[worst] = tenth
+    factor = 1.0 if gpu else _coarser(fingerprint, [float(s) for s in target])
+    if factor > 1:
+        why = f"{factor:.3g} times the {_by(target)} of the cases: on a CPU one patch then holds more of a scan"
+        target = np.maximum(target, np.minimum(factor * target, 1.5 * factor * target.min()))  # thick axes stay
+    reasons["spacing"] = f"mm; {why}"
+    return tuple(float(f"{s:.{3 if factor > 1 else 4}g}") for s in target)
+
+
+def _coarser(fingerprint: Fingerprint, target: Sequence[float]) -> float:
+    """Factor that brings the median scan to a CPU's patch, at most 2, and none that the smallest class cannot bear."""
+    cropped = _is_cropped(fingerprint)
+    voxels = float(np.median([math.prod(_resampled(case, target, cropped)) for case in fingerprint.cases]))
+    wanted = min(COARSEST, (voxels / (0.8 * CPU_PATCH_VOXELS)) ** (1 / 3))
+    smallest = math.inf
+    for value in fingerprint.classes.values():
+        volumes = [case.voxels[value] * math.prod(case.spacing) for case in fingerprint.cases if case.voxels.get(value)]
+        if value and volumes:
+            smallest = min(smallest, float(np.median(volumes)) / math.prod(target))
+    bearable = (smallest / FINE_ENOUGH) ** (1 / 3) if math.isfinite(smallest) else 1.0
+    factor = min(wanted, bearable)
+    return round(factor, 2) if factor >= 1.15 else 1.0
+
+
+def _patch(
+    median: Sequence[float],
+    spacing: Sequence[float],
+    budget_gib: float,
+    gpu: bool,
+    channels: int,
+    classes: int,
+    reasons: dict[str, str],
+) -> tuple[Triple, Topology]:
+    """The largest patch, of the median scan's proportions, that the budget of memory (and on a CPU of time) bears."""
+    cube = (START_VOXELS * math.prod(spacing)) ** (1 / 3)  # mm
+    patch = [max(SMALLEST_EDGE, min(round(cube / s), math.ceil(n))) for s, n in zip(spacing, median, strict=True)]
+    limit = ""
+    while True:
+        network = topology(patch, spacing, gpu)
+        padded = [math.ceil(n / d) * d for n, d in zip(patch, network.divisor, strict=True)]
+        if padded != patch:  # which may make room for one more halving
+            patch = padded
+            continue
+        needed = BESIDE * 2 * network_bytes_per_sample(network, patch, channels, classes) / 2**30
+        too_slow = not gpu and math.prod(patch) > CPU_PATCH_VOXELS
+        if needed <= budget_gib and not too_slow:
+            break
+        limit = "what a CPU trains in time" if too_slow else f"what {budget_gib:.1f} GiB hold twice"
+        axis = max(range(3), key=lambda a: patch[a] / median[a])
+        if patch[axis] - network.divisor[axis] < 2 * SMALLEST_EDGE:
+            raise DeviceError("--memory", f"a batch of two patches of {_by(patch)} voxels must fit",
+                              f"{max(budget_gib, 0):.2f} GiB after what the process takes, for {needed:.2f}",
+                              f"Pass --memory {math.ceil(needed + PROCESS_GIB)}, or free some")  # fmt: skip
+        patch[axis] -= network.divisor[axis]
+    covered = math.prod(min(p, m) for p, m in zip(patch, median, strict=True)) / math.prod(median)
+    reasons["patch_size"] = f"voxels; the median scan has {_by(round(n) for n in median)}" + (
+        "" if covered > 0.99 else f", {100 * covered:.0f}% of it is {limit or 'a cube'}"
+    )
+    reasons["network"] = _why_network(gpu)
+    return tuple(patch), network
+
+
+def _batch(
+    patch: Triple,
+    median: Sequence[float],
+    train: int,
+    budget_gib: float,
+    per_sample: int,
+    gpu: bool,
+    reasons: dict[str, str],
+) -> int:
+    """Patches in a batch, two at least."""
+    fits = max(2, int(budget_gib * 2**30 / per_sample))
+    voxels = math.prod(patch)
+    if gpu:
+        most = max(2, round(GPU_VOXEL_SHARE * math.prod(median) * train / voxels))
+        batch, why = min(fits, most), "as many as fit" if fits <= most else "5% of the data set's voxels"
+    else:
+        most = max(2, min(CPU_BATCH, 2 ** int(math.log2(max(1, CPU_PATCH_VOXELS / voxels)))))
+        batch = min(fits, most)
+        why = (
+            "twice the steps of 8 in the same time did better" if batch == CPU_BATCH else "more steps in the same time"
+        )
+    if batch > train:
+        batch, why = max(1, train), "as many as there are cases"
+    reasons["batch_size"] = why if batch > 2 else "two, the fewest: each step is cheap"
+    return batch
+
+
+def _with_memory(made: Plan, spent: Resident, per_sample: int, gpu: bool) -> Plan:
+    """The plan with its expected peak, and the cache on disk where it would break the limit."""
+    step = training_gib(made, per_sample)
+    if gpu:  # the GPU holds the step alone
+        return replace(made, estimate_gib=round(step, 2), cache="auto")
+    beside = spent.process + max(step, spent.validation, spent.preparing)
+    # the cases in memory count where they fit into what the limit leaves
+    fits = spent.cache <= made.memory_gib / 2 and beside + spent.cache <= made.memory_gib
+    notes = made.notes
+    if beside > made.memory_gib:
+        notes += (f"reading or validating the largest case takes {beside:.1f} GiB, more than planned for",)
+    estimate = round(beside + (spent.cache if fits else 0.0), 2)
+    return replace(made, estimate_gib=estimate, cache="auto" if fits else "disk", notes=notes)
+
+
+def _shape(case: CaseFacts, cropped: bool) -> Triple:
+    return case.nonzero_shape if cropped else case.shape
+
+
+def _resampled(case: CaseFacts, spacing: Sequence[float], cropped: bool) -> list[int]:
+    """Voxels along each axis after resampling."""
+    shape = _shape(case, cropped)
+    return [max(1, round(n * a / b)) for n, a, b in zip(shape, case.spacing, spacing, strict=True)]
+
+
+def _is_cropped(fingerprint: Fingerprint) -> bool:
+    """Whether the scans lie in a field of zeros: their background was erased."""
+    shares = [math.prod(c.nonzero_shape) / math.prod(c.shape) for c in fingerprint.cases]
+    positive = all(min(c.minimum) >= 0 for c in fingerprint.cases)
+    return not fingerprint.is_ct and positive and float(np.median(shares)) < NONZERO_SHARE
+
+
+def _thick_axis(spacing: Sequence[float]) -> int | None:
+    worst = max(range(3), key=lambda axis: spacing[axis])
+    others = max(s for axis, s in enumerate(spacing) if axis != worst)
+    return worst if spacing[worst] > THICK * others else None
+
+
+def _mirror(classes: Mapping[str, int]) -> tuple[tuple[int, ...], str]:
+    sided = [name for name in classes if re.search(r"(?i)(^|[^a-z])(left|right|l|r)($|[^a-z])", name)]
+    if sided:
+        return (), f"none: '{sided[0]}' has a side"
+    return (0,), "left and right; no class has a side"
+
+
+def _notes(fingerprint: Fingerprint) -> tuple[str, ...]:
+    notes = list(fingerprint.notes)
+    if fingerprint.is_ct and len(fingerprint.channels) > 1:
+        notes.append("several channels: each is z-scored by its own, no HU window is taken")
+    return tuple(notes)
+
+
+def _title(fingerprint: Fingerprint) -> str:
+    names = ", ".join(name for name, value in fingerprint.classes.items() if value)
+    return (
+        f"{names} in {fingerprint.modality if fingerprint.channels == ('image',) else ', '.join(fingerprint.channels)}"
+    )
+
+
+def _source(layout: Layout) -> str:
+    task = task_of_folder(layout.folder)
+    name = layout.about.get("name", layout.folder.resolve().name)
+    description = layout.about.get("description", "")
+    if task and not description:
+        return f"Medical Segmentation Decathlon, {task.folder}"
+    return f"{name}: {description}" if description else name
+
+
+def _by(numbers: Any) -> str:
+    return " x ".join(f"{n:.3g}" if isinstance(n, float) else str(n) for n in numbers)

@@ -1,0 +1,190 @@
+"""The files of a bundle, from a plan and templates that read as the files do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jinja2
+import yaml
+
+import decathlete
+from decathlete.bundle import packaged_root
+from decathlete.errors import UsageError
+from decathlete.files import atomic_write, check_output_folder
+from decathlete.planning.fingerprints import Fingerprint
+from decathlete.planning.plans import Plan
+
+TEMPLATES = Path(__file__).with_name("templates")
+FILES = {
+    "train.yaml": "configs/train.yaml",
+    "inference.yaml": "configs/inference.yaml",
+    "evaluate.yaml": "configs/evaluate.yaml",
+    "multi_gpu_train.yaml": "configs/multi_gpu_train.yaml",
+    "metadata.json": "configs/metadata.json",
+    "README.md": "docs/README.md",
+    "data_license.txt": "docs/data_license.txt",
+}
+COPIED = ("configs/logging.conf", "LICENSE")  # the same in all bundles
+METHOD = (
+    "Isensee et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
+    "Methods 18, 203-211 (2021)"
+)
+_COLUMN = 32  # where the comments of the first block stand
+
+
+def write_bundle(
+    plan: Plan,
+    folder: str | Path,
+    fingerprint: Fingerprint | None = None,
+    overwrite: bool = False,
+    root: str | None = None,
+    authors: str = "",
+) -> Path:
+    """Write the bundle of a plan and return its folder.
+
+    A new folder appears when all is written. With ``overwrite``, each file is replaced whole, and what else lies in the
+    folder (weights, say) stays.
+
+    Args:
+        plan: what to write.
+        folder: of the bundle.
+        fingerprint: written beside the configs.
+        overwrite: write into a folder that is there.
+        root: ``bundle_root`` of the configs; by default ``folder`` where it is relative, else ``bundles/<name>``.
+        authors: for the metadata.
+
+    Raises:
+        UsageError: the folder is there, or cannot be written.
+    """
+    folder = Path(folder)
+    check_target(folder, overwrite)
+    texts = render(plan, root or _root(folder, plan.name), fingerprint, authors)
+    if folder.is_dir():
+        for name, text in texts.items():
+            with atomic_write(folder / name) as part:
+                part.write_text(text, encoding="utf-8")
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part_", dir=folder.parent))
+    try:
+        for name, text in texts.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_text(text, encoding="utf-8")
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o777 & ~umask)  # mkdtemp makes folders that only the owner reads
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Refuse a bundle's folder that must not be written, before anything costs time.
+
+    Raises:
+        UsageError: it is there, is the folder of a packaged bundle, or cannot be made.
+    """
+    if folder.resolve().parent == packaged_root().resolve() and (folder / "models").is_dir():
+        raise UsageError(folder, "a bundle that came with the package is not written over", "its folder",
+                         "Choose another NAME or --output")  # fmt: skip
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UsageError(folder, "a bundle is written into a new folder", "a folder that is there",
+                         "Pass --overwrite to replace its configs, or choose another NAME or --output")  # fmt: skip
+    check_output_folder(folder)
+
+
+def render(plan: Plan, root: str = "", fingerprint: Fingerprint | None = None, authors: str = "") -> dict[str, str]:
+    """Text of each file of a bundle, by its path in the folder.
+
+    Args:
+        plan: what to write.
+        root: ``bundle_root`` of the configs.
+        fingerprint: of the data, where there is one.
+        authors: for the metadata.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters.update(short=_short, json=lambda value: json.dumps(value, ensure_ascii=False))
+    values = _values(plan, root or f"bundles/{plan.name}", fingerprint, authors)
+    texts = {}
+    for template, name in FILES.items():
+        text = environment.get_template(template).render(values)
+        texts[name] = align(text) if name.endswith(".yaml") else text
+    example = packaged_root() / "hippocampus"
+    texts |= {name: (example / name).read_text(encoding="utf-8") for name in COPIED}
+    if fingerprint is not None:
+        texts["configs/fingerprint.json"] = fingerprint.to_json()
+    return texts
+
+
+def align(text: str) -> str:
+    """The YAML with the comments of top-level values in one column, where the values leave room."""
+
+    def pad(match: re.Match[str]) -> str:
+        return f"{match[1]:<{_COLUMN - 1}} {match[2]}" if len(match[1]) < _COLUMN else f"{match[1]}  {match[2]}"
+
+    return re.sub(r"(?m)^(\w+: [^#\n]*?\S) {2,}(# .*)$", pad, text)
+
+
+def flow(value: Any) -> str:
+    """A list or mapping in YAML's flow form, on one line: ``[40, 56, 40]``, ``{background: 0, liver: 1}``."""
+    plain = dict(value) if isinstance(value, Mapping) else _plain(value)
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True).strip()
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _short(value: Iterable[int]) -> Any:
+    """One number for a list of equal ones."""
+    numbers = list(value)
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str) -> dict[str, Any]:
+    by_value = {value: name for name, value in plan.classes.items()}
+    words = "z-scored, each scan and channel by its own" + (", over the voxels that are not 0" if plan.nonzero else "")
+    limits = [-5.0, 5.0]
+    if window := plan.window:
+        words = f"CT in HU, clipped to {window.low:g}..{window.high:g}, then z-scored by the foreground's mean and std"
+        limits = [round((edge - window.mean) / window.std, 2) for edge in (window.low, window.high)]
+    names = ("nibabel", "pytorch-ignite", "tensorboard")
+    return {
+        "plan": plan,
+        "why": {"network": "planned by hand", **dict.fromkeys(_EXPLAINED, "chosen by hand"), **plan.reasons},
+        "root": root,
+        "task": f", '{plan.task}'" if plan.task else "",
+        "val_fold": "'all'" if plan.train_cases == 1 else "0 if @fold == 'all' else @fold",
+        "flow": flow,
+        "fingerprint": fingerprint,
+        "authors": authors or "the authors of this bundle",
+        "versions": {name: version(name) for name in ("monai", "torch", "numpy")},
+        "packages": {**{name: version(name) for name in names}, "decathlete": decathlete.__version__},
+        "image_classes": words,
+        "label_classes": ", ".join(f"{value} {name}" for value, name in sorted(by_value.items())),
+        "label_def": {str(value): name for value, name in sorted(by_value.items())},
+        "channel_def": {str(n): name for n, name in enumerate(plan.channels)},
+        "value_range": limits,
+        "references": list(dict.fromkeys([*plan.references, METHOD])),
+    }
+
+
+_EXPLAINED = ("max_epochs", "batch_size", "patch_size", "margin_size", "roi_size", "spacing", "mirror_axes")
+
+
+def _root(folder: Path, name: str) -> str:
+    """The folder as the configs state it: no machine's path."""
+    path = PurePosixPath(folder.as_posix())
+    return f"bundles/{name}" if path.is_absolute() or ".." in path.parts else str(path)
