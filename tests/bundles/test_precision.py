@@ -12,9 +12,12 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(bundle):
     # oneDNN 3.12 returned weight gradients of unset memory for 3x3x3 convolutions on grids of 2 voxels an axis
     parser = load(bundle, "train")
     network = parser.get_parsed_content("network_def").train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # bfloat16 draws other voxels than float32
     patch, channels = parser.get_parsed_content("patch_size"), parser.get_parsed_content("channels")
     torch.manual_seed(0)
-    image = torch.randn(2, channels, *patch)
+    image = torch.randn(min(2, parser.get_parsed_content("batch_size")), channels, *patch)
 
     def gradients(dtype):
         network.zero_grad()
