@@ -346,6 +346,11 @@ def test_the_overlay_for_several_processes_changes_ids_that_exist(bundle):
     assert [i for i in overlay if i not in train and i not in added] == []
 
 
+def test_the_networks_weights_fit_into_a_bundle(bundle):
+    network = read(bundle, "inference").get_parsed_content("network_def")
+    assert sum(t.numel() * t.element_size() for t in network.state_dict().values()) < 19.9 * 10**6
+
+
 def test_shipped_weights_are_plain_small_and_the_networks_own(bundle):
     weights = bundle / "models" / "model.pt"
     if not weights.is_file():
