@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from decathlete.networks import UNet
 from decathlete.planning.fingerprints import Fingerprint
-from decathlete.planning.plans import Plan, Topology
+from decathlete.planning.plans import Topology
 
 PROCESS_GIB = 0.75  # Python with torch, MONAI, ignite and TensorBoard imported
+CUDA_GIB = 0.7  # a process's context on a GPU
 FLOAT, DOUBLE = 4, 8
 # Beside what the backward pass keeps: gradients of the largest features, packed copies for the matrix units. Measured
 # on a CPU in bfloat16: 1.5 to 1.7 times what is kept.
@@ -36,8 +38,10 @@ class Resident:
     preparing: float
 
 
-def network_bytes_per_sample(network: Topology, patch: Sequence[int], channels: int, classes: int) -> int:
-    """Bytes of a training step for each patch of a batch: what the backward pass needs, scores, and working copies.
+@functools.lru_cache(maxsize=1024)
+def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, classes: int) -> tuple[int, int]:
+    """Bytes of a training step for each patch of a batch (what the backward pass needs, scores, working copies), and
+    of the weights.
 
     The network runs on shapes alone (torch's fake tensors), in bfloat16.
     """
@@ -54,9 +58,10 @@ def network_bytes_per_sample(network: Topology, patch: Sequence[int], channels: 
         ghost = make_network(network, channels, classes, channels_last=False)  # the layout does not change the size
         own = {p.untyped_storage()._cdata for p in ghost.parameters()}
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            ghost.train()(torch.empty(2, channels, *(int(n) for n in patch)))
+            ghost.train()(torch.empty(2, channels, *patch))
+        weights = sum(p.numel() for p in ghost.parameters()) * FLOAT
     saved = sum(size for key, size in kept.items() if key not in own) / 2
-    return int(WORKING * saved + LOSS_COPIES * classes * math.prod(int(n) for n in patch) * FLOAT)
+    return int(WORKING * saved + LOSS_COPIES * classes * math.prod(patch) * FLOAT), weights
 
 
 def make_network(network: Topology, channels: int, classes: int, **changes: Any) -> UNet:
@@ -72,14 +77,14 @@ def make_network(network: Topology, channels: int, classes: int, **changes: Any)
     )  # fmt: skip
 
 
-def training_gib(plan: Plan, per_sample: int) -> float:
+def training_gib(
+    network: Topology, patch: Sequence[int], margin: Sequence[int], batch: int, channels: int, classes: int
+) -> float:
     """GiB of a training step: network, loss, augmentation, weights and the optimizer's state."""
-    channels, classes = len(plan.channels), len(plan.classes)
-    with FakeTensorMode():
-        ghost = make_network(plan.network, channels, classes, channels_last=False)
-        weights = sum(p.numel() for p in ghost.parameters()) * FLOAT
-    moved = plan.batch_size * (channels + classes + 3) * math.prod(plan.margin_size) * FLOAT
-    return (plan.batch_size * per_sample + AUGMENT_COPIES * moved + STATES * weights) / 2**30
+    of_network, weights = network_bytes(network, tuple(int(n) for n in patch), channels, classes)
+    moved = (channels + classes + 3) * math.prod(margin) * FLOAT  # 3 coordinates of the sampling grid
+    per_sample = of_network + AUGMENT_COPIES * moved
+    return (batch * per_sample + STATES * weights) / 2**30
 
 
 def resident_gib(fingerprint: Fingerprint, spacing: Sequence[float], shapes: NDArray) -> Resident:

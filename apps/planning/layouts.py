@@ -95,8 +95,9 @@ def find_layout(
     else:
         layout = _by_decathlon(folder)
     stated = _channel_names(folder, description)
-    names = tuple(channels) or stated or tuple("image" if len(layout.images) < 2 else
-                                               (f"channel_{n}" for n in range(len(layout.images))))  # fmt: skip
+    names = tuple(channels) or stated or ("image",)
+    if names == ("image",) and len(layout.images) > 1:
+        names = tuple(f"channel_{n}" for n in range(len(layout.images)))
     if layout.images and len(names) != len(layout.images):
         raise DataError(folder, f"{len(layout.images)} files a case need {len(layout.images)} channel names",
                         f"{len(names)}: {', '.join(names)}", "Correct dataset.json, or --channels")  # fmt: skip
@@ -170,7 +171,7 @@ def _by_decathlon(folder: Path) -> Layout:
 
 def _by_patterns(folder: Path, images: tuple[str, ...], labels: str) -> Layout:
     cases, faults = _matched(folder, images, labels)
-    if not cases:
+    if not cases and not faults:
         raise DataError(folder, f"files match --images {listed(images)}", "none", "Quote the pattern, and start it at "
                         "the folder of --data: --images '*/t1.nii.gz'")  # fmt: skip
     # a channel that the patterns do not know: a number beyond them

@@ -18,7 +18,7 @@ from decathlete.data.folds import NUM_FOLDS, official_ids, split
 from decathlete.data.tasks import Task, Window, task_of_folder
 from decathlete.errors import DeviceError
 from decathlete.planning.fingerprints import CaseFacts, Fingerprint
-from decathlete.planning.footprint import PROCESS_GIB, Resident, network_bytes_per_sample, resident_gib, training_gib
+from decathlete.planning.footprint import CUDA_GIB, PROCESS_GIB, Resident, resident_gib, training_gib
 from decathlete.planning.layouts import Layout
 from decathlete.planning.plans import Plan, Topology, Triple
 
@@ -39,7 +39,7 @@ GPU_CHANNELS = (32, 64, 128, 256, 320)
 CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
 GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000; most of the gain comes before
 VALIDATIONS = 15
-BESIDE = 1.15  # augmentation and the optimizer's state, as a share of the network's memory
+SMALLEST_PATCH = 32  # voxels an edge, where the scans have as many: less shows too little of its surroundings
 
 
 def plan(
@@ -73,11 +73,10 @@ def plan(
     train = len(split(ids, 0, task)[0]) if len(ids) > 1 else 1
     channels, classes = len(fingerprint.channels), len(fingerprint.classes)
     spent = resident_gib(fingerprint, spacing, shapes)
-    budget = min(memory_gib, GPU_GIB) if gpu else memory_gib - spent.process
+    budget = min(memory_gib, GPU_GIB) - CUDA_GIB if gpu else memory_gib - spent.process
     patch, network = _patch(median, spacing, budget, gpu, channels, classes, reasons)
     margin = _margin(patch, network)
     whole = bool((shapes.max(0) <= margin).all())
-    per_sample = network_bytes_per_sample(network, patch, channels, classes)
     window = None
     if fingerprint.is_ct and channels == 1:
         found = fingerprint.intensities[0]
@@ -101,7 +100,7 @@ def plan(
         margin_size=margin,
         roi_size=margin if whole else patch,
         whole=whole,
-        batch_size=_batch(patch, median, train, budget, per_sample, gpu, reasons),
+        batch_size=_batch(network, patch, median, train, budget, gpu, channels, classes, reasons),
         network=network,
         fold=0 if len(ids) > 1 else "all",
         memory_gib=memory_gib,
@@ -112,7 +111,7 @@ def plan(
         licence=layout.about.get("licence", ""),
         references=tuple(filter(None, [layout.about.get("reference", "")])),
     )
-    return _with_memory(_with_recipe(made, gpu, reasons), spent, per_sample, gpu)
+    return _with_memory(_with_recipe(made, gpu, reasons), spent, gpu)
 
 
 def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: float = 0.0) -> Plan:
@@ -158,11 +157,16 @@ def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: fl
         references=(task.reference,),
     )
     made = _with_recipe(made, gpu, reasons)
-    per_sample = network_bytes_per_sample(network, made.patch_size, len(made.channels), len(made.classes))
-    return replace(made, estimate_gib=round(training_gib(made, per_sample), 2))
+    return replace(made, estimate_gib=round(_step_gib(made) + (CUDA_GIB if gpu else PROCESS_GIB), 2))
 
 
-def _margin(patch: Triple, network: Topology) -> Triple:
+def _step_gib(made: Plan) -> float:
+    return training_gib(
+        made.network, made.patch_size, made.margin_size, made.batch_size, len(made.channels), len(made.classes)
+    )
+
+
+def _margin(patch: Sequence[int], network: Topology) -> Triple:
     """A little more than the patch, in steps that the network takes."""
     steps = [max(d, 4) for d in network.divisor]
     return tuple(math.ceil(MARGIN * n / step) * step for n, step in zip(patch, steps, strict=True))
@@ -292,13 +296,13 @@ def _patch(
         if padded != patch:  # which may make room for one more halving
             patch = padded
             continue
-        needed = BESIDE * 2 * network_bytes_per_sample(network, patch, channels, classes) / 2**30
         too_slow = not gpu and math.prod(patch) > CPU_PATCH_VOXELS
+        needed = 0.0 if too_slow else training_gib(network, patch, _margin(patch, network), 2, channels, classes)
         if needed <= budget_gib and not too_slow:
             break
         limit = "what a CPU trains in time" if too_slow else f"what {budget_gib:.1f} GiB hold twice"
         axis = max(range(3), key=lambda a: patch[a] / median[a])
-        if patch[axis] - network.divisor[axis] < 2 * SMALLEST_EDGE:
+        if patch[axis] - network.divisor[axis] < min(SMALLEST_PATCH, median[axis]):
             raise DeviceError("--memory", f"a batch of two patches of {_by(patch)} voxels must fit",
                               f"{max(budget_gib, 0):.2f} GiB after what the process takes, for {needed:.2f}",
                               f"Pass --memory {math.ceil(needed + PROCESS_GIB)}, or free some")  # fmt: skip
@@ -312,39 +316,41 @@ def _patch(
 
 
 def _batch(
+    network: Topology,
     patch: Triple,
     median: Sequence[float],
     train: int,
     budget_gib: float,
-    per_sample: int,
     gpu: bool,
+    channels: int,
+    classes: int,
     reasons: dict[str, str],
 ) -> int:
-    """Patches in a batch, two at least."""
-    fits = max(2, int(budget_gib * 2**30 / per_sample))
+    """Patches in a batch, two at least where there are two cases."""
     voxels = math.prod(patch)
     if gpu:
-        most = max(2, round(GPU_VOXEL_SHARE * math.prod(median) * train / voxels))
-        batch, why = min(fits, most), "as many as fit" if fits <= most else "5% of the data set's voxels"
+        most, why = max(2, round(GPU_VOXEL_SHARE * math.prod(median) * train / voxels)), "5% of the data set's voxels"
     else:
         most = max(2, min(CPU_BATCH, 2 ** int(math.log2(max(1, CPU_PATCH_VOXELS / voxels)))))
-        batch = min(fits, most)
-        why = (
-            "twice the steps of 8 in the same time did better" if batch == CPU_BATCH else "more steps in the same time"
-        )
-    if batch > train:
-        batch, why = max(1, train), "as many as there are cases"
-    reasons["batch_size"] = why if batch > 2 else "two, the fewest: each step is cheap"
-    return batch
+        why = "twice the steps of 8 in the same time did better" if most == CPU_BATCH else "more steps in the same time"
+    two, three = (training_gib(network, patch, _margin(patch, network), n, channels, classes) for n in (2, 3))
+    fits = 2 + int(max(0.0, budget_gib - two) / (three - two))
+    if fits < most:
+        most, why = fits, "as many as fit"
+    if most == 2:
+        why = "two, the fewest that norms and gradients bear"
+    if most > train:
+        most, why = max(1, train), "as many as there are cases"
+    reasons["batch_size"] = why
+    return most
 
 
-def _with_memory(made: Plan, spent: Resident, per_sample: int, gpu: bool) -> Plan:
+def _with_memory(made: Plan, spent: Resident, gpu: bool) -> Plan:
     """The plan with its expected peak, and the cache on disk where it would break the limit."""
-    step = training_gib(made, per_sample)
     if gpu:  # the GPU holds the step alone
-        return replace(made, estimate_gib=round(step, 2), cache="auto")
-    beside = spent.process + max(step, spent.validation, spent.preparing)
-    # the cases in memory count where they fit into what the limit leaves
+        return replace(made, estimate_gib=round(_step_gib(made) + CUDA_GIB, 2))
+    beside = spent.process + max(_step_gib(made), spent.validation, spent.preparing)
+    # the cases in memory count where they fit into what the limit leaves; a run takes half of what is free at most
     fits = spent.cache <= made.memory_gib / 2 and beside + spent.cache <= made.memory_gib
     notes = made.notes
     if beside > made.memory_gib:

@@ -140,7 +140,8 @@ def align(text: str) -> str:
 def flow(value: Any) -> str:
     """A list or mapping in YAML's flow form, on one line: ``[40, 56, 40]``, ``{background: 0, liver: 1}``."""
     plain = dict(value) if isinstance(value, Mapping) else _plain(value)
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True).strip()
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()  # which ends a lone number
 
 
 def _plain(value: Any) -> Any:

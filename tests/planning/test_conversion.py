@@ -1,0 +1,80 @@
+"""NRRD and MetaImage written byte by byte, by their formats' own words."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from decathlete.errors import DataError, UsageError
+from decathlete.planning import find_layout
+from decathlete.planning.conversion import convert, needs_conversion, read_other
+
+pytestmark = pytest.mark.slow  # ITK takes seconds to load
+
+VOXELS = np.arange(24, dtype="<i2").reshape(2, 3, 4)  # (X, Y, Z)
+
+
+def write_mha(path, voxels=VOXELS, spacing="1 2 3", offset="10 20 30"):
+    header = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n"
+        f"TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = {offset}\nElementSpacing = {spacing}\n"
+        f"DimSize = {' '.join(map(str, voxels.shape))}\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header.encode() + voxels.tobytes(order="F"))  # x runs fastest
+
+
+def write_nrrd(path, voxels=VOXELS):
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\n"
+        f"sizes: {' '.join(map(str, voxels.shape))}\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n"
+        "kinds: domain domain domain\nendian: little\nencoding: raw\nspace origin: (10,20,30)\n\n"
+    )
+    path.write_bytes(header.encode() + voxels.tobytes(order="F"))
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.mha", write_mha), ("a.nrrd", write_nrrd)])
+def test_lps_millimetres_become_ras(tmp_path, name, write):
+    write(tmp_path / name)
+    array, affine = read_other(tmp_path / name)
+    assert (array == VOXELS).all()
+    assert np.allclose(affine, [[-1, 0, 0, -10], [0, -2, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]])
+
+
+def test_cases_become_decathlon_folders_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for case in range(2):
+        for name in ("t1", "t2"):
+            write_mha(tmp_path / "raw" / f"case{case}" / f"{name}.mha", VOXELS + case)
+        write_mha(tmp_path / "raw" / f"case{case}" / "seg.mha", (VOXELS > 11).astype("<i2"))
+    layout = find_layout("raw", ["*/t1.mha", "*/t2.mha"], "*/seg.mha", ["T1", "T2"], ["box"])
+    assert needs_conversion(layout)
+    folder = convert(layout, "data/own", progress=False)
+    image = nib.load(folder / "imagesTr" / "case1.nii.gz")
+    assert image.shape == (2, 3, 4, 2)
+    assert (np.asarray(image.dataobj)[..., 0] == VOXELS + 1).all()
+    made = json.loads((folder / "dataset.json").read_text())
+    assert (made["modality"], made["labels"]) == ({"0": "T1", "1": "T2"}, {"0": "background", "1": "box"})
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.nii.gz")}
+    convert(layout, "data/own", progress=False)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.nii.gz")} == before
+    assert [case["case_id"] for case in find_layout(folder).cases] == ["case0", "case1"]
+
+
+def test_other_data_are_not_written_over(tmp_path):
+    write_mha(tmp_path / "raw" / "a" / "t1.mha")
+    write_mha(tmp_path / "raw" / "a" / "seg.mha")
+    layout = find_layout(tmp_path / "raw", ["*/t1.mha"], "*/seg.mha")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="other data there"):
+        convert(layout, tmp_path / "own", progress=False)
+
+
+def test_a_file_that_itk_cannot_read_is_named(tmp_path):
+    (tmp_path / "a.nrrd").write_text("no image")
+    with pytest.raises(DataError, match=r"a\.nrrd: the file can be read by ITK"):
+        read_other(tmp_path / "a.nrrd")

@@ -1,0 +1,162 @@
+"""Which files belong to which case, told by their names alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from decathlete.data.folds import split
+from decathlete.errors import DataError, UsageError
+from decathlete.planning import find_layout, matched_cases
+
+_spec = importlib.util.spec_from_file_location("boxes", Path(__file__).with_name("boxes.py"))
+boxes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(boxes)
+draw, save, write_decathlon, write_nnunet = boxes.draw, boxes.save, boxes.write_decathlon, boxes.write_nnunet
+
+
+def test_decathlon_folders_state_channels_and_classes(tmp_path):
+    layout = find_layout(write_decathlon(tmp_path / "data", channels=2, classes=2))
+    assert layout.kind == "msd"
+    assert layout.channels == ("M0", "M1")
+    assert layout.classes == {"background": 0, "box 1": 1, "box 2": 2}
+    assert [case["case_id"] for case in layout.cases] == [f"case_{i}" for i in range(5)]
+
+
+def test_nnunet_folders_give_a_file_a_channel(tmp_path):
+    layout = find_layout(write_nnunet(tmp_path / "data"))
+    assert layout.images == ("imagesTr/*_0000.nii.gz", "imagesTr/*_0001.nii.gz")
+    assert layout.labels == "labelsTr/*.nii.gz"
+    first = layout.cases[0]
+    assert [path.rpartition("/")[2] for path in first["image"]] == ["case_0_0000.nii.gz", "case_0_0001.nii.gz"]
+    assert (first["case_id"], layout.channels, layout.faults) == ("case_0", ("M0", "M1"), ())
+
+
+def test_nnunet_folders_are_known_without_a_description(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=1)
+    (folder / "dataset.json").unlink()
+    layout = find_layout(folder)
+    assert (layout.images, layout.classes) == (("imagesTr/*_0000.nii.gz",), None)
+
+
+def test_decathlon_names_that_end_in_four_digits_stay_the_decathlons(tmp_path):
+    folder = tmp_path / "data"
+    for i in range(3):
+        image, label = draw(i)
+        save(folder / "imagesTr" / f"scan_{i:04d}.nii.gz", image[0])
+        save(folder / "labelsTr" / f"scan_{i:04d}.nii.gz", label)
+    assert find_layout(folder).kind == "msd"
+
+
+def test_pairs_are_found_by_patterns(tmp_path):
+    for name in ("anna", "bert"):
+        image, label = draw(0)
+        save(tmp_path / name / "t1.nii.gz", image[0])
+        save(tmp_path / name / f"{name}_seg.nii", label)
+    layout = find_layout(tmp_path, ["*/t1.nii.gz"], "*/*_seg.nii", ["T1"], ["box"])
+    assert [(c["case_id"], c["label"].rpartition("/")[2]) for c in layout.cases] == [
+        ("anna", "anna_seg.nii"),
+        ("bert", "bert_seg.nii"),
+    ]
+    assert (layout.channels, layout.classes) == (("T1",), {"background": 0, "box": 1})
+
+
+def test_folds_of_patterns_are_those_of_the_ids(tmp_path):
+    folder = write_nnunet(tmp_path / "data", n=7)
+    patterns = ["imagesTr/*_0000.nii.gz", "imagesTr/*_0001.nii.gz"]
+    held_out = matched_cases(folder, patterns, "labelsTr/*.nii.gz", 2, "validation")
+    assert [case["case_id"] for case in held_out] == split([f"case_{i}" for i in range(7)], 2)[1]
+    assert [sorted(case) for case in matched_cases(folder, patterns)] == [["case_id", "image"]] * 7
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("imagesTr/case_3_0001.nii.gz", "case_3 has no image"), ("labelsTr/case_3.nii.gz", "case_3 has no label")],
+)
+def test_a_missing_file_is_named_with_its_case(tmp_path, missing, words):
+    folder = write_nnunet(tmp_path / "data")
+    (folder / missing).unlink()
+    layout = find_layout(folder)
+    assert len(layout.cases) == 4
+    assert [words in str(fault) for fault in layout.faults] == [True]
+
+
+def test_a_label_that_is_missing_in_decathlon_folders_is_named(tmp_path):
+    folder = write_decathlon(tmp_path / "data")
+    (folder / "labelsTr" / "case_1.nii.gz").unlink()
+    assert [str(f.path.name) for f in find_layout(folder).faults] == ["case_1.nii.gz"]
+
+
+def test_a_channel_beyond_those_stated_is_named(tmp_path):
+    folder = write_nnunet(tmp_path / "data")
+    save(folder / "imagesTr" / "case_2_0002.nii.gz", draw(2)[0][0])
+    faults = find_layout(folder).faults
+    assert [fault.path.name for fault in faults] == ["case_2_0002.nii.gz"]
+    assert "channel 2" in str(faults[0])
+
+
+def test_channels_without_the_first_are_named(tmp_path):
+    folder = write_nnunet(tmp_path / "data")
+    (folder / "dataset.json").unlink()
+    for file in (folder / "imagesTr").glob("*_0000.nii.gz"):
+        file.unlink()
+    faults = find_layout(folder).faults
+    assert len(faults) == 5
+    assert "imagesTr/*_0000.nii.gz" in str(faults[0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"0": "background", "1": "a", "3": "b"}, "without 2"),
+        ({"background": 0, "a": 1, "b": 1}, "each once"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, "a region"),
+        ({"background": 0, "a": 1, "ignore": 2}, "an ignored value"),
+        (["background", "a"], "labels name the classes"),
+    ],
+)
+def test_classes_that_a_network_cannot_give_are_refused(tmp_path, labels, words):
+    folder = write_decathlon(tmp_path / "data", labels=labels)
+    with pytest.raises(DataError, match=words):
+        find_layout(folder)
+
+
+def test_channel_numbers_with_a_gap_are_refused(tmp_path):
+    with pytest.raises(DataError, match="without a gap"):
+        find_layout(write_decathlon(tmp_path / "data", modality={"0": "T1", "2": "T2"}))
+
+
+def test_a_folder_of_another_kind_is_told_what_is_wanted(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DataError, match=r"notes\.txt.*--images"):
+        find_layout(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["../*.nii.gz", "/data/*.nii.gz", "t1.nii.gz", "**/t1.nii.gz", "case_?.nii.gz"])
+def test_patterns_stay_in_the_folder_and_have_stars_alone(tmp_path, pattern):
+    with pytest.raises(UsageError):
+        find_layout(tmp_path, [pattern], "*_seg.nii.gz")
+
+
+def test_two_files_of_one_case_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        save(tmp_path / folder / "x_x.nii.gz", draw(0)[0][0])
+    save(tmp_path / "a_x" / "x.nii.gz", draw(0)[0][0])
+    save(tmp_path / "a" / "x.nii.gz", draw(0)[0][0])
+    (tmp_path / "a_x").rename(tmp_path / "a_a")
+    save(tmp_path / "a_a" / "x_seg.nii.gz", draw(0)[1])
+    cases = matched_cases(tmp_path, ["*/x.nii.gz"])
+    assert [case["case_id"] for case in cases] == ["a", "a_a"]
+
+
+def test_modality_is_ct_only_where_every_channel_is(tmp_path):
+    assert find_layout(write_decathlon(tmp_path / "a", modality={"0": "CT"})).modality == "CT"
+    assert find_layout(write_decathlon(tmp_path / "b", channels=2, modality={"0": "CT", "1": "PET"})).modality == "MRI"
+    folder = write_decathlon(tmp_path / "c")
+    content = json.loads((folder / "dataset.json").read_text())
+    del content["modality"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert find_layout(folder).modality is None

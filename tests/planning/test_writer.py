@@ -1,0 +1,148 @@
+"""The files of a bundle: what they say, what they leave alone, and the contract of all bundles."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from decathlete.bundle import packaged_root
+from decathlete.cli import main
+from decathlete.data import TASKS, get_task
+from decathlete.errors import UsageError
+from decathlete.planning import new_bundle, plan_of_task, write_bundle
+from decathlete.planning.writer import align, render
+from decathlete.workflow import load
+
+_spec = importlib.util.spec_from_file_location("boxes", Path(__file__).with_name("boxes.py"))
+boxes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(boxes)
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"memory_gib": 4.0, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_task_of_the_table_gives_configs_that_parse(name, device):
+    texts = render(plan_of_task(get_task(name), device=device))
+    train = yaml.safe_load(texts["configs/train.yaml"])
+    assert train["patch_size"] == list(get_task(name).patch_size)
+    assert train["spacing"] == list(get_task(name).spacing)
+    assert list(train["labels"].values()) == list(range(get_task(name).num_classes))
+    assert "window" in train or get_task(name).window is None
+    assert all(isinstance(train[key], (int, float)) for key in ("lr", "weight_decay"))  # 3e-5 would be text
+    assert len(texts["configs/train.yaml"].splitlines()) <= 170
+    assert json.loads(texts["configs/metadata.json"])["network_data_format"]["inputs"]["image"]["num_channels"] == len(
+        get_task(name).channels
+    )
+
+
+def test_the_networks_of_the_configs_are_the_plans():
+    made = plan_of_task(get_task("prostate"), device="cuda")
+    folder = write_bundle(made, "bundles/prostate_own")
+    network = load(folder, "train").get_parsed_content("network_def")
+    assert network.divisor == made.network.divisor
+    assert network.extra_heads > 0
+
+
+def test_comments_of_values_stand_in_one_column():
+    text = align("seed: 0  # a\nlr: 0.1  # b\n  inner: 1  # c\n" + "x" * 40 + ": 1  # d\n")
+    assert [line.index("#") for line in text.splitlines()] == [32, 32, 12, 45]
+
+
+def test_names_that_yaml_reads_otherwise_stay_names():
+    made = replace(plan_of_task(get_task("heart")), classes={"background": 0, "no": 1, "tumour: core #2": 2, "é": 3})
+    texts = render(made)
+    for name in ("train", "inference"):
+        assert yaml.safe_load(texts[f"configs/{name}.yaml"])["labels"] == made.classes
+    formats = json.loads(texts["configs/metadata.json"])["network_data_format"]
+    assert formats["outputs"]["pred"]["channel_def"]["2"] == "tumour: core #2"
+
+
+def test_each_number_of_a_planned_bundle_has_its_reason_beside_it(tmp_path):
+    folder = new_bundle("boxes", boxes.write_decathlon(tmp_path / "data"), **SMALL)
+    lines = (folder / "configs" / "train.yaml").read_text().splitlines()
+    for name in ("spacing", "patch_size", "margin_size", "roi_size", "batch_size", "max_epochs"):
+        (line,) = (line for line in lines if line.startswith(f"{name}:"))
+        assert len(line.partition("# ")[2]) > 10, line
+    assert (folder / "configs" / "fingerprint.json").is_file()
+    assert yaml.safe_load("\n".join(lines))["bundle_root"] == "bundles/boxes"
+
+
+def test_an_existing_folder_is_refused_and_weights_survive_overwriting(tmp_path):
+    data = boxes.write_decathlon(tmp_path / "data")
+    folder = new_bundle("boxes", data, **SMALL)
+    (folder / "models").mkdir()
+    (folder / "models" / "model.pt").write_bytes(b"weights")
+    (folder / "configs" / "train.yaml").write_text("changed: true")
+    with pytest.raises(UsageError, match="--overwrite"):
+        new_bundle("boxes", data, **SMALL)
+    assert (folder / "configs" / "train.yaml").read_text() == "changed: true"
+    new_bundle("boxes", data, overwrite=True, **SMALL)
+    assert (folder / "models" / "model.pt").read_bytes() == b"weights"
+    assert "patch_size" in (folder / "configs" / "train.yaml").read_text()
+
+
+def test_a_packaged_bundle_is_never_written_over(tmp_path):
+    with pytest.raises(UsageError, match="came with the package"):
+        new_bundle("hippocampus", tmp_path, packaged_root() / "hippocampus", overwrite=True)
+
+
+def test_faulty_data_leave_nothing_behind(tmp_path, capsys):
+    data = boxes.write_decathlon(tmp_path / "data", n=3)
+    assert main(["new", "boxes", "--data", str(data), "--memory", "4"]) == 1
+    assert "holds 3 cases" in capsys.readouterr().err
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_explain_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    data = boxes.write_decathlon(tmp_path / "data")
+    assert main(["new", "boxes", "--data", str(data), "--memory", "4", "--device", "cpu", "--explain"]) == 0
+    told = capsys.readouterr().out
+    assert [word for word in ("spacing", "patch", "batch", "network", "memory", "epochs") if word not in told] == []
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "../up", "1st", ""])
+def test_names_that_are_no_folder_and_no_id_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="letters, digits"):
+        new_bundle(name, tmp_path)
+
+
+def contract(folder: Path) -> subprocess.CompletedProcess:
+    """Every test that the packaged bundles pass, on the bundles of a folder."""
+    command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "tests/bundles/test_contract.py"]
+    env = {**os.environ, "DECATHLETE_TEST_BUNDLES": str(folder)}
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_written_bundles_pass_the_contract_of_all_bundles(tmp_path):
+    new_bundle("whole_boxes", boxes.write_decathlon(tmp_path / "mr", classes=2), **SMALL)
+    new_bundle("two_files", boxes.write_nnunet(tmp_path / "raw"), **SMALL)
+    new_bundle("on_gpu", boxes.write_decathlon(tmp_path / "gpu"), memory_gib=2.0, device="cuda")
+    done = contract(tmp_path / "bundles")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "device"), [("spleen", "cpu"), ("hippocampus", "cuda")])
+def test_bundles_of_the_table_pass_it_too(tmp_path, name, device):
+    made = plan_of_task(get_task(name), f"my_{name}", device)
+    small = tuple(2 * d * max(1, 8 // d) for d in made.network.divisor)  # the whole patch takes minutes here
+    write_bundle(replace(made, patch_size=small, margin_size=small, roi_size=small), f"bundles/my_{name}")
+    done = contract(tmp_path / "bundles")
+    assert done.returncode == 0, done.stdout[-3000:]
