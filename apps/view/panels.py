@@ -81,20 +81,34 @@ def overlay_array(
 
 
 def overlay_planes(
-    image: Any, label: Any = None, prediction: Any = None, *, axes: Sequence[int] = (0, 1, 2), **options: Any
+    image: Any,
+    label: Any = None,
+    prediction: Any = None,
+    *,
+    axes: Sequence[int] = (0, 1, 2),
+    spacing: Sequence[float] | None = None,
+    min_size: int = 192,
 ) -> NDArray[np.uint8]:
-    """Pictures of several planes side by side, shape (H, W, 3), each through the slice with most foreground.
+    """Pictures of several planes side by side, to one scale, each through the slice with most foreground.
+
+    Shape (H, W, 3); lower pictures stand at the top, black below.
 
     Args:
         image, label, prediction: as `overlay_array`.
         axes: axis across the slice of each picture, from left to right; in RAS order 0 is sagittal, 1 coronal, 2 axial.
-        options: spacing and min_size, as `overlay_array`.
+        spacing: as `overlay_array`.
+        min_size: least number of pixels of the shortest side of all pictures.
 
     Raises:
         GeometryError: image, label and prediction are not on one grid.
     """
     maps = [None if values is None else as_volume(values) for values in (image, label, prediction)]
-    pictures = [overlay_array(*maps, axis=axis, **options) for axis in axes]
+    extent = np.array(as_volume(image).shape) * (1 if spacing is None else np.asarray([*spacing, 1.0][:3]))
+    shorter = [min(np.delete(extent, axis)) for axis in axes]
+    sizes = [round(min_size * side / min(shorter)) for side in shorter]
+    pictures = [
+        overlay_array(*maps, axis=axis, spacing=spacing, min_size=size) for axis, size in zip(axes, sizes, strict=True)
+    ]
     height = max(len(picture) for picture in pictures)
     columns: list[NDArray[np.uint8]] = []
     for picture in pictures:

@@ -265,3 +265,31 @@ def test_without_outputs_the_label_map_has_the_scans_name(tmp_path):
     outputs = Outputs.of(tmp_path)
     assert outputs.files("out", "a") == {"label": Path("out/a.nii.gz")}
     assert outputs.scans([Path("a.nii.gz"), Path("a_brain.nii.gz")]) == [Path("a.nii.gz"), Path("a_brain.nii.gz")]
+
+
+# --- the whole way
+
+
+@pytest.mark.slow
+def test_a_short_training_finds_the_brains_of_artificial_heads(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from decathlete.evaluation import cross_validate
+
+    data = make_heads(5, tmp_path, seed=1, shape=(48, 64, 64))
+    window = [48, 64, 80]  # of 4 mm
+    overrides = {
+        "spacing": [4.0, 4.0, 4.0], "head_size": window, "patch_size": window, "roi_size": window, "max_epochs": 25,
+        "warmup": 5, "network_def::channels": [4, 8, 16, 32, 32],
+    }  # fmt: skip
+    summary = cross_validate("nfbs", "0", overrides, tmp_path / "cv", dataset_dir=data)
+    assert summary.mean_dice > 0.9  # of the mask that `predict` wrote, on the scan's grid
+    run = tmp_path / "cv" / "fold_0"
+    (mask,) = (run / "predictions").glob("*_T1w_brainmask.nii.gz")
+    assert mask.with_name(mask.name.replace("brainmask", "brain")).is_file()
+    events = EventAccumulator(str(run))
+    events.Reload()
+    dice, iou = (events.Scalars(f"validation/val_mean_{name}_network_grid")[-1].value for name in ("dice", "iou"))
+    assert iou == pytest.approx(dice / (2 - dice), abs=1e-4)  # of one case
+    picture = events.Images("validation/sub-A00080001")[0]
+    assert picture.width == 4 * (64 + 48 + 48) + 2 * 4  # three planes, 4 pixels a voxel, gaps of 4
