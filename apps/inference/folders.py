@@ -22,7 +22,7 @@ from decathlete.data.nfbs import head_files
 from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
 from decathlete.evaluation.statistics import label_statistics
 from decathlete.files import atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
-from decathlete.inference.outputs import Outputs
+from decathlete.inference.outputs import Outputs, check_bias_correction
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
 
@@ -106,6 +106,7 @@ def predict(
     parts = {"probabilities": save_probabilities, "field": field}
     targets = _targets(files, folder, outputs, parts, Path(statistics) if statistics else None)
     if not bias_correction:
+        check_bias_correction(bundle)
         overrides = {**(overrides or {}), "bias_correction": False}
 
     from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once

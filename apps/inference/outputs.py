@@ -8,14 +8,41 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from decathlete.bundle import bundle_folder, config_file
-from decathlete.errors import ConfigError, nearest
+from decathlete.errors import ConfigError, UsageError, nearest
 from decathlete.files import PROBABILITIES, strip_nifti_suffix
 
 FIELD = "_field"  # ends the name of the bias field beside a label map
+
+
+def check_bias_correction(bundle: str | Path) -> None:
+    """Refuse to leave out the bias field correction of a bundle whose config has no such switch.
+
+    Raises:
+        UsageError: no id ``bias_correction`` in the inference config.
+    """
+    file, config = _inference_config(bundle)
+    if "bias_correction" not in config:
+        raise UsageError(
+            file,
+            "a bundle whose bias field correction can be left out has the id 'bias_correction'",
+            "no such id",
+            "Predict without --no-bias-correction",
+        )
+
+
+def _inference_config(bundle: str | Path) -> tuple[Path, dict[str, Any]]:
+    """File of a bundle's inference config, and what stands in it, nothing resolved."""
+    file = config_file(bundle_folder(bundle), "inference")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(file, "must be YAML", " ".join(str(error).split())) from error
+    return file, config if isinstance(config, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -40,11 +67,8 @@ class Outputs:
             UsageError: unknown bundle.
             ConfigError: ``outputs`` holds something else than the names above.
         """
-        file = config_file(bundle_folder(bundle), "inference")
-        try:
-            given = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("outputs", {})
-        except yaml.YAMLError as error:
-            raise ConfigError(file, "must be YAML", " ".join(str(error).split())) from error
+        file, config = _inference_config(bundle)
+        given = config.get("outputs", {})
         where, kinds = f"{file}, outputs", {f.name: type(f.default) for f in fields(cls)}
         if not isinstance(given, Mapping):
             raise ConfigError(where, f"is a mapping of {', '.join(kinds)}", repr(given))

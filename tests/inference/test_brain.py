@@ -133,6 +133,18 @@ def test_without_bias_correction_the_chain_has_none(bundle, head, out, capsys):
     assert "a bias field needs N4BiasFieldCorrectiond" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "message"), [("--no-bias-correction", "can be left out"), ("--field", "needs N4")])
+def test_bundles_without_bias_correction_refuse_its_options(head, out, capsys, tmp_path, bundle, option, message):
+    other = shutil.copytree(bundle, tmp_path / "other")
+    file = other / "configs" / "inference.yaml"
+    lines = file.read_text().replace("bias_correction: true", "").splitlines()
+    at = next(n for n, line in enumerate(lines) if "N4BiasField" in line)
+    file.write_text("\n".join(lines[:at] + lines[at + 2 :]))
+    assert run(other, head, "--output", out, option) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_nfbs_and_its_subjects_folders_mean_heads_alone(bundle, heads, out):
     whole = predict(bundle, heads, out)
     assert len(whole.done) == 2
