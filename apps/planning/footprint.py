@@ -64,6 +64,14 @@ def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, clas
     return int(WORKING * saved + LOSS_COPIES * classes * math.prod(patch) * FLOAT), weights
 
 
+@functools.lru_cache(maxsize=1024)
+def weight_bytes(network: Topology, channels: int = 4, classes: int = 16) -> int:
+    """Bytes of the network's state as it is saved."""
+    with FakeTensorMode():
+        state = make_network(network, channels, classes, channels_last=False).state_dict()
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
 def make_network(network: Topology, channels: int, classes: int, **changes: Any) -> UNet:
     """The network of a plan."""
     return UNet(

@@ -18,7 +18,7 @@ from decathlete.data.folds import NUM_FOLDS, official_ids, split
 from decathlete.data.tasks import Task, Window, task_of_folder
 from decathlete.errors import DeviceError
 from decathlete.planning.fingerprints import CaseFacts, Fingerprint
-from decathlete.planning.footprint import CUDA_GIB, PROCESS_GIB, Resident, resident_gib, training_gib
+from decathlete.planning.footprint import CUDA_GIB, PROCESS_GIB, Resident, resident_gib, training_gib, weight_bytes
 from decathlete.planning.layouts import Layout
 from decathlete.planning.plans import Plan, Topology, Triple
 
@@ -34,8 +34,9 @@ GPU_GIB = 24.0  # that a plan takes at most: nnU-Net's larger presets gain littl
 GPU_VOXEL_SHARE = 0.05  # of all voxels of the data set, that a batch covers at most
 MARGIN = 1.12  # of a patch's edge
 NONZERO_SHARE = 0.75  # of a scan's voxels: a smaller box around what is not 0 means that the rest was erased
-CPU_CHANNELS = (8, 32, 64, 128)  # the hippocampus bundle's, measured; coarser levels keep 128: weights stay below 20 MB
-GPU_CHANNELS = (32, 64, 128, 256, 320)
+CPU_CHANNELS = (8, 32, 64, 128)  # the hippocampus bundle's, measured; coarser levels keep 128
+GPU_CHANNELS = (32, 64, 128, 256, 320)  # nnU-Net's
+WEIGHT_BYTES = 19.5e6  # what a bundle can carry: the coarsest levels are cut to as many features as fit
 CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
 GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000; most of the gain comes before
 VALIDATIONS = 15
@@ -222,21 +223,26 @@ def topology(patch: Sequence[int], spacing: Sequence[float], gpu: bool) -> Topol
                for ks, ss in zip(kernels, strides, strict=True)]  # fmt: skip
     widths = GPU_CHANNELS if gpu else CPU_CHANNELS
     levels = len(strides)
-    return Topology(
+    network = Topology(
         channels=tuple(widths[min(level, len(widths) - 1)] for level in range(levels)),
         strides=tuple(strides),
         kernel_sizes=tuple(kernels),
         convs_per_stage=(2,) * levels if gpu else (1,) + (3,) * (levels - 1),
-        decoder_convs=2 if gpu else 1,
+        decoder_convs=1,  # as nnU-Net's ResEnc presets; the weights go where the encoder is
         norm="INSTANCE" if gpu else "BATCH",
         channels_last=not gpu,
         deep_supervision=gpu and levels > 2,
     )
+    most = max(network.channels)
+    while weight_bytes(network) > WEIGHT_BYTES:
+        most -= 16
+        network = replace(network, channels=tuple(min(c, most) for c in network.channels))
+    return network
 
 
 def _why_network(gpu: bool) -> str:
     if gpu:
-        return "nnU-Net's widths; instance norm, since batches are small"
+        return "nnU-Net's, cut in width so that the weights stay below 20 MB"
     return "the finest level is thin: full resolution costs most, and the halved grid does the work"
 
 
