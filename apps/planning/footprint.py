@@ -13,19 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from decathlete.inference.memory import PROCESS_GIB
 from decathlete.networks import UNet
 from decathlete.planning.fingerprints import Fingerprint
 from decathlete.planning.plans import Topology
 
-PROCESS_GIB = 0.75  # Python with torch, MONAI, ignite and TensorBoard imported
 CUDA_GIB = 0.7  # a process's context on a GPU
 FLOAT, DOUBLE = 4, 8
-# Beside what the backward pass keeps: gradients of the largest features, packed copies for the matrix units. Measured
-# on a CPU in bfloat16: 1.5 to 1.7 times what is kept.
-WORKING = 1.6
-LOSS_COPIES = 6  # float32 scores of every class: softmax, its logarithm, products, their gradients
-AUGMENT_COPIES = 4  # of image and class shares, within the margin, and the sampling grid
-STATES = 5  # weights, gradients, momentum (two for AdamW's part, one for Muon's), the averaged copy, one being made
+# Measured on a CPU in bfloat16, batches of 0.4 to 4 million voxels: the peak is 1.25 to 1.6 times what the backward
+# pass keeps (gradients of the largest features, packed copies for the matrix units), and a little that does not grow.
+WORKING = 1.45
+FIXED_GIB = 0.06
+SCORE_COPIES = 3  # float32 scores of every class beside what is kept: softmax, products, the class shares
+AUGMENT_COPIES = 2.1  # of image, class shares and sampling grid, before the forward pass
+STATES = 5  # weights, gradients, momentum, the averaged copy, one being made
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Resident:
 
 @functools.lru_cache(maxsize=1024)
 def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, classes: int) -> tuple[int, int]:
-    """Bytes of a training step for each patch of a batch (what the backward pass needs, scores, working copies), and
-    of the weights.
+    """Bytes that the backward pass keeps for each patch of a batch, and bytes of the weights.
 
     The network runs on shapes alone (torch's fake tensors), in bfloat16.
     """
@@ -60,8 +60,7 @@ def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, clas
         with torch.autocast("cpu", dtype=torch.bfloat16):
             ghost.train()(torch.empty(2, channels, *patch))
         weights = sum(p.numel() for p in ghost.parameters()) * FLOAT
-    saved = sum(size for key, size in kept.items() if key not in own) / 2
-    return int(WORKING * saved + LOSS_COPIES * classes * math.prod(patch) * FLOAT), weights
+    return sum(size for key, size in kept.items() if key not in own) // 2, weights
 
 
 @functools.lru_cache(maxsize=1024)
@@ -89,10 +88,12 @@ def training_gib(
     network: Topology, patch: Sequence[int], margin: Sequence[int], batch: int, channels: int, classes: int
 ) -> float:
     """GiB of a training step: network, loss, augmentation, weights and the optimizer's state."""
-    of_network, weights = network_bytes(network, tuple(int(n) for n in patch), channels, classes)
-    moved = (channels + classes + 3) * math.prod(margin) * FLOAT  # 3 coordinates of the sampling grid
-    per_sample = of_network + AUGMENT_COPIES * moved
-    return (batch * per_sample + STATES * weights) / 2**30
+    kept, weights = network_bytes(network, tuple(int(n) for n in patch), channels, classes)
+    voxels, within = math.prod(patch), math.prod(margin)
+    augmenting = AUGMENT_COPIES * (channels + classes + 3) * within * FLOAT  # 3 coordinates of the sampling grid
+    images = (channels + 1) * within * FLOAT + channels * voxels * FLOAT
+    learning = images + WORKING * kept + SCORE_COPIES * classes * voxels * FLOAT
+    return FIXED_GIB + (batch * max(augmenting, learning) + STATES * weights) / 2**30
 
 
 def resident_gib(fingerprint: Fingerprint, spacing: Sequence[float], shapes: NDArray) -> Resident:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -63,7 +62,6 @@ def new_bundle(
     if not explain:
         check_target(folder, overwrite)
     where, memory = _device(device, memory_gib)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     layout = find_layout(data, images, labels, channels, classes, modality)
     if not layout.faults and needs_conversion(layout):
         target = Path(dataset_folder(name))

@@ -63,6 +63,7 @@ class Plan:
         memory_gib: planned for.
         estimate_gib: the expected peak.
         train_cases: of the first fold.
+        folds: fewer than five where the cases are fewer.
         reasons: id of the first block of train.yaml to the reason for its value.
         notes: what a person should know; they go into the card.
         title: one line on what is segmented in what.
@@ -100,6 +101,7 @@ class Plan:
     memory_gib: float = 0.0
     estimate_gib: float = 0.0
     train_cases: int = 0
+    folds: int = 5
     reasons: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     title: str = ""

@@ -7,16 +7,18 @@ the reason stands with the constant.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from decathlete.data.folds import NUM_FOLDS, official_ids, split
 from decathlete.data.tasks import Task, Window, task_of_folder
-from decathlete.errors import DeviceError
+from decathlete.errors import DataError, DeviceError
 from decathlete.planning.fingerprints import CaseFacts, Fingerprint
 from decathlete.planning.footprint import CUDA_GIB, PROCESS_GIB, Resident, resident_gib, training_gib, weight_bytes
 from decathlete.planning.layouts import Layout
@@ -76,7 +78,7 @@ def plan(
     spent = resident_gib(fingerprint, spacing, shapes)
     budget = min(memory_gib, GPU_GIB) - CUDA_GIB if gpu else memory_gib - spent.process
     patch, network = _patch(median, spacing, budget, gpu, channels, classes, reasons)
-    margin = _margin(patch, network)
+    margin = _margin(patch)
     whole = bool((shapes.max(0) <= margin).all())
     window = None
     if fingerprint.is_ct and channels == 1:
@@ -87,7 +89,7 @@ def plan(
     reasons["roi_size"] = "window of validation" + covers
     made = Plan(
         name=name,
-        dataset=layout.folder.resolve().name,
+        dataset=_name_of(layout),
         task=task.name if task else "",
         images=layout.images,
         labels_pattern=layout.labels,
@@ -99,13 +101,14 @@ def plan(
         spacing=spacing,
         patch_size=patch,
         margin_size=margin,
-        roi_size=margin if whole else patch,
+        roi_size=_divisible(margin, network) if whole else patch,
         whole=whole,
         batch_size=_batch(network, patch, median, train, budget, gpu, channels, classes, reasons),
         network=network,
         fold=0 if len(ids) > 1 else "all",
         memory_gib=memory_gib,
         train_cases=train,
+        folds=min(NUM_FOLDS, len(ids)),
         notes=_notes(fingerprint),
         title=_title(fingerprint),
         data_source=_source(layout),
@@ -146,7 +149,7 @@ def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: fl
         nonzero=task.name == "brain_tumour",  # whose skulls were erased: nnU-Net's z-score in the nonzero mask
         spacing=task.spacing,
         patch_size=task.patch_size,
-        margin_size=_margin(task.patch_size, network),
+        margin_size=_margin(task.patch_size),
         roi_size=task.patch_size,
         batch_size=task.batch_size,
         network=network,
@@ -167,10 +170,15 @@ def _step_gib(made: Plan) -> float:
     )
 
 
-def _margin(patch: Sequence[int], network: Topology) -> Triple:
-    """A little more than the patch, in steps that the network takes."""
-    steps = [max(d, 4) for d in network.divisor]
+def _margin(patch: Sequence[int]) -> Triple:
+    """A little more than the patch."""
+    steps = [8 if n >= 32 else 4 for n in patch]
     return tuple(math.ceil(MARGIN * n / step) * step for n, step in zip(patch, steps, strict=True))
+
+
+def _divisible(size: Sequence[int], network: Topology) -> Triple:
+    """The next larger size that the network takes."""
+    return tuple(math.ceil(n / d) * d for n, d in zip(size, network.divisor, strict=True))
 
 
 def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str]) -> Plan:
@@ -280,7 +288,7 @@ def _coarser(fingerprint: Fingerprint, target: Sequence[float]) -> float:
             smallest = min(smallest, float(np.median(volumes)) / math.prod(target))
     bearable = (smallest / FINE_ENOUGH) ** (1 / 3) if math.isfinite(smallest) else 1.0
     factor = min(wanted, bearable)
-    return round(factor, 2) if factor >= 1.15 else 1.0
+    return round(factor, 2) if factor >= 1.25 else 1.0  # less is not worth the interpolation
 
 
 def _patch(
@@ -298,20 +306,21 @@ def _patch(
     limit = ""
     while True:
         network = topology(patch, spacing, gpu)
-        padded = [math.ceil(n / d) * d for n, d in zip(patch, network.divisor, strict=True)]
+        padded = list(_divisible(patch, network))
         if padded != patch:  # which may make room for one more halving
             patch = padded
             continue
         too_slow = not gpu and math.prod(patch) > CPU_PATCH_VOXELS
-        needed = 0.0 if too_slow else training_gib(network, patch, _margin(patch, network), 2, channels, classes)
+        needed = 0.0 if too_slow else training_gib(network, patch, _margin(patch), 2, channels, classes)
         if needed <= budget_gib and not too_slow:
             break
         limit = "what a CPU trains in time" if too_slow else f"what {budget_gib:.1f} GiB hold twice"
-        axis = max(range(3), key=lambda a: patch[a] / median[a])
-        if patch[axis] - network.divisor[axis] < min(SMALLEST_PATCH, median[axis]):
+        able = [a for a in range(3) if patch[a] - network.divisor[a] >= min(SMALLEST_PATCH, median[a])]
+        if not able:
             raise DeviceError("--memory", f"a batch of two patches of {_by(patch)} voxels must fit",
                               f"{max(budget_gib, 0):.2f} GiB after what the process takes, for {needed:.2f}",
                               f"Pass --memory {math.ceil(needed + PROCESS_GIB)}, or free some")  # fmt: skip
+        axis = max(able, key=lambda a: patch[a] / median[a])
         patch[axis] -= network.divisor[axis]
     covered = math.prod(min(p, m) for p, m in zip(patch, median, strict=True)) / math.prod(median)
     reasons["patch_size"] = f"voxels; the median scan has {_by(round(n) for n in median)}" + (
@@ -339,7 +348,7 @@ def _batch(
     else:
         most = max(2, min(CPU_BATCH, 2 ** int(math.log2(max(1, CPU_PATCH_VOXELS / voxels)))))
         why = "twice the steps of 8 in the same time did better" if most == CPU_BATCH else "more steps in the same time"
-    two, three = (training_gib(network, patch, _margin(patch, network), n, channels, classes) for n in (2, 3))
+    two, three = (training_gib(network, patch, _margin(patch), n, channels, classes) for n in (2, 3))
     fits = 2 + int(max(0.0, budget_gib - two) / (three - two))
     if fits < most:
         most, why = fits, "as many as fit"
@@ -409,9 +418,18 @@ def _title(fingerprint: Fingerprint) -> str:
     )
 
 
+def _name_of(layout: Layout) -> str:
+    """The folder's name as it was given; a link's target may have another."""
+    name = Path(os.path.abspath(layout.folder)).name
+    if re.search(r"[\\'\"$@%]", name):  # it stands in an expression of the configs
+        raise DataError(layout.folder, "the name of a data set's folder has no quotes, backslashes, $, @ or %",
+                        f"'{name}'", "Rename it, or give a link to it")  # fmt: skip
+    return name
+
+
 def _source(layout: Layout) -> str:
     task = task_of_folder(layout.folder)
-    name = layout.about.get("name", layout.folder.resolve().name)
+    name = layout.about.get("name", _name_of(layout))
     description = layout.about.get("description", "")
     if task and not description:
         return f"Medical Segmentation Decathlon, {task.folder}"

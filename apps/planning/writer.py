@@ -16,7 +16,7 @@ import jinja2
 import yaml
 
 import decathlete
-from decathlete.bundle import packaged_root
+from decathlete.bundle import bundle_names, packaged_root
 from decathlete.errors import UsageError
 from decathlete.files import atomic_write, check_output_folder
 from decathlete.planning.fingerprints import Fingerprint
@@ -93,7 +93,8 @@ def check_target(folder: Path, overwrite: bool) -> None:
     Raises:
         UsageError: it is there, is the folder of a packaged bundle, or cannot be made.
     """
-    if folder.resolve().parent == packaged_root().resolve() and (folder / "models").is_dir():
+    ours = folder.resolve().parent == packaged_root().resolve() and folder.name in bundle_names()
+    if ours and not (folder / "configs" / "fingerprint.json").is_file():
         raise UsageError(folder, "a bundle that came with the package is not written over", "its folder",
                          "Choose another NAME or --output")  # fmt: skip
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:

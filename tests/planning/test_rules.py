@@ -81,6 +81,13 @@ def test_a_thick_axis_is_neither_turned_nor_looked_across():
     assert made.network.kernel_sizes[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
 
 
+def test_a_patch_keeps_all_of_few_slices_and_is_cut_within_them():
+    made = planned(facts([(384, 384, 19)] * 5, [(0.5, 0.5, 3.0)] * 5, share=0.0001))
+    assert made.patch_size[2] == 20
+    assert math.prod(made.patch_size) <= 2**19
+    assert made.patch_size[0] < 384
+
+
 def test_on_a_cpu_large_structures_are_planned_on_a_coarser_grid():
     shapes, spacings = [(192, 144, 88)] * 16, [(0.625,) * 3] * 16
     made = planned(facts(shapes, spacings, share=0.06))

@@ -16,7 +16,7 @@ import yaml
 from decathlete.bundle import packaged_root
 from decathlete.cli import main
 from decathlete.data import TASKS, get_task
-from decathlete.errors import UsageError
+from decathlete.errors import DataError, UsageError
 from decathlete.planning import new_bundle, plan_of_task, write_bundle
 from decathlete.planning.writer import align, render
 from decathlete.workflow import load
@@ -96,9 +96,21 @@ def test_an_existing_folder_is_refused_and_weights_survive_overwriting(tmp_path)
     assert "patch_size" in (folder / "configs" / "train.yaml").read_text()
 
 
-def test_a_packaged_bundle_is_never_written_over(tmp_path):
+@pytest.mark.parametrize("name", ["hippocampus", "heart"])
+def test_a_packaged_bundle_is_never_written_over(tmp_path, name):
     with pytest.raises(UsageError, match="came with the package"):
-        new_bundle("hippocampus", tmp_path, packaged_root() / "hippocampus", overwrite=True)
+        new_bundle(name, tmp_path, packaged_root() / name, overwrite=True)
+
+
+def test_the_bundle_looks_for_a_links_own_name(tmp_path):
+    (tmp_path / "link").symlink_to(boxes.write_decathlon(tmp_path / "data"))
+    folder = new_bundle("boxes", tmp_path / "link", **SMALL)
+    assert "dataset_folder('link')" in (folder / "configs" / "train.yaml").read_text()
+
+
+def test_a_folder_whose_name_would_break_the_configs_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no quotes"):
+        new_bundle("boxes", boxes.write_decathlon(tmp_path / "anna's scans"), **SMALL)
 
 
 def test_faulty_data_leave_nothing_behind(tmp_path, capsys):
