@@ -2,12 +2,14 @@
 
     python benchmarks/hippocampus.py --minutes 1 2 5 20 --output hippocampus.json
     python benchmarks/hippocampus.py --minutes 5 --nnunet path/to/nnunet/environment --reference nnunet_cases.csv
+    python benchmarks/hippocampus.py --minutes 5 --networks ours monai_unet monai_unet_residual monai_dynunet --fold 1
 
 Every budget is a training of its own, with the one recipe of ``bundles/hippocampus/configs/train.yaml``; the time is
 that of the iterations, set-up and validation apart. The scored weights are the last ones, with and without mirrored
-copies: nothing is chosen on the scored cases. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8; it
-trains the same cases on the same machine for five of its own epochs, whatever they take. ``--reference`` names a CSV
-with the columns case, label and dice, to compare with case by case.
+copies: nothing is chosen on the scored cases. ``--networks`` trains MONAI's networks too, each for the same time with
+the same recipe. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8; it trains the same cases on the same
+machine for five of its own epochs, whatever they take. ``--reference`` names a CSV with the columns case, label and
+dice, to compare with case by case.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from decathlete.bundle import bundle_folder
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import compare
 from decathlete.evaluation.labels import bundle_labels
@@ -33,14 +37,27 @@ from decathlete.evaluation.report import write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import atomic_write
 
-BUNDLE, FOLDER, FOLD = "hippocampus", "Task04_Hippocampus", 0
+BUNDLE, FOLDER = "hippocampus", "Task04_Hippocampus"
 NNUNET_EPOCHS = 5  # the shortest of its own trainers that learns anything here
+
+_WIDTHS = [32, 64, 128, 256]
+NETWORKS: dict[str, dict[str, Any] | None] = {
+    "ours": None,  # the bundle's own
+    # the fastest of MONAI's on a CPU
+    "monai_unet": {"_target_": "UNet", "channels": [16, 32, 64, 128], "strides": [2, 2, 2], "norm": "BATCH"},
+    "monai_unet_residual": {"_target_": "UNet", "channels": _WIDTHS, "strides": [2, 2, 2], "num_res_units": 2,
+                            "norm": "BATCH"},
+    "monai_dynunet": {"_target_": "DynUNet", "filters": _WIDTHS, "kernel_size": [3, 3, 3, 3], "strides": [1, 2, 2, 2],
+                      "upsample_kernel_size": [2, 2, 2], "norm_name": "BATCH"},
+}  # fmt: skip
 
 
 def main() -> None:
     """Run the trainings that are asked for and print their scores as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 2.0, 5.0, 20.0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ours"])
+    parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--dataset_dir", default=dataset_folder(FOLDER))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_hippocampus"))
     parser.add_argument("--reference", type=Path, help="CSV with the columns case, label, dice")
@@ -48,14 +65,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("hippocampus.json"))
     options = parser.parse_args()
 
-    validation = datalist(options.dataset_dir, FOLD, "validation", BUNDLE)
-    training = datalist(options.dataset_dir, FOLD, "training", BUNDLE)
+    validation = datalist(options.dataset_dir, options.fold, "validation", BUNDLE)
+    training = datalist(options.dataset_dir, options.fold, "training", BUNDLE)
     print(f"{len(training)} cases to train, {len(validation)} to score; {machine()}")
     results = []
     for minutes in options.minutes:
-        result = train_and_score(minutes, options.dataset_dir, validation, options.runs / f"{minutes:g}_minutes")
-        results.append(result)
-        print(line(result), flush=True)
+        for network in options.networks:
+            name = f"{minutes:g} min" + (f", {network}" if len(options.networks) > 1 else "")
+            run = options.runs / re.sub(r"\W+", "_", name)
+            bundle = with_network(network, options.runs / network)
+            results.append({"name": name, **train_and_score(bundle, minutes, options, validation, run)})
+            print(line(results[-1]), flush=True)
     if options.nnunet:
         results.append(nnunet(options.nnunet, training, validation, options.runs / "nnunet"))
         print(line(results[-1]), flush=True)
@@ -78,28 +98,49 @@ def machine() -> str:
     return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def train_and_score(minutes: float, dataset_dir: str, cases: list[dict[str, Any]], run: Path) -> dict[str, Any]:
+def with_network(name: str, folder: Path) -> Path:
+    """The bundle; for another network than its own a copy in ``folder`` whose two configs name that one."""
+    bundle = bundle_folder(BUNDLE)
+    if NETWORKS[name] is None:
+        return bundle
+    copy = folder / BUNDLE
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("models"))
+    size = {"spatial_dims": 3, "in_channels": "@channels", "out_channels": "$len(@labels)"}
+    for config in ("train", "inference"):
+        file = copy / "configs" / f"{config}.yaml"
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content["network_def"] = {**(NETWORKS[name] or {}), **size}
+        if config == "train":
+            content["train"]["trainer"]["channels_last"] = True  # as our own asks for: faster with batch norm
+        file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return copy
+
+
+def train_and_score(
+    bundle: Path, minutes: float, options: argparse.Namespace, cases: list[dict[str, Any]], run: Path
+) -> dict[str, Any]:
     """One training of ``minutes`` in a process of its own, scored without and with mirrored copies."""
     shutil.rmtree(run, ignore_errors=True)
     decathlete = [sys.executable, "-m", "decathlete.cli"]
     start, load = time.perf_counter(), os.getloadavg()[0]
-    command = [*decathlete, "run", "training", "--config", BUNDLE, "--fold", str(FOLD), "--minutes", str(minutes)]
-    subprocess.run([*command, "--dataset_dir", dataset_dir, "--output_dir", str(run)], check=True)
+    command = [*decathlete, "run", "training", "--config", str(bundle), "--fold", str(options.fold)]
+    command += ["--minutes", str(minutes), "--dataset_dir", str(options.dataset_dir), "--output_dir", str(run)]
+    subprocess.run(command, check=True)
     whole = time.perf_counter() - start
     state = torch.load(run / "last.pt", weights_only=True)
     result: dict[str, Any] = {
-        "name": f"{minutes:g} min",
         "iterations": int(state["iteration"]),
         "training_s": float(state["schedule"]["trained_s"]),
         "process_s": whole,
         "load_before": load,
     }
-    for name, options in (("dice", []), ("dice_mirrored", ["--tta"])):
+    for name, more in (("dice", []), ("dice_mirrored", ["--tta"])):
         folder = run / f"predictions_{name}"
         weights = ["--checkpoint", str(run / "model_final.pt")]
         images = [case["image"] for case in cases]
         subprocess.run(
-            [*decathlete, "predict", BUNDLE, *images, "--output", str(folder), *weights, *options], check=True
+            [*decathlete, "predict", str(bundle), *images, "--output", str(folder), *weights, *more], check=True
         )
         result |= score(folder, cases, name)
     return result
@@ -153,7 +194,7 @@ def line(result: dict[str, Any]) -> str:
     """One row of the table."""
     mirrored = f"{result['dice_mirrored']:.4f}" if "dice_mirrored" in result else "-"
     return (
-        f"{result['name']:<20} Dice {result['dice']:.4f}  mirrored {mirrored}  "
+        f"{result['name']:<28} Dice {result['dice']:.4f}  mirrored {mirrored}  "
         f"{result['iterations']} iterations in {result['training_s']:.0f} s  process {result['process_s']:.0f} s"
     )
 

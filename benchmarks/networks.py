@@ -27,6 +27,7 @@ from decathlete.networks import ResUNet, UNet
 PATCH = (40, 56, 40)  # voxels, nnU-Net's patch for the hippocampus
 CLASSES = 3
 INSTANCE = ("INSTANCE", {"affine": True})
+THIN = (8, 32, 64, 128)  # channels of the hippocampus bundle, whose network this is
 HALF = (2, 2, 2, 1)  # finest level on the halved grid; the same total stride as MONAI's UNet with (2, 2, 2)
 
 
@@ -52,6 +53,10 @@ def networks(channels: tuple[int, ...]) -> dict[str, tuple[Callable[[], torch.nn
         "MONAI DynUNet, instance": (dynunet(INSTANCE), False),
         "UNet, batch": (ours(UNet, norm="BATCH"), True),
         "UNet, instance": (ours(UNet, norm=INSTANCE), False),
+        "UNet, thin first level, batch (hippocampus bundle)": (
+            lambda: UNet(3, 1, CLASSES, THIN, convs_per_stage=(1, 3, 3, 3), decoder_convs=1, norm="BATCH"),
+            True,
+        ),
         "UNet, strided first level, batch": (ours(UNet, norm="BATCH", strides=HALF), True),
         "UNet, strided first level, batch, nearest": (
             ours(UNet, norm="BATCH", strides=HALF, upsample="nearest"),
