@@ -7,8 +7,8 @@
 ``phantoms`` draws 20 chests with one to three small tumours each, trains ``lung`` on fold 0's 16 with half of the
 slices from tumours and again with slices as they come, and scores the other 4. ``overfit`` trains ``lung`` and
 ``lung_3d`` on all five scans and scores those same five: a test that the chain can represent what it is given, no
-estimate of anything. ``leave-one-out`` trains on four and scores the fifth. Thresholded Dice per case, on each scan's own grid.
-Runs that are done are kept, and one that was cut goes on.
+estimate of anything. ``leave-one-out`` trains on four and scores the fifth. Thresholded Dice per case, on each scan's
+own grid. Runs that are done are kept, and one that was cut goes on.
 """
 
 from __future__ import annotations
