@@ -54,7 +54,7 @@ class BatchAugment:
         low_resolution: smallest and largest factor by which the axes are shortened (nearest voxel) and then brought
             back (linear), as a coarser scan would have been; at most 1. The label stays as it is.
         low_resolution_prob: share of samples of low resolution.
-        padding: what is beyond the image: ``zeros``, or ``min``, each channel's smallest value in the sample: air in CT.
+        padding: what is beyond the image: ``zeros``, or ``min``, the smallest value of each sample's channel (air).
         spacing: voxel edge lengths in mm, so that a rotation turns the body and not the voxels; default all equal.
         label_mode: ``soft`` returns class shares, shape (B, num_classes, *patch_size), interpolated linearly: a border
             that falls between two voxels stays there, where nearest moves it by up to half a voxel; ``nearest`` returns
