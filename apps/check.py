@@ -227,7 +227,10 @@ def _check_training(report: CheckReport, parser: Any) -> None:
     fold = parser.get("fold")
     report.say(f"data         {data}, fold {fold}: {len(train)} cases to train on, {len(validation)} to validate on")
     size = sum(Path(p).stat().st_size for case in train + validation for p in _files(case))
-    _check_data(report, data, SAMPLED_CASES if size > SAMPLED_BYTES else None)
+    if "image_files" in parser:
+        _check_patterns(report, data, parser)
+    else:
+        _check_data(report, data, SAMPLED_CASES if size > SAMPLED_BYTES else None)
     if not train or "train::preprocessing" not in parser:
         return
     preprocessing = parser.get_parsed_content("train::preprocessing")
@@ -249,6 +252,20 @@ def _check_training(report: CheckReport, parser: Any) -> None:
     if needed > free / 2 and "CacheDataset" in str(parser.get("train::dataset::_target_")):
         report.say("forecast     use decathlete.data.CachedDataset for train::dataset, which turns to the disk")
     _forecast_iterations(report, parser, samples)
+
+
+def _check_patterns(report: CheckReport, data: Path, parser: Any) -> None:
+    """Files that a config tells by patterns, as ``decathlete new`` reads them; faults are raised."""
+    from decathlete.planning import find_layout, take_fingerprint
+
+    classes = [name for name, value in parser.get("labels").items() if value]
+    layout = find_layout(data, parser.get("image_files"), parser.get("label_files"), classes=classes)
+    found = take_fingerprint(layout, accept=True)
+    for note in found.notes:
+        report.say(f"note         {note}")
+    report.say(
+        f"data         {len(found.cases)} cases: every file is readable and finite, every label lies on its image"
+    )
 
 
 def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None:

@@ -165,6 +165,7 @@ def _new(a: argparse.Namespace, rest: list[str]) -> int:
         overwrite=a.overwrite,
         accept=a.accept,
         explain=a.explain,
+        pretrained=a.pretrained,
     )
     return 0
 
@@ -343,6 +344,7 @@ def _parser() -> _Parser:
     p.add_argument("--accept", action="store_true", help="take what looks wrong but need not be: few cases, spacings")
     p.add_argument("--overwrite", action="store_true", help="replace the configs of a bundle that is there")
     p.add_argument("--explain", action="store_true", help="print the plan and write nothing")
+    p.add_argument("--pretrained", metavar="WEIGHTS", help="weights to start from, or a bundle that has them")
 
     p = verb("view", _view, "Make the film of a scan with its contours, or a sheet of slices or of a training batch.")
     # IMAGE is what is left over: argparse would take the value of an override for it

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from decathlete.planning.fine_tuning import load_fitting
     from decathlete.planning.fingerprints import Fingerprint, take_fingerprint
     from decathlete.planning.layouts import Layout, find_layout, matched_cases
     from decathlete.planning.making import new_bundle
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "Topology",
     "find_layout",
+    "load_fitting",
     "matched_cases",
     "new_bundle",
     "plan",
@@ -36,6 +38,7 @@ __getattr__ = lazy_names(
         "Plan": "plans",
         "Topology": "plans",
         "find_layout": "layouts",
+        "load_fitting": "fine_tuning",
         "matched_cases": "layouts",
         "new_bundle": "making",
         "plan": "rules",

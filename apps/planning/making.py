@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from decathlete.data.folders import dataset_folder
-from decathlete.errors import UsageError
+from decathlete.errors import UsageError, listed
 from decathlete.machine import free_memory_bytes
 from decathlete.planning.conversion import convert, needs_conversion
+from decathlete.planning.fine_tuning import find_weights, load_fitting, network_of
 from decathlete.planning.fingerprints import Fingerprint, take_fingerprint
+from decathlete.planning.footprint import make_network
 from decathlete.planning.layouts import find_layout
 from decathlete.planning.plans import Plan
 from decathlete.planning.rules import plan as make_plan
@@ -33,6 +36,7 @@ def new_bundle(
     overwrite: bool = False,
     accept: bool = False,
     explain: bool = False,
+    pretrained: str | Path | None = None,
 ) -> Path | None:
     """Check a data set, take its fingerprint, plan a training, and write its bundle; return the bundle's folder.
 
@@ -50,6 +54,7 @@ def new_bundle(
         overwrite: replace the configs of a bundle that is there.
         accept: go on in spite of what looks wrong but need not be.
         explain: print the plan and write nothing; None is returned.
+        pretrained: weights to start from, or the bundle that has them: its network is taken, its heads are made new.
 
     Raises:
         UsageError: a name, folder or pattern that cannot be.
@@ -62,22 +67,33 @@ def new_bundle(
     if not explain:
         check_target(folder, overwrite)
     where, memory = _device(device, memory_gib)
+    weights = find_weights(pretrained) if pretrained is not None else None
+    network = network_of(weights) if weights else None
     layout = find_layout(data, images, labels, channels, classes, modality)
     if not layout.faults and needs_conversion(layout):
         target = Path(dataset_folder(name))
         print(f"{len(layout.cases)} cases are converted to NIfTI in {target}", file=sys.stderr)
         layout = find_layout(convert(layout, target), channels=channels, classes=classes, modality=modality)
     fingerprint = take_fingerprint(layout, accept)
-    plan = make_plan(name, layout, fingerprint, memory, where)
+    plan = make_plan(name, layout, fingerprint, memory, where, network)
+    if weights is not None:
+        plan = replace(plan, pretrained=True)
+        _say_what_stays_new(plan, weights)
     print("\n".join(describe_plan(plan, fingerprint, where)))
     if explain:
         return None
-    write_bundle(plan, folder, fingerprint, overwrite)
+    write_bundle(plan, folder, fingerprint, overwrite, pretrained=weights)
     expected = Path(dataset_folder(plan.dataset))
     given = "" if expected.resolve() == layout.folder.resolve() else f" --dataset_dir {layout.folder}"
     print(f"\nwritten      {folder}\nnext         decathlete check {folder}{given}\n"
           f"             decathlete run training --config {folder}{given}")  # fmt: skip
     return folder
+
+
+def _say_what_stays_new(plan: Plan, weights: Path) -> None:
+    """Try the weights before anything is written, and name the layers that they do not fit."""
+    new = load_fitting(make_network(plan.network, len(plan.channels), len(plan.classes)), weights)
+    print(f"pretrained   {weights}; new layers: {listed(new, 20)}")
 
 
 def describe_plan(plan: Plan, fingerprint: Fingerprint, device: str) -> list[str]:

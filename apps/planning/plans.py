@@ -59,6 +59,7 @@ class Plan:
         mirror_axes, rotation, translation: of the augmentation.
         padding: beyond the scan: ``zeros`` or ``min``.
         cache: ``auto``, or ``disk`` where the cases would not fit beside the training.
+        pretrained: whether training starts from ``models/pretrained.pt``.
         fold: the first to train.
         memory_gib: planned for.
         estimate_gib: the expected peak.
@@ -97,6 +98,7 @@ class Plan:
     translation: Triple = (6, 6, 6)
     padding: str = "zeros"
     cache: str = "auto"
+    pretrained: bool = False
     fold: int | str = 0
     memory_gib: float = 0.0
     estimate_gib: float = 0.0

@@ -51,6 +51,7 @@ def plan(
     fingerprint: Fingerprint,
     memory_gib: float,
     device: str = "cpu",
+    network: Topology | None = None,
 ) -> Plan:
     """A training that fits into the memory, with the reason for each number.
 
@@ -60,6 +61,7 @@ def plan(
         fingerprint: of the data.
         memory_gib: of the GPU, or of the machine for ``device="cpu"``.
         device: ``cpu`` or ``cuda``, where the bundle will mostly be trained.
+        network: to take in place of a planned one: that of weights to start from.
 
     Raises:
         DeviceError: not even the smallest patch fits.
@@ -77,7 +79,7 @@ def plan(
     channels, classes = len(fingerprint.channels), len(fingerprint.classes)
     spent = resident_gib(fingerprint, spacing, shapes)
     budget = min(memory_gib, GPU_GIB) - CUDA_GIB if gpu else memory_gib - spent.process
-    patch, network = _patch(median, spacing, budget, gpu, channels, classes, reasons)
+    patch, network = _patch(median, spacing, budget, gpu, channels, classes, reasons, network)
     margin = _margin(patch)
     whole = bool((shapes.max(0) <= margin).all())
     window = None
@@ -299,13 +301,14 @@ def _patch(
     channels: int,
     classes: int,
     reasons: dict[str, str],
+    given: Topology | None = None,
 ) -> tuple[Triple, Topology]:
     """The largest patch, of the median scan's proportions, that the budget of memory (and on a CPU of time) bears."""
     cube = (START_VOXELS * math.prod(spacing)) ** (1 / 3)  # mm
     patch = [max(SMALLEST_EDGE, min(round(cube / s), math.ceil(n))) for s, n in zip(spacing, median, strict=True)]
     limit = ""
     while True:
-        network = topology(patch, spacing, gpu)
+        network = given or topology(patch, spacing, gpu)
         padded = list(_divisible(patch, network))
         if padded != patch:  # which may make room for one more halving
             patch = padded
@@ -326,7 +329,7 @@ def _patch(
     reasons["patch_size"] = f"voxels; the median scan has {_by(round(n) for n in median)}" + (
         "" if covered > 0.99 else f", {100 * covered:.0f}% of it is {limit or 'a cube'}"
     )
-    reasons["network"] = _why_network(gpu)
+    reasons["network"] = _why_network(gpu) if given is None else "that of the weights that training starts from"
     return tuple(patch), network
 
 

@@ -33,6 +33,7 @@ FILES = {
     "data_license.txt": "docs/data_license.txt",
 }
 COPIED = ("configs/logging.conf", "LICENSE")  # the same in all bundles
+PRETRAINED = "models/pretrained.pt"
 METHOD = (
     "Isensee et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
     "Methods 18, 203-211 (2021)"
@@ -47,6 +48,7 @@ def write_bundle(
     overwrite: bool = False,
     root: str | None = None,
     authors: str = "",
+    pretrained: Path | None = None,
 ) -> Path:
     """Write the bundle of a plan and return its folder.
 
@@ -60,6 +62,7 @@ def write_bundle(
         overwrite: write into a folder that is there.
         root: ``bundle_root`` of the configs; by default ``folder`` where it is relative, else ``bundles/<name>``.
         authors: for the metadata.
+        pretrained: weights to start from, copied into the bundle; the plan says so too.
 
     Raises:
         UsageError: the folder is there, or cannot be written.
@@ -71,6 +74,9 @@ def write_bundle(
         for name, text in texts.items():
             with atomic_write(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
+        if pretrained is not None:
+            with atomic_write(folder / PRETRAINED) as part:
+                shutil.copyfile(pretrained, part)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part_", dir=folder.parent))
@@ -78,6 +84,9 @@ def write_bundle(
         for name, text in texts.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_text(text, encoding="utf-8")
+        if pretrained is not None:
+            (part / PRETRAINED).parent.mkdir()
+            shutil.copyfile(pretrained, part / PRETRAINED)
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o777 & ~umask)  # mkdtemp makes folders that only the owner reads

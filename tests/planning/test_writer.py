@@ -10,16 +10,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import pytest
+import torch
 import yaml
 
 from decathlete.bundle import packaged_root
+from decathlete.check import check
 from decathlete.cli import main
 from decathlete.data import TASKS, get_task
 from decathlete.errors import DataError, UsageError
 from decathlete.planning import new_bundle, plan_of_task, write_bundle
 from decathlete.planning.writer import align, render
-from decathlete.workflow import load
+from decathlete.workflow import BundleWorkflow, load
 
 _spec = importlib.util.spec_from_file_location("boxes", Path(__file__).with_name("boxes.py"))
 boxes = importlib.util.module_from_spec(_spec)
@@ -132,6 +135,28 @@ def test_explain_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 def test_names_that_are_no_folder_and_no_id_are_refused(tmp_path, name):
     with pytest.raises(UsageError, match="letters, digits"):
         new_bundle(name, tmp_path)
+
+
+def test_bundles_of_several_files_a_case_are_checked_and_predict_from_them(tmp_path):
+    data = boxes.write_nnunet(tmp_path / "raw", n=5)
+    folder = new_bundle("pairs", data, **SMALL)
+    assert check(folder, data).ok
+    torch.save(load(folder, "inference").get_parsed_content("network_def").state_dict(), tmp_path / "w.pt")
+    flow = BundleWorkflow(folder, "inferring", dataset_dir=str(data), checkpoint=str(tmp_path / "w.pt"), device="cpu")
+    flow.initialize()
+    flow.run()
+    written = sorted((tmp_path / "predictions" / "pairs").iterdir())
+    assert [p.name for p in written] == [f"case_{n}_0000.nii.gz" for n in range(5)]
+    assert nib.load(written[0]).shape == boxes.SHAPE
+
+
+def test_check_names_a_fault_of_files_found_by_patterns(tmp_path):
+    data = boxes.write_nnunet(tmp_path / "raw", n=5)
+    folder = new_bundle("pairs", data, **SMALL)
+    (data / "labelsTr" / "case_3.nii.gz").unlink()
+    report = check(folder, data)
+    assert not report.ok
+    assert "case_3 has no label" in "".join(report.lines)
 
 
 def contract(folder: Path) -> subprocess.CompletedProcess:
