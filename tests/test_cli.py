@@ -11,7 +11,7 @@ from decathlete import __version__
 from decathlete.cli import main
 from decathlete.errors import DataError
 
-VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote", "view")
+VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote", "new", "view")
 
 
 def status(*words: str) -> int:

@@ -73,6 +73,15 @@ def test_rotation_turns_the_body_and_not_the_voxels():
     assert turned[:, 8].gt(0.51).sum() == 3
 
 
+def test_slices_can_be_turned_within_themselves_only():
+    augment = BatchAugment([16, 16, 4], 2, rotation=(0.0, 0.0, 0.4), scale=0.0, **(STILL | {"prob": 1.0}))
+    matrices = augment._matrices(50)
+    assert torch.equal(matrices[:, 2], torch.tensor([0.0, 0.0, 1.0]).expand(50, 3))
+    assert (matrices[:, 0, 1].abs() > 0.01).any()
+    with pytest.raises(ConfigError, match="must be one number or 3"):
+        BatchAugment([16, 16, 4], 2, rotation=(0.1, 0.4))
+
+
 def test_rotation_matrices_are_right_handed_turns():
     x, y, z = torch.eye(3)
     quarter = math.pi / 2
