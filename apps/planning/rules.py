@@ -27,8 +27,7 @@ from decathlete.planning.plans import Plan, Topology, Triple
 THICK = 3.0  # slices this many times as far apart as voxels within them make an axis thick
 SMALLEST_EDGE = 4  # of the coarsest feature map, in voxels
 START_VOXELS = 256**3  # of the first patch tried
-# On a CPU time runs out before memory: 2^19 voxels are a patch of 112x112x40, 0.5 s an iteration of two on two cores.
-CPU_PATCH_VOXELS = 2**19
+CPU_PATCH_VOXELS = 2**19  # on a CPU time runs out before memory; the bundle heart_3d's patch is of about that size
 CPU_BATCH = 4  # at most: twice the steps of 8 in the same time did better (hippocampus)
 COARSEST = 2.0  # times the data's own spacing, on a CPU
 FINE_ENOUGH = 10_000  # voxels of the smallest class on a coarsened grid
@@ -40,7 +39,7 @@ CPU_CHANNELS = (8, 32, 64, 128)  # the hippocampus bundle's, measured; coarser l
 GPU_CHANNELS = (32, 64, 128, 256, 320)  # nnU-Net's
 WEIGHT_BYTES = 19.5e6  # what a bundle can carry: the coarsest levels are cut to as many features as fit
 CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
-GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000; most of the gain comes before
+GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000: to be raised where the curve still climbs
 VALIDATIONS = 15
 SMALLEST_PATCH = 32  # voxels an edge, where the scans have as many: less shows too little of its surroundings
 

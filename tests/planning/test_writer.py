@@ -150,6 +150,17 @@ def test_bundles_of_several_files_a_case_are_checked_and_predict_from_them(tmp_p
     assert nib.load(written[0]).shape == boxes.SHAPE
 
 
+@pytest.mark.parametrize("write", [boxes.write_decathlon, boxes.write_nnunet])
+def test_one_case_that_was_accepted_trains_and_is_watched_itself(tmp_path, write):
+    data = write(tmp_path / "data", n=1)
+    folder = new_bundle("single", data, accept=True, **SMALL)
+    values = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), "device": "cpu", "max_epochs": 1}
+    flow = BundleWorkflow(folder, "training", **values)
+    flow.initialize()
+    flow.run()
+    assert (tmp_path / "run" / "model_final.pt").is_file()
+
+
 def test_check_names_a_fault_of_files_found_by_patterns(tmp_path):
     data = boxes.write_nnunet(tmp_path / "raw", n=5)
     folder = new_bundle("pairs", data, **SMALL)
