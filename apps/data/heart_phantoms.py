@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.data.phantoms import write_phantoms
 from decathlete.errors import DataError, UsageError
 from decathlete.progress import ProgressBar
 from decathlete.transforms.contours import CONTOUR_ORIGIN, write_contour
@@ -60,24 +59,12 @@ def make_sunnybrook_phantoms(
             raise UsageError(name, f"must be {low} to {high}", str(value))
     target = Path(folder) / "sunnybrook"
     made_from = {"version": _VERSION, "patients": n, "seed": seed, "size": size, "slices": slices, "phases": phases}
-    if _holds(target, made_from):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part_", dir=target.parent))
-    except OSError as error:
-        raise DataError(target.parent, "must be a folder that can be written to", error.strerror or str(error),
-                        "Choose another --output") from error  # fmt: skip
-    try:
+
+    def write(part: Path) -> None:
         _write(part / "final_data", made_from)
         (part / "phantom.json").write_text(json.dumps(made_from) + "\n", encoding="utf-8")
-        part.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp makes folders that only the owner reads
-        part.replace(target)
-    except OSError as error:
-        raise DataError(target, "phantoms are written whole or not at all", str(error), "Free the place") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
+
+    return write_phantoms(target, made_from, write, _holds)
 
 
 def _holds(target: Path, made_from: dict[str, int]) -> bool:

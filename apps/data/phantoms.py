@@ -55,18 +55,23 @@ def make_phantoms(
     return write_phantoms(target, made_from, lambda part: _write(task, part, made_from))
 
 
-def write_phantoms(target: Path, made_from: dict, write: Callable[[Path], None]) -> Path:
+def write_phantoms(
+    target: Path, made_from: dict, write: Callable[[Path], None], holds: Callable[[Path, dict], bool] | None = None
+) -> Path:
     """Let ``write`` fill a temporary folder that becomes ``target`` when all is written; what is there is kept.
 
     Args:
         target: the data set's folder.
-        made_from: what the phantoms are drawn from; ``write`` puts it into ``dataset.json`` as ``phantom``.
+        made_from: what the phantoms are drawn from; ``write`` puts it where ``holds`` looks.
         write: fills the folder that it is given.
+        holds: whether a folder holds just these phantoms, a DataError where it holds others; by default by
+            ``dataset.json``, under ``phantom``.
 
     Raises:
         DataError: ``target`` holds other data, or cannot be written.
     """
-    if _holds(target, made_from):
+    holds = holds or _holds
+    if holds(target, made_from):
         return target
 
     try:
@@ -80,7 +85,7 @@ def write_phantoms(target: Path, made_from: dict, write: Callable[[Path], None])
         part.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp makes folders that only the owner reads
         part.replace(target)
     except OSError as error:
-        if target.exists() and _holds(target, made_from):  # another process was first
+        if target.exists() and holds(target, made_from):  # another process was first
             return target
         raise DataError(target, "phantoms are written whole or not at all", str(error), "Free the place") from error
     finally:

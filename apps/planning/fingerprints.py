@@ -20,7 +20,6 @@ from decathlete.data.cache import cache_folder, content_hash, describe_case, loa
 from decathlete.data.cases import Case
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, listed
-from decathlete.files import atomic_write
 from decathlete.planning.layouts import Layout, check_consecutive
 from decathlete.progress import ProgressBar
 from decathlete.transforms import Volume, check_pair, read_nifti
@@ -99,35 +98,6 @@ class Fingerprint:
         head["median_shape"] = [statistics.median(c.shape[a] for c in self.cases) for a in range(3)]
         text = json.dumps(head, indent=2)
         return text.removesuffix("\n}") + ',\n  "cases": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Fingerprint:
-        """What `to_json` wrote."""
-        content = json.loads(text)
-        cases = tuple(
-            CaseFacts(
-                row["case_id"],
-                tuple(row["shape"]),
-                tuple(row["nonzero_shape"]),
-                tuple(row["spacing"]),
-                tuple(row["minimum"]),
-                {int(value): count for value, count in row["voxels"].items()},
-            )
-            for row in content["cases"]
-        )
-        return cls(
-            content["modality"],
-            tuple(content["channels"]),
-            content["classes"],
-            tuple(Intensities(**channel) for channel in content["intensities"]),
-            cases,
-            tuple(content["notes"]),
-        )
-
-    def write(self, path: str | Path) -> None:
-        """Write the JSON whole or not at all."""
-        with atomic_write(path) as part:
-            part.write_text(self.to_json(), encoding="utf-8")
 
 
 def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True) -> Fingerprint:
