@@ -15,7 +15,7 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, LAST
 from decathlete.data.folds import NUM_FOLDS
 from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
-from decathlete.evaluation.labels import bundle_labels
+from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import files_sha256, score_pairs
 from decathlete.files import atomic_write, check_output_folder, strip_nifti_suffix
@@ -134,7 +134,7 @@ class _Fold:
         self.bundle, self.number, self.folder = bundle, number, folder
         self.overrides, self.minutes = dict(overrides), minutes
         self.dataset_dir, self.train, self.validation = _cases(bundle, number, overrides, dataset_dir)
-        self.labels = bundle_labels(bundle)
+        self.labels, self.scored = bundle_labels(bundle), bundle_scored(bundle)
         self.settings = self._settings()
 
     def _settings(self) -> dict[str, str]:
@@ -251,7 +251,7 @@ class _Fold:
             for case in self.validation
             if case["case_id"] not in failed
         }
-        rows, faults = score_pairs(pairs, self.labels, f"evaluate fold {self.number}")
+        rows, faults = score_pairs(pairs, self.labels, f"evaluate fold {self.number}", self.scored)
         failed |= faults
         if not rows:
             raise DataError(predictions, "at least one case must be scored", "; ".join(failed.values()) or "no case")

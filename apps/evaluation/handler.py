@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from decathlete.errors import DataError, DecathleteError, WorkError
-from decathlete.evaluation.labels import foreground
+from decathlete.evaluation.labels import Scored, foreground
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
 from decathlete.evaluation.scoring import check_grid, files_sha256
 from decathlete.files import strip_nifti_suffix
@@ -33,6 +33,8 @@ class MetricsWriter:
         output_dir: folder of the two files.
         pred_key: key of the label map in the engine's output.
         label_key: key of the reference in the engine's output or batch.
+        regions: name to the classes that it is made of, by name or value; scored in place of the classes.
+        ignore: values of a reference whose voxels are left out.
 
     Attributes:
         summary: the scores, once the run is completed.
@@ -42,9 +44,15 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, labels: Mapping[Any, Any], output_dir: str | Path, pred_key: str = "pred", label_key: str = "label"
+        self,
+        labels: Mapping[Any, Any],
+        output_dir: str | Path,
+        pred_key: str = "pred",
+        label_key: str = "label",
+        regions: Mapping[str, Sequence[Any]] | None = None,
+        ignore: Sequence[int] = (),
     ) -> None:
-        self.labels = foreground(labels)
+        self.labels, self.scored = foreground(labels), Scored.of(labels, regions, ignore)
         self.output_dir = Path(output_dir)
         self.pred_key, self.label_key = pred_key, label_key
         self.summary: Summary | None = None
@@ -80,13 +88,13 @@ class MetricsWriter:
 
         if not isinstance(pred, (torch.Tensor, np.ndarray)):
             raise DataError(case, f"the engine's output must hold a label map under '{self.pred_key}'", f"{type(pred)}")
-        truth = read_nifti(reference, kind="label", allowed_labels={0, *self.labels})
+        truth = read_nifti(reference, kind="label", allowed_labels={0, *self.labels, *self.scored.ignore})
         affine = np.asarray(getattr(pred, "affine", truth.affine), dtype=np.float64)  # a plain tensor knows none
         values = pred.detach().cpu().numpy() if isinstance(pred, torch.Tensor) else pred
         if values.ndim == truth.array.ndim + 1 and len(values) == 1:
             values = values[0]
         check_grid(case, values.shape, affine, truth.array.shape, truth.affine)
-        return score_case(case, values, truth.array, truth.spacing, self.labels)
+        return score_case(case, values, truth.array, truth.spacing, self.labels, self.scored)
 
     def _write(self, engine: Engine) -> None:
         rows, failed, references = _gathered((self._rows, self._failed, self._references))

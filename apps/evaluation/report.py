@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from decathlete import __version__
 from decathlete.errors import DataError
+from decathlete.evaluation.labels import Scored
 from decathlete.evaluation.metrics import score
 from decathlete.files import atomic_write
 
@@ -74,12 +75,21 @@ class Summary:
 
 
 def score_case(
-    case: str, pred: NDArray[Any], label: NDArray[Any], spacing: Sequence[float], labels: Mapping[int, str]
+    case: str,
+    pred: NDArray[Any],
+    label: NDArray[Any],
+    spacing: Sequence[float],
+    labels: Mapping[int, str],
+    scored: Scored | None = None,
 ) -> list[Row]:
-    """One row per class for two label maps (X, Y, Z) on one grid with ``spacing`` in mm."""
+    """One row per class, or per region, for two label maps (X, Y, Z) on one grid with ``spacing`` in mm."""
+    scored = scored or Scored()
     rows = []
-    for value, name in labels.items():
-        found = score(pred == value, label == value, spacing)
+    if scored.ignore:
+        judged = ~np.isin(label, scored.ignore)
+        pred, label = pred * judged, label * judged
+    for name, values in (scored.regions or {name: (value,) for value, name in labels.items()}).items():
+        found = score(np.isin(pred, values), np.isin(label, values), spacing)
         found["nsd_1mm"] = found.pop("nsd")
         rows.append({"case": case, "class": name} | {metric: found[metric] for metric in METRICS})
     return rows

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from decathlete.data.nfbs import list_heads
 from decathlete.errors import DataError, DecathleteError, GeometryError, listed
-from decathlete.evaluation.labels import bundle_labels
+from decathlete.evaluation.labels import Scored, bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
 from decathlete.files import check_output_folder, nifti_files, strip_nifti_suffix
 from decathlete.inference.outputs import Outputs
@@ -31,7 +31,8 @@ def evaluate(
     """Score label maps, print a table, and write ``metrics.csv`` and ``summary.json``.
 
     Args:
-        bundle: folder or name of the bundle whose classes are scored.
+        bundle: folder or name of the bundle whose classes are scored, or the regions that its train config states;
+            voxels that hold an ignored value in the reference are left out.
         prediction: folder of label maps, or one file.
         label: folder of references, or one file. Files pair by name without ``.nii`` or ``.nii.gz``; two single files
             pair whatever their names. The word that a bundle's label maps carry behind the scan's name
@@ -47,14 +48,14 @@ def evaluate(
         UsageError: unknown bundle, or an output that cannot be a folder.
         DataError: a missing or empty folder, or no case that could be scored; nothing is written then.
     """
-    labels = bundle_labels(bundle)
+    labels, scored = bundle_labels(bundle), bundle_scored(bundle)
     prediction, label = Path(prediction), Path(label)
     folder = Path(output) if output else prediction if prediction.is_dir() else prediction.parent
     check_output_folder(folder)
     pairs, failed, unpredicted = _pair(prediction, label, Outputs.of(bundle))
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
-    rows, faults = score_pairs(pairs, labels)
+    rows, faults = score_pairs(pairs, labels, scored=scored)
     failed |= faults
     for message in failed.values():
         print(f"decathlete: {message}", file=sys.stderr)
@@ -77,7 +78,10 @@ def evaluate(
 
 
 def score_pairs(
-    pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[int, str], desc: str = "evaluate"
+    pairs: Mapping[str, tuple[Path, Path]],
+    labels: Mapping[int, str],
+    desc: str = "evaluate",
+    scored: Scored | None = None,
 ) -> tuple[list[Row], dict[str, str]]:
     """Rows of all cases that can be scored, and the message of each that cannot; a progress bar on stderr.
 
@@ -85,18 +89,21 @@ def score_pairs(
         pairs: case to its prediction and its reference.
         labels: value to name of the classes.
         desc: what the progress bar calls the work.
+        scored: regions in place of the classes, and ignored values.
     """
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for case, (predicted, reference) in ProgressBar(pairs.items(), desc=desc, unit="case"):
         try:
-            rows += score_files(case, predicted, reference, labels)
+            rows += score_files(case, predicted, reference, labels, scored)
         except DecathleteError as error:
             failed[case] = str(error)
     return rows, failed
 
 
-def score_files(case: str, prediction: Path, reference: Path, labels: Mapping[int, str]) -> list[Row]:
+def score_files(
+    case: str, prediction: Path, reference: Path, labels: Mapping[int, str], scored: Scored | None = None
+) -> list[Row]:
     """Rows of one case from its two files.
 
     Raises:
@@ -107,9 +114,10 @@ def score_files(case: str, prediction: Path, reference: Path, labels: Mapping[in
 
     allowed = {0, *labels}
     predicted = read_nifti(prediction, kind="label", allowed_labels=allowed)
-    truth = read_nifti(reference, kind="label", allowed_labels=allowed)
+    ignored = scored.ignore if scored else ()
+    truth = read_nifti(reference, kind="label", allowed_labels=allowed | set(ignored))
     check_grid(case, predicted.array.shape, predicted.affine, truth.array.shape, truth.affine)
-    return score_case(case, predicted.array, truth.array, truth.spacing, labels)
+    return score_case(case, predicted.array, truth.array, truth.spacing, labels, scored)
 
 
 def check_grid(

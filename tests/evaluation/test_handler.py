@@ -25,14 +25,14 @@ class AsItIs(torch.nn.Module):
         return x
 
 
-def run(folders, output, keys=("image",), post=None, labels=LABELS):
+def run(folders, output, keys=("image",), post=None, labels=LABELS, **options):
     """Evaluate the 'images' in folders[0] against folders[1]; returns the handler."""
     items = [
         {"image": str(path), "label": str(folders[1] / path.name), "case_id": path.name.split(".")[0]}
         for path in sorted(folders[0].glob("*.nii.gz"))
     ]
     chain = Compose([LoadImaged(list(keys)), EnsureChannelFirstd(list(keys))])
-    writer = MetricsWriter(labels, output)
+    writer = MetricsWriter(labels, output, **options)
     SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(items, chain), batch_size=1),
