@@ -18,8 +18,9 @@ from torch import Tensor
 
 from decathlete.errors import ConfigError
 
-_LABEL_MODES = ("soft", "nearest")
+_LABEL_MODES = ("soft", "shares", "nearest")
 _PADDINGS = ("zeros", "min")
+_AXES = ("all", "one")
 
 
 class BatchAugment:
@@ -54,13 +55,20 @@ class BatchAugment:
         low_resolution: smallest and largest factor by which the axes are shortened (nearest voxel) and then brought
             back (linear), as a coarser scan would have been; at most 1. The label stays as it is.
         low_resolution_prob: share of samples of low resolution.
+        low_resolution_axes: ``all`` alike, or ``one``, drawn for each sample, as in a scan of thick slices.
+        curve: standard deviation of the logarithm of the slopes of a rising curve of ``curve_pieces`` straight pieces
+            that takes the image's intensities between its extremes to others, as another sequence would.
+        curve_prob: share of samples with such a curve.
+        curve_pieces: number of its pieces.
         padding: what is beyond the image: ``zeros``, or ``min``, the smallest value of each sample's channel (air).
         spacing: voxel edge lengths in mm, so that a rotation turns the body and not the voxels; default all equal.
         label_mode: ``soft`` returns class shares, shape (B, num_classes, *patch_size), interpolated linearly: a border
-            that falls between two voxels stays there, where nearest moves it by up to half a voxel; ``nearest`` returns
+            that falls between two voxels stays there, where nearest moves it by up to half a voxel; ``shares`` does
+            the same for labels that are shares already, one channel a class without background; ``nearest`` returns
             label values, shape (B, 1, *patch_size).
         image_key: key of the image, shape (B, C, *spatial).
-        label_key: key of the label map, shape (B, 1, *spatial), values 0 to num_classes - 1.
+        label_key: key of the label map, shape (B, 1, *spatial), values 0 to num_classes - 1; for ``shares``
+            (B, num_classes - 1, *spatial), values 0 to 1.
 
     Raises:
         ConfigError: an argument that cannot be, when the object is made.
@@ -90,6 +98,10 @@ class BatchAugment:
         contrast_keep_range: bool = True,
         low_resolution: Sequence[float] = (0.5, 1.0),
         low_resolution_prob: float = 0.0,
+        low_resolution_axes: str = "all",
+        curve: float = 0.5,
+        curve_prob: float = 0.0,
+        curve_pieces: int = 6,
         padding: str = "zeros",
         spacing: Sequence[float] | None = None,
         label_mode: str = "soft",
@@ -104,6 +116,11 @@ class BatchAugment:
             raise ConfigError("BatchAugment, label_mode", f"must be one of {_LABEL_MODES}", repr(label_mode))
         if padding not in _PADDINGS:
             raise ConfigError("BatchAugment, padding", f"must be one of {_PADDINGS}", repr(padding))
+        if low_resolution_axes not in _AXES:
+            raise ConfigError("BatchAugment, low_resolution_axes", f"must be one of {_AXES}", repr(low_resolution_axes))
+        if curve_pieces < 1 or curve < 0:
+            raise ConfigError("BatchAugment, curve", "has 1 piece or more and a deviation of 0 or more",
+                              f"{curve_pieces} and {curve}")  # fmt: skip
         if label_mode == "soft" and not num_classes:
             raise ConfigError("BatchAugment, num_classes", "is needed for label_mode 'soft'", repr(num_classes))
         if any(not 0 <= axis < dims for axis in mirror_axes):
@@ -125,7 +142,8 @@ class BatchAugment:
         self.contrast, self.contrast_prob = _limits("contrast", contrast, math.inf), contrast_prob
         self.contrast_keep_range = contrast_keep_range
         self.low_resolution = _limits("low_resolution", low_resolution, 1.0)
-        self.low_resolution_prob = low_resolution_prob
+        self.low_resolution_prob, self.one_axis = low_resolution_prob, low_resolution_axes == "one"
+        self.curve, self.curve_prob, self.curve_pieces = curve, curve_prob, curve_pieces
         self.spacing = torch.tensor([float(s) for s in spacing] if spacing is not None else [1.0] * dims)
         if len(self.translation) != dims or len(self.spacing) != dims:
             raise ConfigError(
@@ -149,7 +167,10 @@ class BatchAugment:
         else:
             # background is what the others leave: one channel less to interpolate, and outside the volume it is 1; all
             # channels in one call, since finding a point's neighbours costs more than weighing them
-            foreground = [(label == c).float() for c in range(1, self.num_classes or 2)]
+            if self.label_mode == "shares":
+                foreground = list(label.float().split(1, 1))
+            else:
+                foreground = [(label == c).float() for c in range(1, self.num_classes or 2)]
             moved, shares = _sample(torch.cat([image, *foreground], 1), grid, "bilinear").split(
                 [image.shape[1], len(foreground)], 1
             )
@@ -204,7 +225,11 @@ class BatchAugment:
             contrast = functools.partial(_contrasted, keep_range=self.contrast_keep_range)
             image = _change_some(image, self.contrast_prob, self.contrast, contrast)
         if self.low_resolution_prob:
-            image = _change_some(image, self.low_resolution_prob, self.low_resolution, _coarsened)
+            coarsened = functools.partial(_coarsened, one_axis=self.one_axis)
+            image = _change_some(image, self.low_resolution_prob, self.low_resolution, coarsened)
+        if self.curve_prob and self.curve:
+            curved = functools.partial(_curved, pieces=self.curve_pieces)
+            image = _change_some(image, self.curve_prob, (self.curve, self.curve), curved)
         if self.gamma and self.gamma_prob:
             exponent = torch.exp((draw() * 2 - 1) * self.gamma * (draw() < self.gamma_prob))
             axes = tuple(range(1, image.ndim))
@@ -250,15 +275,17 @@ def _contrasted(image: Tensor, factor: Tensor, keep_range: bool) -> Tensor:
     return changed.clamp(image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)) if keep_range else changed
 
 
-def _coarsened(image: Tensor, factor: Tensor) -> Tensor:
+def _coarsened(image: Tensor, factor: Tensor, one_axis: bool = False) -> Tensor:
     """Each sample on a grid of ``factor`` (B,) times the voxels an axis, and back: nearest there, linear back.
 
     What ``F.interpolate`` with ``nearest-exact`` and ``linear`` gives for one sample, without a loop over samples of
     different sizes: both are one axis after the other, so a voxel is a mean of two of the image's on each axis.
     """
+    drawn = torch.randint(2, image.ndim, (len(image),)) if one_axis else None
     for axis in range(2, image.ndim):
         n = image.shape[axis]
-        coarse = (n * factor).round().clamp(1, n)[:, None]  # (B, 1) voxels of the coarse axis
+        here = factor if drawn is None else torch.where(drawn == axis, factor, torch.ones(()))
+        coarse = (n * here).round().clamp(1, n)[:, None]  # (B, 1) voxels of the coarse axis
         place = ((torch.arange(n) + 0.5) * coarse / n - 0.5).clamp_min(0)  # (B, n) on the coarse axis
         below = place.floor()
         shape = (len(image), *(n if a == axis else 1 for a in range(1, image.ndim)))
@@ -269,6 +296,20 @@ def _coarsened(image: Tensor, factor: Tensor) -> Tensor:
             ends.append(torch.take_along_dim(image, source.view(shape).to(image.device), axis))
         image = torch.lerp(ends[0], ends[1], weight)
     return image
+
+
+def _curved(image: Tensor, deviation: Tensor, pieces: int) -> Tensor:
+    """Intensities between each channel's extremes along a rising curve of straight pieces; the extremes stay."""
+    slopes = torch.exp(torch.randn(len(image), pieces) * deviation[:, None])
+    knots = F.pad(slopes.cumsum(1) / slopes.sum(1, keepdim=True), (1, 0)).to(image.device)  # (B, pieces + 1), 0 to 1
+    axes = tuple(range(2, image.ndim))
+    low = image.amin(axes, keepdim=True)
+    span = (image.amax(axes, keepdim=True) - low).clamp_min(1e-6)
+    place = (image - low) / span * pieces
+    below = place.floor().clamp_(0, pieces - 1)
+    index = below.long().flatten(1)
+    height = torch.lerp(knots.gather(1, index), knots.gather(1, index + 1), (place - below).flatten(1))
+    return height.view_as(image) * span + low
 
 
 def _limits(name: str, limits: Sequence[float], most: float) -> tuple[float, float]:

@@ -149,6 +149,46 @@ def test_low_resolution_is_torchs_nearest_and_linear_interpolation(shape, factor
     assert torch.allclose(changed(image, "low_resolution", [factor, factor]), expected, atol=1e-4)
 
 
+def test_thick_slices_lie_along_one_axis_of_each_sample():
+    torch.manual_seed(0)
+    image = torch.randn(24, 1, 16, 16)
+    out = changed(image, "low_resolution", [0.5, 0.5], low_resolution_axes="one")
+    ways = set()
+    for before, after in zip(image, out, strict=True):
+        for axis, size in enumerate([(8, 16), (16, 8)]):
+            coarse = F.interpolate(before[None], size=size, mode="nearest-exact")
+            thick = F.interpolate(coarse, size=(16, 16), mode="bilinear", align_corners=False)[0]
+            ways |= {axis} if torch.allclose(after, thick, atol=1e-4) else set()
+    assert ways == {0, 1}
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 14, 10), (2, 1, 8, 9, 7)])
+def test_a_curve_keeps_the_order_of_intensities_and_their_extremes(shape):
+    torch.manual_seed(1)
+    image = torch.randn(shape)
+    out = changed(image, "curve", 0.7)
+    for before, after in zip(image.flatten(0, 1), out.flatten(0, 1), strict=True):
+        order = before.flatten().argsort()
+        assert bool((after.flatten()[order].diff() > 0).all())
+        assert torch.allclose(after.aminmax().min, before.aminmax().min, atol=1e-4)
+        assert torch.allclose(after.aminmax().max, before.aminmax().max, atol=1e-4)
+    assert float((out - image).abs().max()) > 0.05
+    assert torch.allclose(changed(image, "curve", 0.7, curve_pieces=1), image, atol=1e-4)
+
+
+def test_shares_are_moved_as_soft_labels_are():
+    label = torch.randint(0, 3, (4, 1, 10, 12), generator=torch.Generator().manual_seed(0))
+    shares = torch.cat([label == 1, label == 2], 1).float()
+    outputs = []
+    for mode, given in (("soft", label), ("shares", shares)):
+        torch.manual_seed(2)
+        outputs.append(BatchAugment([8, 8], 3, elastic=1.0, label_mode=mode)({"image": label, "label": given})["label"])
+    assert torch.allclose(*outputs, atol=1e-6)
+    half = BatchAugment([8, 8], 2, label_mode="shares", **STILL)
+    out = half({"image": label, "label": torch.full((4, 1, 10, 12), 0.25)})["label"]
+    assert torch.allclose(out, torch.tensor([0.75, 0.25]).view(1, 2, 1, 1).expand(4, 2, 8, 8), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_each_sample_draws_whether_and_how_much(name):
     torch.manual_seed(0)
@@ -200,6 +240,8 @@ def test_all_changes_together_repeat_with_the_seed():
         ({"patch_size": [8, 8], "num_classes": 2, "translation": [1, 2, 3]}, "one per axis"),
         ({"patch_size": [8, 8], "num_classes": 2, "blur": [2.0, 1.0]}, "smallest and a largest"),
         ({"patch_size": [8, 8], "num_classes": 2, "low_resolution": [0.5, 1.5]}, "at most 1"),
+        ({"patch_size": [8, 8], "num_classes": 2, "low_resolution_axes": "two"}, "two"),
+        ({"patch_size": [8, 8], "num_classes": 2, "curve_pieces": 0}, "1 piece or more"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(arguments, words):
