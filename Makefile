@@ -3,9 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# MONAI Label asks for older packages than its code needs, so it gets an environment of its own, without its demands.
+LABEL_VENV := .venv-label
+LABEL_PY := $(LABEL_VENV)/bin/python
+LABEL_STAMP := $(LABEL_VENV)/.installed
+LABEL_NEEDS := cachetools dicomweb-client expiring_dict fastapi filelock girder-client google-auth httpx jsonschema \
+	passlib psutil pydantic-settings pyjwt pynrrd python-multipart requests requests-toolbelt schedule setuptools \
+	shapely SimpleITK timeloop uvicorn watchdog
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test test-slow test-all lint format wheel clean
+.PHONY: help venv label demo test test-slow test-label test-all lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,6 +29,17 @@ $(STAMP): constraints.txt setup.cfg setup.py pyproject.toml
 	$(PY) -m pip install -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
+label: $(LABEL_STAMP) ## environment of `decathlete serve` (MONAI Label) in .venv-label
+
+$(LABEL_STAMP): constraints-label.txt setup.cfg setup.py pyproject.toml
+	@rm -f $(LABEL_STAMP)
+	@if ! $(LABEL_PY) -m pip --version >/dev/null 2>&1; then \
+		echo "Making $(LABEL_VENV) ..."; $(PYTHON) -m venv --clear $(LABEL_VENV); fi
+	@echo "Installing; the first call downloads about 1 GB and takes 3 GB of disk ..."
+	$(LABEL_PY) -m pip install -c constraints-label.txt -e . $(LABEL_NEEDS)
+	$(LABEL_PY) -m pip install -c constraints-label.txt --no-deps monailabel pydicom-seg dcmqi
+	@touch $(LABEL_STAMP)
+
 demo: $(STAMP) ## train, score and predict the hippocampus in a few minutes
 	@$(PY) -m decathlete.demo
 
@@ -30,6 +48,9 @@ test: $(STAMP) ## set-up and the fast tests
 
 test-slow: $(STAMP) ## the tests that take longer
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+test-label: $(STAMP) $(LABEL_STAMP) ## the tests that need MONAI Label
+	$(PY) -m pytest -m label $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## set-up and all tests
 	$(PY) -m pytest $(PYTEST_ARGS)
@@ -52,5 +73,5 @@ wheel: $(STAMP) ## dist/decathlete-*.whl
 	$(PY) -m pip wheel --no-deps -w dist .
 
 clean: ## remove what was built; data, runs and predictions stay
-	rm -rf build dist *.egg-info $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist *.egg-info $(VENV) $(LABEL_VENV) .mypy_cache .ruff_cache .pytest_cache
 	find apps transforms networks bundles tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

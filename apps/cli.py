@@ -193,6 +193,12 @@ def _view(a: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _serve(a: argparse.Namespace, rest: list[str]) -> int:
+    from decathlete.label import serve
+
+    serve(a.bundle, a.studies, host=a.host, port=a.port, folder=a.folder)
+
+
 def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
     """Read ``--id value``, ``--id=value`` and a lone ``--id`` (true) as config overrides; values as YAML reads them."""
     import yaml
@@ -345,6 +351,14 @@ def _parser() -> _Parser:
     p.add_argument("--overwrite", action="store_true", help="replace the configs of a bundle that is there")
     p.add_argument("--explain", action="store_true", help="print the plan and write nothing")
     p.add_argument("--pretrained", metavar="WEIGHTS", help="weights to start from, or a bundle that has them")
+
+    p = verb("serve", _serve, "Annotate with bundles in 3D Slicer or OHIF: start MONAI Label's server.")
+    p.add_argument("bundle", nargs="*", metavar="BUNDLE", help="bundles to serve (default: all that came along)")
+    p.add_argument("--studies", required=True, metavar="DIR", help="folder of NIfTI images, or a DICOMweb address")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    p.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000")
+    p.add_argument("--folder", metavar="DIR", help="for copies of the bundles, weights, runs and logs (default: "
+                   "~/.local/share/decathlete/label)")  # fmt: skip
 
     p = verb("view", _view, "Make the film of a scan with its contours, or a sheet of slices or of a training batch.")
     # IMAGE is what is left over: argparse would take the value of an override for it

@@ -1,0 +1,17 @@
+"""MONAI Label with our bundles: an app of our own, started by ``decathlete serve`` in an environment of its own.
+
+``guard`` and ``serving`` run anywhere; the other modules import MONAI Label, which only that environment has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from decathlete.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decathlete.label.serving import serve
+
+__all__ = ["serve"]
+
+__getattr__ = lazy_names(__name__, {"serve": "serving"})

@@ -1,0 +1,137 @@
+"""The app that MONAI Label starts: our bundles as models, trainers and scores of a folder of studies."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.epistemic import Epistemic
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+from monailabel.tasks.scoring.sum import Sum
+
+from decathlete import __version__
+from decathlete.bundle import is_bundle
+from decathlete.errors import DataError, DecathleteError, listed
+from decathlete.label.guard import NotFoundError
+from decathlete.label.retraining import Retraining
+from decathlete.label.scoring import Doubt, LabelAgreement
+from decathlete.label.segmentation import Segmentation
+from decathlete.label.studies import StudiesFolder
+
+logger = logging.getLogger(__name__)
+
+
+class LabelApp(MONAILabelApp):
+    """MONAI Label's app over the bundles in ``<app_dir>/model``.
+
+    Args:
+        app_dir: folder with ``model/<bundle>``; weights, runs and logs go there too.
+        studies: folder of NIfTI images, or the address of a DICOMweb server.
+        conf: ``models``: names of the bundles to serve, with commas between; all without it.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        there = sorted(folder for folder in Path(app_dir, "model").iterdir() if is_bundle(folder))
+        names = conf["models"].split(",") if conf.get("models") else [folder.name for folder in there]
+        self.bundles = {folder.name: folder.resolve() for folder in there if folder.name in names}
+        self._models = {name: Segmentation(folder) for name, folder in self.bundles.items()}
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=dict(conf),
+            name="decathlete",
+            description="Segmentation with decathlete's bundles. Not for clinical use.",
+            version=__version__,
+        )
+
+    def init_datastore(self) -> Datastore:
+        """A folder, or what MONAI Label has for an address."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        channels = {model.channels for model in self._models.values()}
+        return StudiesFolder(self.studies, channels, watch=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """Every bundle; one without weights is told of in ``/info/`` once it has some."""
+        return dict(self._models)
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Every bundle."""
+        return {name: Retraining(folder, Path(self.app_dir, "runs")) for name, folder in self.bundles.items()}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Random, first, and for every bundle the image about which it is least decided."""
+        doubts = {
+            f"{name}_uncertainty": Epistemic(key=f"{name}_uncertainty", desc=f"The image '{name}' doubts most")
+            for name in self.bundles
+        }
+        return {"random": Random(), "first": First(), **doubts}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """Sums and Dice of labels, and the doubt of every bundle."""
+        doubts = {f"{name}_uncertainty": Doubt(model) for name, model in self._models.items()}
+        return {"sum": Sum(), "dice": LabelAgreement(), **doubts}
+
+    def init_batch_infer(self) -> Callable:
+        """Prediction of many images."""
+        return BatchPrediction()
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As MONAI Label's, for models and images that are there.
+
+        Raises:
+            NotFoundError: no such model or image.
+        """
+        if request.get("model") not in self._infers:
+            raise NotFoundError(f"model '{str(request.get('model'))[:80]}'", "is a model of this server", "none",
+                                f"Known: {', '.join(sorted(self._infers))}")  # fmt: skip
+        store = datastore or self.datastore()
+        if isinstance(store, StudiesFolder) and not Path(request["image"]).is_absolute():
+            store.check_known(request["image"])
+        return super().infer(dict(request), datastore)
+
+    def _download_dcmqi_tools(self) -> None:
+        # MONAI Label fetches the program from the network at every start without it
+        if shutil.which("itkimage2segimage") is None:
+            logger.warning("no program itkimage2segimage: DICOM SEG cannot be written; 'make label' installs it")
+
+
+class BatchPrediction(BatchInferTask):
+    """MONAI Label's batch, on a machine without GPU too; one image that fails does not stop the rest."""
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore, infer: Callable) -> dict[str, Any]:
+        """Image to the result; every result is saved as a label.
+
+        Raises:
+            DataError: at the end, names the images that failed.
+        """
+        failed: dict[str, str] = {}
+
+        def forgiving(one: Mapping[str, Any], store: Datastore) -> dict[str, Any]:
+            try:
+                return infer(one, store)
+            except DecathleteError as error:
+                failed[str(one["image"])] = str(error)
+                logger.warning("%s: %s", one["image"], error)
+                return {}
+
+        several = torch.cuda.device_count() > 1  # MONAI Label's default, true, divides by the number of GPUs
+        request = dict(request) | {"multi_gpu": bool(request.get("multi_gpu", True)) and several}
+        result = super().__call__(request, datastore, forgiving)
+        if failed:
+            raise DataError(listed(failed), "every image is predicted", next(iter(failed.values())),
+                            f"{len(result) - len(failed)} of {len(result)} are done")  # fmt: skip
+        return result

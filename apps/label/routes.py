@@ -1,0 +1,290 @@
+"""The requests that we answer in MONAI Label's place, checked first and worked on in threads.
+
+MONAI Label works on them in its event loop, so that nobody else is answered meanwhile, and takes what comes: unknown
+models, bodies of any kind, files of any content. The answers have its form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import monailabel.endpoints.activelearning as activelearning
+import monailabel.endpoints.batch_infer as batch_infer
+import monailabel.endpoints.infer as infer
+import monailabel.endpoints.scoring as scoring
+import monailabel.endpoints.train as train
+from fastapi import APIRouter, Body, File, Form, Query, UploadFile
+from fastapi.background import BackgroundTasks
+from fastapi.responses import PlainTextResponse, Response
+from monailabel.config import settings
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.interfaces.utils.app import app_instance
+
+from decathlete.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
+from decathlete.errors import DataError, UsageError
+from decathlete.files import NIFTI_SUFFIXES, strip_nifti_suffix
+from decathlete.label.guard import NotFoundError, check_info, check_name, check_tag, number, switch
+from decathlete.label.main import LabelApp
+from decathlete.label.retraining import Settings, checked_pairs
+from decathlete.label.segmentation import device_of
+from decathlete.label.studies import StudiesFolder
+from decathlete.workflow import load
+
+router = APIRouter()
+
+Params = Annotated[str, Form()]
+Json = Annotated[dict[str, Any] | None, Body()]
+RESERVED = ("ts", "name", "path", "strategy", "id", "dice", "dice_of_labels", "sum", "slices")
+LOG_LINES = 10_000
+EVERY = BatchInferImageType.IMAGES_ALL
+
+
+def app() -> LabelApp:
+    """The running app."""
+    return app_instance()
+
+
+def known(name: str, there: Mapping[str, Any], what: str) -> Any:
+    """What goes by a name.
+
+    Raises:
+        NotFoundError: nothing does.
+    """
+    if name not in there:
+        raise NotFoundError(f"{what} '{name[:80]}'", f"is a {what} of this server", "none",
+                            f"Known: {', '.join(sorted(there)) or 'none'}")  # fmt: skip
+    return there[name]
+
+
+@router.post("/infer/{model}")
+def predict(
+    background_tasks: BackgroundTasks,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: Params = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    output: infer.ResultType | None = None,
+) -> Any:
+    """Label map of an image of the studies, of a session, or of a file that comes along."""
+    instance = app()
+    task = known(model, instance._infers, "model")
+    given = check_info(params, "params")
+    if given.get("image"):
+        raise UsageError("params, image", "an image is named in the address", f"{str(given['image'])[:80]!r}")
+    request = task.options(given) | {"model": model}
+    if switch(given, "save_label", False):
+        request |= {"save_label": True, "label_tag": check_tag(given.get("label_tag") or "original", "label_tag")}
+        request["result_extension"] = NIFTI_SUFFIXES[0]  # labels of the studies are NIfTI
+    with contextlib.ExitStack() as stack:
+        if file is not None:
+            request["image"] = str(stack.enter_context(received(file, "file")))
+        elif session_id:
+            request["image"] = str(_image_of_session(instance, session_id))
+        elif image:
+            request["image"] = image
+        else:
+            raise UsageError("infer", "an image is named, a session, or a file comes along", "none of them")
+        if output == infer.ResultType.dicom_seg:
+            return _dicom_seg(background_tasks, model, image, request, given)
+        return infer.send_response(instance.datastore(), instance.infer(request), output, background_tasks)
+
+
+def _dicom_seg(tasks: BackgroundTasks, model: str, image: str, request: dict[str, Any], given: Mapping) -> Any:
+    if isinstance(app().datastore(), StudiesFolder):
+        raise UsageError("output", "DICOM SEG needs studies on a DICOMweb server", "a folder of NIfTI images")
+    if not isinstance(given.get("label_info"), list):
+        raise UsageError("params, label_info", "is a list, one entry a segment", "none")
+    words = {name: value for name, value in request.items() if name not in ("model", "image")}
+    params = json.dumps(words | {"label_info": given["label_info"], "result_extension": ".nrrd"})
+    return infer.run_inference(tasks, model, image, params=params, file=None, label=None, output="dicom_seg")
+
+
+def _image_of_session(instance: LabelApp, session_id: str) -> Path:
+    session = instance.sessions().get_session(check_name(session_id, "session_id"))
+    if session is None:
+        raise NotFoundError(f"session '{session_id}'", "is a session of this server", "none")
+    return Path(session.image)
+
+
+@router.put("/datastore/")
+@router.put("/datastore/image")
+def add_image(file: Annotated[UploadFile, File()], image: str | None = None, params: Params = "{}") -> dict[str, Any]:
+    """Put an image into the studies, under ``image`` or the file's own name."""
+    store = app().datastore()
+    info = check_info(params, "params", RESERVED)
+    name = check_name(image or strip_nifti_suffix(Path(file.filename or "").name), "image")
+    with received(file, "file") as path:
+        if isinstance(store, StudiesFolder):
+            store.check_image(path)
+        return {"image": store.add_image(name, str(path), info)}
+
+
+@router.put("/datastore/label")
+def add_label(
+    image: str, label: Annotated[UploadFile, File()], tag: str = "final", params: Params = "{}"
+) -> dict[str, Any]:
+    """Put a label map of an image into the studies."""
+    instance = app()
+    store, info = instance.datastore(), check_info(params, "params", RESERVED)
+    tag = check_tag(tag or "final")
+    if not isinstance(store, StudiesFolder):
+        return _add_dicom_label(instance, image, label, tag, info)
+    store.check_known(image)
+    with received(label, "label") as path:
+        store.check_label(image, path)
+        label_id = store.save_label(image, str(path), tag, info)
+    return (instance.on_save_label(image, label_id) or {}) | {"image": image, "label": label_id}
+
+
+def _add_dicom_label(
+    instance: LabelApp, image: str, label: UploadFile, tag: str, info: dict[str, Any]
+) -> dict[str, Any]:
+    with received(label, "label", (*NIFTI_SUFFIXES, ".nrrd", ".bin")) as path:
+        label_id = instance.datastore().save_label(check_name(image, "image"), str(path), tag, info)
+    return {"image": image, "label": label_id}
+
+
+@router.put("/datastore/image/info")
+def set_image_info(image: str, info: Params = "{}") -> None:
+    """Add remarks to an image."""
+    app().datastore().update_image_info(check_name(image, "image"), check_info(info, "info", RESERVED))
+
+
+@router.put("/datastore/label/info")
+@router.put("/datastore/updatelabelinfo")
+def set_label_info(label: str, tag: str, info: Params = "{}") -> None:
+    """Add remarks to a label."""
+    app().datastore().update_label_info(check_name(label, "label"), check_tag(tag), check_info(info, "info", RESERVED))
+
+
+@router.put("/model/{model}")
+def replace_weights(model: str, file: Annotated[UploadFile, File()]) -> dict[str, Any]:
+    """Serve other weights of a model; those of before stay beside them."""
+    task = known(model, app()._infers, "model")
+    with received(file, "file", (".pt",)) as path:
+        network = load(task.folder, "inference", {"device": "cpu"}).get_parsed_content("network_def")
+        weights = plain_weights(load_weights(network, path, where=f"for {model}"))
+    task.weights.parent.mkdir(exist_ok=True)
+    if task.weights.is_file():
+        before = task.weights.with_name(f"earlier_{task.weights.stat().st_mtime_ns}.pt")
+        shutil.copy2(task.weights, before)
+    save_checkpoint(weights, task.weights.with_name(BEST))
+    return app().model_info(model)
+
+
+@router.put("/session/")
+def open_session(
+    files: Annotated[list[UploadFile], File()], uncompress: bool = False, expiry: Annotated[int, Query(ge=0)] = 0
+) -> dict[str, Any]:
+    """Keep an image that is not one of the studies for some predictions."""
+    if uncompress or len(files) != 1:
+        raise UsageError("session", "is one NIfTI file", "an archive" if uncompress else f"{len(files)} files")
+    with received(files[0], "files") as path:
+        store = app().datastore()
+        if isinstance(store, StudiesFolder):
+            store.check_image(path)
+        name, info = app().sessions().add_session(str(path), min(expiry, 86_400))
+    return {"session_id": name, "session_info": info.to_json()}
+
+
+@router.post("/train/{model}")
+def start_training(model: str, params: Json = None, run_sync: bool = False, enqueue: bool = False) -> Any:
+    """Start a training on the final labels of the studies, in a process of its own."""
+    instance = app()
+    known(model, instance._trainers, "trainer")
+    if run_sync:
+        raise UsageError("run_sync", "a training runs beside the server", "true", "Ask GET /train/ how it goes")
+    settings_ = Settings.of(params or {})
+    checked_pairs(instance.datastore())
+    body = {name: getattr(settings_, name) for name in ("device", "max_epochs", "val_split", "pretrained")}
+    return train.run_model(model, body | {"multi_gpu": settings_.gpus is not None}, False, enqueue)
+
+
+@router.post("/batch/infer/{model}")
+def start_batch(
+    model: str,
+    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
+    params: Json = None,
+    run_sync: bool = False,
+) -> Any:
+    """Predict many images of the studies and keep the labels, in a process of its own."""
+    task, given = known(model, app()._infers, "model"), params or {}
+    body = task.options(given) | {
+        "multi_gpu": switch(given, "multi_gpu", True),
+        "label_tag": check_tag(given.get("label_tag") or "original", "label_tag"),
+        "max_batch_size": int(number(given, "max_batch_size", 0, 0, 10**6)),
+        "max_workers": int(number(given, "max_workers", 1, 1, 64)),
+    }
+    task.predictor(body["device"], body["model_filename"], body["tta"])  # no weights, or wrong ones: told now
+    return batch_infer.run(model, images, body, run_sync)
+
+
+@router.post("/scoring/{method}")
+def start_scoring(method: str, params: Json = None, run_sync: bool = False) -> Any:
+    """Score images or labels of the studies."""
+    known(method, app()._scoring_methods, "scoring method")
+    given = params or {}
+    body: dict[str, Any] = {name: check_tag(given[name], name) for name in ("y", "y_pred") if given.get(name)}
+    body |= {"max_samples": int(number(given, "max_samples", 0, 0, 10**6)), "device": device_of(given)}
+    return scoring.run_method(method, body, run_sync)
+
+
+@router.post("/activelearning/{strategy}")
+def next_image(strategy: str, params: Json = None) -> dict[str, Any]:
+    """The image to label next, {} where all are labelled."""
+    known(strategy, app()._strategies, "strategy")
+    given = params or {}
+    return activelearning.sample(strategy, {"client_id": str(given.get("client_id", ""))[:100]}, "user")
+
+
+@router.post("/train/")
+@router.post("/scoring/")
+def name_one() -> Response:
+    """All at once, which MONAI Label calls deprecated, is not served."""
+    raise UsageError("path", "names one trainer or scoring method", "none")
+
+
+@router.get("/logs/")
+def log_lines(lines: Annotated[int, Query(ge=1, le=LOG_LINES)] = 300) -> PlainTextResponse:
+    """The last lines of the server's log; MONAI Label's page loads programs from other servers."""
+    file = Path(settings.MONAI_LABEL_APP_DIR, "logs", "app.log")
+    if not file.is_file():
+        raise NotFoundError("logs", "there is a log", "none yet")
+    with file.open(encoding="utf-8", errors="replace") as log:
+        return PlainTextResponse("".join(deque(log, lines)))
+
+
+@contextlib.contextmanager
+def received(upload: UploadFile, what: str, suffixes: tuple[str, ...] = NIFTI_SUFFIXES) -> Iterator[Path]:
+    """An upload as a temporary file, which goes when the block ends.
+
+    Raises:
+        UsageError: its name ends in none of ``suffixes``.
+        DataError: it is empty.
+    """
+    name = (upload.filename or "").lower()
+    suffix = next((end for end in suffixes if name.endswith(end)), None)
+    if suffix is None:
+        raise UsageError(f"{what}, name of the file", f"ends in {' or '.join(suffixes)}", f"{name[-80:]!r}")
+    handle, path = tempfile.mkstemp(prefix="upload_", suffix=suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(upload.file, file)
+            if not file.tell():
+                raise DataError(what, "the file holds an image", "nothing")
+        yield Path(path)
+    except DataError as error:  # the user's name of the file tells more than ours
+        where = error.where.replace(path, Path(upload.filename or what).name)
+        raise type(error)(where, error.rule, error.found, error.remedy) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # a session takes it away
+            os.unlink(path)

@@ -1,0 +1,194 @@
+"""``decathlete serve``: copies of bundles in a folder of the user's, and MONAI Label over them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NoReturn
+
+import decathlete
+from decathlete.bundle import bundle_folder, bundle_names
+from decathlete.errors import DataError, UsageError, WorkError
+from decathlete.files import atomic_write
+
+ENVIRONMENT = ".venv-label"  # beside the checkout's Makefile
+MAIN = "from decathlete.label.main import LabelApp  # noqa: F401 - MONAI Label looks for it here\n"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def serve(
+    bundles: Sequence[str | Path] = (),
+    studies: str | Path = ".",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    folder: str | Path | None = None,
+) -> NoReturn:
+    """Become MONAI Label's server over copies of bundles; ends with it.
+
+    Args:
+        bundles: folders or names; without any, all that came with the package.
+        studies: folder of NIfTI images, or the address of a DICOMweb server.
+        host: address to listen on; any but this machine's own is warned of.
+        port: to listen on.
+        folder: for the copies with their weights, the runs and logs; default: ``default_folder()``.
+
+    Raises:
+        UsageError: unknown bundle, two of one name, or a port that is taken.
+        DataError: no folder of studies.
+        WorkError: MONAI Label's environment is missing.
+    """
+    sources = [bundle_folder(bundle) for bundle in bundles or bundle_names()]
+    address = str(studies).startswith(("http://", "https://"))
+    if not address and not Path(studies).is_dir():
+        raise DataError(studies, "the studies are a folder of NIfTI images, or the address of a DICOMweb server",
+                        "no such folder", "Make it; an empty one will do")  # fmt: skip
+    if address and "@" in str(studies):
+        raise UsageError("--studies", "an address holds no password, which logs would show", "one with '@'",
+                         "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD")  # fmt: skip
+    python = label_python()
+    check_port(host, port)
+    folder = Path(folder) if folder is not None else default_folder()
+    names = copy_bundles(sources, folder)
+    if not is_local(host):
+        print(f"decathlete: warning: whoever reaches port {port} of this machine can read, change and delete studies "
+              "and weights: there is no password. Without --host only this machine can, and others through an SSH "
+              f"tunnel: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE", file=sys.stderr)  # fmt: skip
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    print(f"decathlete: MONAI Label at http://{shown}:{port} (3D Slicer: this address; log: {folder / 'logs'}). "
+          "Not for clinical use.", file=sys.stderr, flush=True)  # fmt: skip
+    command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder.resolve())]
+    command += ["--studies", str(studies) if address else str(Path(studies).resolve())]
+    command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(names)]
+    command += ["--uvicorn_app", "decathlete.label.server:app"]
+    os.chdir(folder)  # MONAI Label takes a file of this name for an image before it asks the studies
+    os.execve(python, command, server_environment(python, folder.resolve(), host))
+
+
+def default_folder() -> Path:
+    """``decathlete/label`` in ``$XDG_DATA_HOME``, by default ``~/.local/share``."""
+    root = os.environ.get("XDG_DATA_HOME")
+    return (Path(root) if root else Path.home() / ".local" / "share") / "decathlete" / "label"
+
+
+def label_python() -> Path:
+    """Interpreter of MONAI Label's environment: this one if it has MONAI Label, else the one of ``make label``.
+
+    ``$DECATHLETE_LABEL_ENV`` names another environment's folder.
+
+    Raises:
+        WorkError: there is none.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("monailabel") is not None:
+        return Path(sys.executable)
+    named = os.environ.get("DECATHLETE_LABEL_ENV")
+    place = Path(named) if named else Path(decathlete.__file__).resolve().parent.parent / ENVIRONMENT
+    python = place.absolute() / "bin" / "python"
+    if not (place / ".installed").is_file() and not (named and python.is_file()):
+        raise WorkError(place, "MONAI Label has an environment of its own", "none",
+                        "Run 'make label' in the checkout, or name one in $DECATHLETE_LABEL_ENV")  # fmt: skip
+    return python
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        UsageError: it is taken, not allowed, or no address of this machine.
+    """
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{host}:{port}", "the server must be able to listen there", reason,
+                         "Choose another --port") from None  # fmt: skip
+
+
+def copy_bundles(sources: Sequence[Path], folder: Path) -> list[str]:
+    """Copy bundles to ``folder/model`` and return their names; a copy's own weights are kept.
+
+    Configs and docs are the bundle's of today. Weights are copied to where there are none; where a training has put
+    others, a line says so.
+
+    Raises:
+        UsageError: a name that is no plain one, or two bundles of one name.
+        DataError: the folder cannot be written to.
+    """
+    names = [source.resolve().name for source in sources]
+    for name in names:
+        if not NAME.fullmatch(name) or ".." in name:
+            raise UsageError(f"bundle '{name}'", "is named by letters, digits, '_', '-' and '.' to be served")
+        if names.count(name) > 1:
+            raise UsageError(f"bundle '{name}'", "has a name of its own to be served", f"{names.count(name)} of them")
+    try:
+        for name in ("model", "runs", "logs", "sessions"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "tmp", ignore_errors=True)  # what an earlier server left of uploads
+        (folder / "tmp").mkdir()
+        with atomic_write(folder / "main.py") as part_file:
+            part_file.write_text(MAIN, encoding="utf-8")
+        for name, source in zip(names, sources, strict=True):
+            _copy_bundle(source.resolve(), folder.resolve() / "model" / name)
+    except OSError as error:
+        raise DataError(folder, "must be a folder that can be written to", error.strerror or str(error),
+                        "Choose another --folder") from error  # fmt: skip
+    return names
+
+
+def _copy_bundle(source: Path, copy: Path) -> None:
+    if source == copy:
+        return
+    ignored = shutil.ignore_patterns("models", "runs", "__pycache__", "*.bak-*")
+    for part in ("configs", "docs"):
+        shutil.rmtree(copy / part, ignore_errors=True)
+    shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
+    (copy / "models").mkdir(exist_ok=True)
+    for file in sorted((source / "models").glob("*.pt")):
+        own = copy / "models" / file.name
+        if not own.exists():
+            with atomic_write(own) as part:
+                shutil.copyfile(file, part)
+        elif _digest(own) != _digest(file):
+            print(f"decathlete: {copy.name}: your own {file.name} is served, not the bundle's; to have that again, "
+                  f"remove {own}", file=sys.stderr)  # fmt: skip
+
+
+def _digest(file: Path) -> bytes:
+    return sha256(file.read_bytes()).digest()
+
+
+def server_environment(python: Path, folder: Path, host: str) -> dict[str, str]:
+    """Environment of the server's process; what the user has set of MONAI Label's stays."""
+    environ = dict(os.environ)
+    ours: Mapping[str, str] = {
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # each request for an image would start all scorings
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
+    }
+    for name, value in ours.items():
+        environ.setdefault(name, value)
+    environ["DECATHLETE_LABEL_LOCAL"] = "1" if is_local(host) else "0"
+    environ["TMPDIR"] = str(folder / "tmp")
+    environ["PATH"] = os.pathsep.join([str(python.parent), environ.get("PATH", "")])  # itkimage2segimage
+    for name in ("PYTHONHOME", "PYTHONPATH"):  # of another interpreter
+        environ.pop(name, None)
+    return environ
