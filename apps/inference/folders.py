@@ -227,23 +227,30 @@ def _predict_one(
     from decathlete.transforms.read import read_nifti
 
     probabilities = "probabilities" in targets
-    _check_memory(predictor, file, probabilities, memory_gib)
+    check_memory(predictor, file, probabilities, memory_gib)
     volume = read_nifti(file, channels=predictor.channels)
     prediction = predictor(volume.array, volume.affine, probabilities, name=file)
     note = f"decathlete {predictor.name}"
     if prediction.probabilities is not None:
-        _write(np.moveaxis(prediction.probabilities, 0, -1), volume, targets["probabilities"], note)
+        write_on_grid(np.moveaxis(prediction.probabilities, 0, -1), volume, targets["probabilities"], note)
     if prediction.field is not None:
-        _write(prediction.field, volume, targets["field"], note)
+        write_on_grid(prediction.field, volume, targets["field"], note)
     if "masked" in targets:
         with _naming_a_full_disk(targets["masked"]):
             write_masked_scan(file, prediction.label, targets["masked"])
-    _write(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
+    write_on_grid(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
     return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
 
 
-def _check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float | None) -> None:
-    """Refuse from the header alone, before the voxels are read: a small file can unpack to more than there is."""
+def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float | None) -> None:
+    """Refuse from the header alone, before the voxels are read: a small file can unpack to more than there is.
+
+    Args:
+        memory_gib: what the prediction may take; None: what is free.
+
+    Raises:
+        DeviceError: the estimate exceeds it.
+    """
     from decathlete.inference.memory import PROCESS_GIB
     from decathlete.transforms.read import MAX_VOXELS
 
@@ -277,8 +284,12 @@ def _figures_of_finished(predictor: Predictor, file: Path, target: Path) -> dict
     return label_statistics(label.array, volume.array, volume.spacing, predictor.labels)
 
 
-def _write(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
-    """Write voxels with the geometry of the input's header, whole or not at all."""
+def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
+    """Write voxels with the geometry of the input's header, whole or not at all.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written to.
+    """
     header = volume.header.copy()
     header.set_data_shape(array.shape)
     header.set_data_dtype(array.dtype)
