@@ -1,0 +1,103 @@
+"""Dice plus cross entropy over class shares, with regions and voxels that nobody judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decathlete.errors import ConfigError, nearest
+
+
+class DiceCE(nn.Module):
+    """Soft Dice plus cross entropy of softmax scores and class shares, as MONAI's DiceCELoss, with two options more.
+
+    **Regions** that overlap, such as BraTS' whole tumour, tumour core and enhancing tumour: both terms are then those
+    of the regions, each against the rest. A region's probability is the sum of its classes', so the network still
+    gives one score a class, and prediction, ensembles and MONAI Label need not know: the label map is the largest.
+
+    **Ignored voxels** count in neither term. Shares come with one channel more, that of the ignored value; a voxel
+    between ignored and judged ones counts by its judged share.
+
+    Args:
+        labels: class name to value, with background at 0 and values 0, 1, 2, ... without a gap.
+        regions: name to the classes that it is made of, by name or value; none: the classes themselves.
+        ignore: the ignored label value, in a list, which is ``len(labels)``; none: every voxel counts.
+        batch: sum up the Dice over the batch, as for small targets that are often absent from a patch; else each
+            sample has its own.
+        smooth: added to numerator and denominator of the Dice.
+
+    Raises:
+        ConfigError: labels, regions or an ignored value that cannot be, when the loss is made.
+
+    Source: Isensee et al. 2021, supplementary note 2; regions as in Isensee et al. 2020, arXiv 2011.00848, but by sums
+    of softmax probabilities in place of a sigmoid for each.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        regions: Mapping[str, Sequence[str | int]] | None = None,
+        ignore: Sequence[int] = (),
+        batch: bool = True,
+        smooth: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if sorted(labels.values()) != list(range(len(labels))):
+            raise ConfigError("loss, labels", f"are 0 to {len(labels) - 1}, without a gap", str(dict(labels)))
+        self.classes, self.ignores = len(labels), bool(ignore)
+        if ignore and list(ignore) != [self.classes]:
+            raise ConfigError(
+                "loss, ignore", f"is the value after the classes, [{self.classes}], or []", str(list(ignore))
+            )
+        self.regions = [[_value(c, labels, name) for c in parts] for name, parts in (regions or {}).items()]
+        for name, parts in zip(regions or {}, self.regions, strict=True):
+            if not parts or len(set(parts)) == self.classes or len(set(parts)) < len(parts):
+                raise ConfigError(f"loss, regions, {name}", "is made of some of the classes, each once", str(parts))
+        self.batch, self.smooth = batch, smooth
+
+    def forward(self, scores: Tensor, shares: Tensor) -> Tensor:
+        """Loss of ``scores`` (B, classes, *spatial) and ``shares`` (B, classes, *spatial), one channel more to ignore.
+
+        Raises:
+            ConfigError: another number of channels.
+        """
+        wanted = self.classes + self.ignores
+        if scores.shape[1] != self.classes or shares.shape[1] != wanted:
+            raise ConfigError("loss", f"takes {self.classes} scores and {wanted} shares a voxel",
+                              f"{scores.shape[1]} and {shares.shape[1]}",
+                              "Compare labels and ignore with the network's out_channels and the augmentation's "
+                              "num_classes")  # fmt: skip
+        judged = 1 - shares[:, -1:] if self.ignores else torch.ones_like(shares[:, :1])
+        shares = shares[:, : self.classes]
+        voxels = judged.sum().clamp_min(1.0)
+        log = scores.log_softmax(1)
+        if not self.regions:
+            entropy = -(shares * log).sum() / voxels
+            return entropy + self._dice(log[:, 1:].exp(), shares[:, 1:], judged)
+        odds, truth = [], []
+        for parts in self.regions:
+            rest = [c for c in range(self.classes) if c not in parts]
+            odds.append(log[:, parts].logsumexp(1) - log[:, rest].logsumexp(1))
+            truth.append(shares[:, parts].sum(1))
+        odds_of, truth_of = torch.stack(odds, 1), torch.stack(truth, 1)
+        each = F.softplus(odds_of) * judged - odds_of * truth_of  # binary cross entropy; truth is at most judged
+        entropy = each.sum() / (voxels * len(self.regions))
+        return entropy + self._dice(odds_of.sigmoid(), truth_of, judged)
+
+    def _dice(self, probability: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+        axes = [0, *range(2, truth.ndim)] if self.batch else [*range(2, truth.ndim)]
+        both = (probability * truth).sum(axes)
+        total = (probability * judged).sum(axes) + truth.sum(axes)
+        return (1 - (2 * both + self.smooth) / (total + self.smooth)).mean()
+
+
+def _value(part: Any, labels: Mapping[str, int], region: str) -> int:
+    if isinstance(part, str) and part in labels:
+        return labels[part]
+    if isinstance(part, int) and part in labels.values():
+        return part
+    raise ConfigError(f"loss, regions, {region}", "is made of classes", repr(part), nearest(str(part), labels))

@@ -1,0 +1,52 @@
+"""Scans of several channels: each modality has to be there."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from decathlete.errors import ConfigError, DataError, listed
+
+
+class CheckChannelsd(MapTransform):
+    """Refuse a scan whose channels are not all there: another number of them, or one that holds a single value.
+
+    A modality that was not taken is often filled up with zeros; a network that never saw that answers with nonsense.
+
+    Args:
+        keys: images, (C, *spatial).
+        names: of the channels, in their order.
+        allow_missing_keys: pass over keys that a case has not.
+
+    Raises:
+        ConfigError: no names, or one twice, when the transform is made.
+        DataError: a channel is missing; the message names it.
+    """
+
+    def __init__(self, keys: KeysCollection, names: Sequence[str], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.names = [str(name) for name in names]
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ConfigError("CheckChannelsd, names", "names each channel, each by its own name", str(self.names))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The case as it came."""
+        for key in self.key_iterator(dict(data)):
+            self._check(data[key])
+        return dict(data)
+
+    def _check(self, image: Tensor) -> None:
+        wanted = f"each of the {len(self.names)} channels must be there: {', '.join(self.names)}, in this order"
+        remedy = "Add the missing scan on the others' grid, or leave the case out: no channel can be made up"
+        where = str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
+        if image.shape[0] != len(self.names):
+            raise DataError(where, wanted, f"{image.shape[0]}", remedy)
+        plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+        empty = [name for name, channel in zip(self.names, plain, strict=True) if channel.min() == channel.max()]
+        if empty:
+            raise DataError(where, wanted, f"one value in all voxels of {listed(empty)}", remedy)
