@@ -48,14 +48,14 @@ def evaluate(
         UsageError: unknown bundle, or an output that cannot be a folder.
         DataError: a missing or empty folder, or no case that could be scored; nothing is written then.
     """
-    labels, scored = bundle_labels(bundle), bundle_scored(bundle)
+    labels = bundle_labels(bundle)
     prediction, label = Path(prediction), Path(label)
     folder = Path(output) if output else prediction if prediction.is_dir() else prediction.parent
     check_output_folder(folder)
     pairs, failed, unpredicted = _pair(prediction, label, Outputs.of(bundle))
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
-    rows, faults = score_pairs(pairs, labels, scored=scored)
+    rows, faults = score_pairs(pairs, labels, scored=bundle_scored(bundle))
     failed |= faults
     for message in failed.values():
         print(f"decathlete: {message}", file=sys.stderr)

@@ -12,6 +12,7 @@ from monai.utils import fall_back_tuple
 from torch import Tensor, nn
 
 from decathlete.errors import DecathleteError
+from decathlete.transforms.resample import ResampleSpacingd
 
 PROCESS_GIB = 0.6  # Python with torch and MONAI imported
 LIVE_OUTPUTS = 6  # of a network at a time: skip connections, and what goes in and out of a layer
@@ -68,12 +69,16 @@ def _resampling(preprocessing: Compose, shape: Sequence[int], spacing: Sequence[
     steps = []
     for transform in preprocessing.flatten().transforms:
         before, with_grid = size, False
-        if isinstance(transform, Spacingd):
-            wanted = [float(s) for s in transform.spacing_transform.pixdim]
+        if isinstance(transform, (Spacingd, ResampleSpacingd)):
+            cubic = isinstance(transform, ResampleSpacingd)
+            wanted = [float(s) for s in (transform.pixdim if cubic else transform.spacing_transform.pixdim)]
             wanted = (wanted * len(edges) if len(wanted) == 1 else wanted)[: len(edges)]
             if not all(s > 0 for s in wanted):
                 continue
-            with_grid = any(abs(a - b) > 1e-3 for a, b in zip(sorted(edges), sorted(wanted), strict=False))
+            # ours goes axis by axis, without a grid
+            with_grid = not cubic and any(
+                abs(a - b) > 1e-3 for a, b in zip(sorted(edges), sorted(wanted), strict=False)
+            )
             size = [n * s / w for n, s, w in zip(size, edges, wanted, strict=False)] + size[len(wanted) :]
         elif isinstance(transform, Resized):
             target = transform.resizer.spatial_size

@@ -9,7 +9,9 @@ from decathlete.lazy import lazy_names
 if TYPE_CHECKING:
     from decathlete.training.average import WeightAverage
     from decathlete.training.checkpoint import Checkpoint
+    from decathlete.training.contour_loss import ContourLoss
     from decathlete.training.handlers import EarlyStop, LoadWeights, Progress, TensorBoard, ValidationHandler
+    from decathlete.training.losses import DiceCE
     from decathlete.training.muon import Muon
     from decathlete.training.precision import amp_dtype, autocast
     from decathlete.training.processes import distributed, join_processes, leave_processes
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "ContourLoss",
+    "DiceCE",
     "EarlyStop",
     "LoadWeights",
     "Muon",
@@ -41,6 +45,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Checkpoint": "checkpoint",
+        "DiceCE": "losses",
+        "ContourLoss": "contour_loss",
         "EarlyStop": "handlers",
         "LoadWeights": "handlers",
         "Muon": "muon",
