@@ -86,6 +86,30 @@ def contour_area(points: ArrayLike) -> float:
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
+def trace_contour(mask: ArrayLike, origin: float = CONTOUR_ORIGIN) -> NDArray[np.float64]:
+    """Outline (N, 2) of the largest region of a mask (X, Y), in pixels from ``origin``; (0, 2) of an empty mask.
+
+    It runs halfway between the pixels inside and those outside, closed by its last point, and cuts corners: drawn again
+    by `contour_mask`, it gives the mask but for some pixels at them.
+    """
+    from skimage.measure import find_contours  # takes half a second to import
+
+    outlines = find_contours(np.pad(np.asarray(mask, dtype=np.float64), 1), 0.5)
+    if not outlines:
+        return np.empty((0, 2))
+    return max(outlines, key=contour_area) - 1 + origin
+
+
+def distances_to_contour(points: ArrayLike, contour: ArrayLike) -> NDArray[np.float64]:
+    """Distance of each point (N, 2) to the nearest point of a closed polygon's line (M, 2), in the unit of both."""
+    start = np.asarray(contour, dtype=np.float64)
+    along = np.roll(start, -1, axis=0) - start
+    length2 = np.maximum((along**2).sum(axis=1), 1e-12)
+    away = np.asarray(points, dtype=np.float64)[:, None] - start  # (points, edges, 2)
+    share = np.clip((away * along).sum(axis=2) / length2, 0, 1)
+    return np.linalg.norm(away - share[..., None] * along, axis=2).min(axis=1)
+
+
 def contour_coverage(
     points: ArrayLike, shape: Sequence[int], origin: float = CONTOUR_ORIGIN, where: str | Path = "contour"
 ) -> NDArray[np.float64]:

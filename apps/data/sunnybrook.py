@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from decathlete.data.folders import dataset_folder
 from decathlete.data.folds import split
 from decathlete.errors import DataError, listed
+from decathlete.files import nifti_files
 from decathlete.progress import ProgressBar
-from decathlete.transforms.contours import CONTOUR_ORIGIN, read_contour
+from decathlete.transforms.contours import CONTOUR_ORIGIN, distances_to_contour, read_contour
 from decathlete.transforms.dicom import read_dicom_frame, read_dicom_header
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,51 @@ def sunnybrook_datalist(
     return [frame.as_case() for frame in index.contoured if frame.patient in wanted]
 
 
+def frame_files(folder: str | Path) -> list[Path]:
+    """Frames of one patient's folder, by number; the NIfTI files of a folder that holds such.
+
+    Raises:
+        DataError: the folder holds neither, or is that of the whole set: names of frames are only a patient's own.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(folder, "frames lie in a folder", "no such folder")
+    if volumes := nifti_files(folder):
+        return volumes
+    if (folder / "DICOM").is_dir():
+        folder = folder / "DICOM"
+    numbered = [(int(m[1]), p) for p in _entries(folder) if p.is_file() and (m := _FRAME_NAME.fullmatch(p.name))]
+    others = [p for p in _entries(folder) if p.is_file() and p.suffix.lower() in (".dcm", ".ima")]
+    frames = [path for _, path in sorted(numbered)]
+    frames += [path for path in others if path not in frames]
+    if not frames:
+        patients = _patient_folders(folder)
+        found = f"{len(patients)} patients' folders" if patients else "none"
+        remedy = f"Give one patient's folder, such as {patients[0]}" if patients else "Give the folder of the frames"
+        raise DataError(folder, "the folder holds frames, such as 59.dcm, or NIfTI files", found, remedy)
+    return frames
+
+
+def patient_folder(dataset_dir: str | Path, patient: str | None = None) -> str:
+    """Folder of a patient's frames, of the first one where none is named; for ``inference.yaml``.
+
+    Raises:
+        DataError: no such patient, or no set.
+    """
+    folders = _patient_folders(Path(dataset_dir))
+    wanted = [folder for folder in folders if patient in (None, folder.name)]
+    if not wanted:
+        raise DataError(dataset_dir, f"the set holds frames of {patient or 'a patient'}",
+                        listed(folder.name for folder in folders) or "no frames")  # fmt: skip
+    return str(wanted[0])
+
+
+def _patient_folders(folder: Path) -> list[Path]:
+    root = _root(folder)
+    found = [] if root is None else _entries(root / "dicoms") if (root / "dicoms").is_dir() else [root]
+    return [path for path in found if path.is_dir()]
+
+
 def leaves_by_px(inner: NDArray[np.float64], outer: NDArray[np.float64]) -> float:
     """How far the inner polygon (N, 2) gets outside the outer one, in pixels; 0 where it stays inside."""
     from matplotlib.path import Path as Polygon
@@ -213,11 +259,7 @@ def leaves_by_px(inner: NDArray[np.float64], outer: NDArray[np.float64]) -> floa
     out = inner[~Polygon(outer).contains_points(inner)]
     if not len(out):
         return 0.0
-    start, along = outer, np.roll(outer, -1, axis=0) - outer
-    length2 = np.maximum((along**2).sum(axis=1), 1e-12)
-    share = np.clip(((out[:, None] - start) * along).sum(axis=2) / length2, 0, 1)  # (points, edges)
-    nearest = start + share[..., None] * along
-    return float(np.linalg.norm(out[:, None] - nearest, axis=2).min(axis=1).max())
+    return float(distances_to_contour(out, outer).max())
 
 
 def _root(folder: Path) -> Path | None:

@@ -91,7 +91,7 @@ def cross_validate(
         overrides=overrides,
         minutes=minutes,
         training_s={str(plan.number): plan.state().get("training_s") for plan in plans},
-        label_sha256=files_sha256(Path(case["label"]) for plan in plans for case in plan.validation),
+        label_sha256=files_sha256(path for plan in plans for case in plan.validation for path in _references(case)),
     )
     print(summary.table())
     if reference is not None:
@@ -204,15 +204,11 @@ class _Fold:
 
     def _train(self, seconds_before: float) -> None:
         self._write_state("training", seconds_before)
-        command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", str(self.bundle)]
-        command += ["--fold", str(self.number), "--output_dir", str(self.folder)]
-        if self.dataset_dir is not None:
-            command += ["--dataset_dir", str(self.dataset_dir)]
+        command = self._command("training")
         if self.minutes is not None:
             command += ["--minutes", str(self.minutes)]
         if (self.folder / LAST).is_file():
             command.append("--resume")
-        command += [f"--{name}={_as_word(value)}" for name, value in self.overrides.items()]
         start = time.monotonic()
         try:
             # a process of its own: its memory is given back, and its crash is not ours
@@ -227,6 +223,9 @@ class _Fold:
         self._write_state("trained", seconds)
 
     def _score(self, overwrite: bool) -> None:
+        if any("label" not in case for case in self.validation):
+            self._score_by_config()
+            return
         from decathlete.inference import predict
         from decathlete.inference.outputs import Outputs
 
@@ -257,6 +256,22 @@ class _Fold:
             raise DataError(predictions, "at least one case must be scored", "; ".join(failed.values()) or "no case")
         write_report(rows, self.folder, failed, fold=self.number, training_s=seconds)
         self._write_state("done", seconds, failed=failed)
+
+    def _score_by_config(self) -> None:
+        """Scores by the bundle's own ``evaluate.yaml``, for references that are no label maps, such as contours."""
+        seconds = self.state().get("training_s")
+        done = subprocess.run(self._command("evaluating"), check=False).returncode
+        if done or not (self.folder / "metrics.csv").is_file():
+            raise DataError(self.folder, "the fold must be scored", f"exit status {done}", "Its message stands above")
+        self._write_state("done", seconds, failed={})
+
+    def _command(self, run_id: str) -> list[str]:
+        """The run of this fold as a command."""
+        command = [sys.executable, "-m", "decathlete.cli", "run", run_id, "--config", str(self.bundle)]
+        command += ["--fold", str(self.number), "--output_dir", str(self.folder)]
+        if self.dataset_dir is not None:
+            command += ["--dataset_dir", str(self.dataset_dir)]
+        return command + [f"--{name}={_as_word(value)}" for name, value in self.overrides.items()]
 
     def _prediction_overrides(self) -> dict[str, Any]:
         """Overrides that mean something in ``inference.yaml`` too, such as the network's."""
@@ -295,7 +310,7 @@ def _cases(
         parts.append([dict(case) for case in parser.get_parsed_content(name)])
     train, validation = parts
     for case in validation:
-        if not {"case_id", "image", "label"} <= case.keys():
+        if not {"case_id", "image"} <= case.keys() or not _references(case):
             raise ConfigError(f"{file}, validate::dataset::data", "a case has case_id, image and label", f"{case}")
     both = sorted({case["case_id"] for case in train} & {case["case_id"] for case in validation})
     if both:
@@ -305,6 +320,11 @@ def _cases(
             f"{len(both)} in both: {', '.join(both[:5])}",
         )
     return data, train, validation
+
+
+def _references(case: Case) -> list[Path]:
+    """Files of what a case is scored against: a label map, or contours."""
+    return [Path(case[key]) for key in ("label", "inner", "outer") if case.get(key)]
 
 
 def _as_word(value: Any) -> str:

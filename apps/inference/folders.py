@@ -22,6 +22,7 @@ from decathlete.data.nfbs import head_files
 from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
 from decathlete.evaluation.statistics import label_statistics
 from decathlete.files import atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.outputs import Outputs, check_bias_correction
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
@@ -118,14 +119,14 @@ def predict(
     try:
         for file in _progress(files, predictor.name):
             target = targets[file]["label"]
-            case = strip_nifti_suffix(file.name)
+            case = case_name(file, outputs)
             try:
                 if not overwrite and all(part.is_file() for part in targets[file].values()):
                     report.skipped.append(target)
                     if case not in volumes or (statistics and case not in figures):
                         figures[case] = _figures_of_finished(predictor, file, target)
                 else:
-                    figures[case] = _predict_one(predictor, file, targets[file], memory_gib)
+                    figures[case] = _predict_one(predictor, file, targets[file], memory_gib, outputs)
                     report.done.append(target)
             except _DiskError:
                 raise
@@ -143,6 +144,8 @@ def predict(
             _write_json(volumes, folder / VOLUMES)
             if statistics:
                 _write_json(figures, Path(statistics))
+    if outputs.frames:
+        heartbeats({file: targets[file]["label"] for file in files if file not in report.failed}, folder)
     _say(report, folder)
     return report
 
@@ -162,6 +165,10 @@ def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
     for path in map(Path, given):
         if path.is_dir():
             found = (outputs or Outputs()).scans(nifti_files(path)) or head_files(path)
+            if not found and outputs is not None and outputs.frames:
+                from decathlete.data.sunnybrook import frame_files
+
+                found = frame_files(path)
             if not found:
                 what = f"{sum(1 for _ in path.iterdir())} other entries" if any(path.iterdir()) else "an empty folder"
                 remedy = "Give the folder that holds the images themselves"
@@ -177,6 +184,14 @@ def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
     return list(files.values())
 
 
+def case_name(file: Path, outputs: Outputs) -> str:
+    """What a file's predictions are named after: its name without the suffix of NIfTI, or of a DICOM frame."""
+    name = strip_nifti_suffix(file.name)
+    if outputs.frames and name == file.name and file.suffix.lower() in (".dcm", ".ima"):
+        return file.stem
+    return name
+
+
 class _DiskError(DataError):
     """An output that cannot be written: no use in going on."""
 
@@ -190,7 +205,7 @@ def _targets(
     owner: dict[Path, Path] = {}
     sources = {file.resolve() for file in files}
     for file in files:
-        targets[file] = outputs.files(folder, strip_nifti_suffix(file.name), **parts)
+        targets[file] = outputs.files(folder, case_name(file, outputs), **parts)
         for target in targets[file].values():
             if len(os.fsencode(target.name)) > NAME_BYTES:
                 raise DataError(
@@ -220,15 +235,15 @@ def _targets(
 
 
 def _predict_one(
-    predictor: Predictor, file: Path, targets: Mapping[str, Path], memory_gib: float | None
+    predictor: Predictor, file: Path, targets: Mapping[str, Path], memory_gib: float | None, outputs: Outputs
 ) -> dict[str, dict[str, Any]]:
     """Predict one file, write what belongs to it, and return its statistics."""
+    from decathlete.inference.frame_outputs import write_contours
     from decathlete.transforms.masked_scan import write_masked_scan
-    from decathlete.transforms.read import read_nifti
 
     probabilities = "probabilities" in targets
     check_memory(predictor, file, probabilities, memory_gib)
-    volume = read_nifti(file, channels=predictor.channels)
+    volume = predictor.read(file)
     prediction = predictor(volume.array, volume.affine, probabilities, name=file)
     note = f"decathlete {predictor.name}"
     if prediction.probabilities is not None:
@@ -238,6 +253,9 @@ def _predict_one(
     if "masked" in targets:
         with _naming_a_full_disk(targets["masked"]):
             write_masked_scan(file, prediction.label, targets["masked"])
+    if outputs.contours:
+        with _naming_a_full_disk(targets["label"]):
+            write_contours(prediction.label, targets["label"].parent, case_name(file, outputs))
     write_on_grid(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
     return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
 
@@ -279,7 +297,7 @@ def _figures_of_finished(predictor: Predictor, file: Path, target: Path) -> dict
     """Statistics of a label map of an earlier run."""
     from decathlete.transforms.read import read_nifti
 
-    volume = read_nifti(file, channels=predictor.channels)
+    volume = predictor.read(file)
     label = read_nifti(target, kind="label")
     return label_statistics(label.array, volume.array, volume.spacing, predictor.labels)
 

@@ -53,11 +53,16 @@ class Outputs:
         label: word behind the scan's name, ``<name>_<word>.nii.gz``, of the label map; empty: ``<name>.nii.gz``.
         masked: likewise of the scan cut out by the label map; empty: none is written.
         tell_volume: each case's volumes in ml are printed.
+        frames: inputs are DICOM frames too, each a volume of one slice, and folders of them.
+        contours: the outlines of each slice's cavity (1) and heart (1 and 2) are written as text beside the label map,
+            and of a folder with a whole heartbeat its volumes.
     """
 
     label: str = ""
     masked: str = ""
     tell_volume: bool = False
+    frames: bool = False
+    contours: bool = False
 
     @classmethod
     def of(cls, bundle: str | Path) -> Outputs:

@@ -25,8 +25,10 @@ from decathlete.errors import CheckpointError, ConfigError, DataError, Decathlet
 from decathlete.failures import find_error, is_out_of_memory
 from decathlete.inference.inferers import SlidingWindow
 from decathlete.inference.memory import estimate_gib, window_bytes
+from decathlete.inference.outputs import Outputs
 from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
-from decathlete.transforms.read import read_nifti
+from decathlete.transforms.frames import read_frame
+from decathlete.transforms.read import Volume, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 from decathlete.workflow import load
 
@@ -97,6 +99,7 @@ class Predictor:
             values["device"] = f"$torch.device('{_checked_device(device)}')"
         self._parser = load(self.folder, "inference", values)
         self.name = self.folder.name
+        self._outputs = Outputs.of(self.folder)
         self.device = torch.device(self._parsed("device"))
         network = self._parsed("network").to(self.device).eval()
         paths = self._checkpoints(checkpoints)
@@ -158,13 +161,17 @@ class Predictor:
             raise
 
     def predict_file(self, path: str | Path, probabilities: bool = False) -> Prediction:
-        """Predict a NIfTI file, read strictly.
+        """Predict a NIfTI file, read strictly; a DICOM frame too, where the bundle takes them.
 
         Raises:
             DataError: the file is missing, damaged, or holds another number of channels.
         """
-        volume = read_nifti(path, channels=self.channels)
+        volume = self.read(path)
         return self(volume.array, volume.affine, probabilities, name=path)
+
+    def read(self, path: str | Path) -> Volume:
+        """A scan as the bundle's chain would load it, strictly."""
+        return read_frame(path) if self._outputs.frames else read_nifti(path, channels=self.channels)
 
     def memory_gib(self, shape: Sequence[int], spacing: Sequence[float], probabilities: bool = False) -> float:
         """Upper estimate of the peak memory for a scan of spatial ``shape`` and ``spacing`` (mm), in GiB."""

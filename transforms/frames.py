@@ -1,0 +1,176 @@
+"""Frames of the left ventricle as volumes of one slice, and their contours as one label map.
+
+A frame is an image (X, Y, 1) that lies where its scanner says. So it takes the same way as any volume: through the
+chain, slice by slice through a network, and back to its own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import MetaTensor
+from monai.transforms import LoadImaged, MapTransform
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from decathlete.errors import DataError
+from decathlete.files import NIFTI_SUFFIXES
+from decathlete.transforms.contours import contour_mask, read_contour
+from decathlete.transforms.dicom import read_dicom_frame
+from decathlete.transforms.read import NiftiReader, Volume, read_nifti
+
+CAVITY, MUSCLE = 1, 2
+NO_OUTER = 3  # outside the inner contour, where no outer one was drawn: background or muscle
+NO_INNER = 4  # inside the outer contour, where no inner one was drawn: cavity or muscle
+
+
+def read_frame(path: str | Path) -> Volume:
+    """A DICOM frame as a volume (X, Y, 1), or a NIfTI file as it is; told apart by the file's name.
+
+    The affine of a frame is that of its header, with the slice thickness along the third axis.
+
+    Raises:
+        DataError, GeometryError: as `read_dicom_frame` and `read_nifti`.
+    """
+    path = Path(path)
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        return read_nifti(path)
+    frame = read_dicom_frame(path)
+    array = frame.array[:, :, None]
+    header = nib.Nifti1Image(array, frame.affine).header
+    header.set_sform(frame.affine, code=1)
+    header.set_qform(frame.affine, code=1)
+    header.set_xyzt_units("mm")
+    return Volume(array, frame.affine, header, list(frame.notes), path)
+
+
+class FrameReader(NiftiReader):
+    """`read_frame` for ``LoadImaged(keys, reader="decathlete.transforms.FrameReader")``."""
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Any name: DICOM files often have no suffix."""
+        return True
+
+    def get_data(self, img: list[Path]) -> tuple[NDArray, dict[str, Any]]:
+        """Array (X, Y, Z), Z = 1 for a DICOM frame; and its metadata."""
+        if len(img) != 1:
+            raise DataError(img[0], "an item is one frame, or one NIfTI file", f"{len(img)} files")
+        volume = read_frame(img[0])
+        return volume.array, self._metadata(volume, 1)
+
+
+class FrameLabeld(MapTransform):
+    """The label map of a frame from its contour files: 0 background, 1 cavity, 2 muscle, and what nobody drew.
+
+    Where only the inner contour is given, what lies outside of it is 3 (background or muscle, nobody said); where only
+    the outer one is given, what lies inside is 4 (cavity or muscle). Where both are given and cross, the inner one
+    counts. An item that names a NIfTI label map under its key, with the same values, has it loaded instead.
+
+    Args:
+        keys: where the label goes, a MetaTensor without a channel, of the image's shape, affine and meta data.
+        image_key: the loaded image, (X, Y, 1) for contours.
+        contour_keys: the files of the inner and the outer contour, None for one that was not drawn; taken out.
+
+    Raises:
+        DataError: a contour that cannot be read or lies outside its image, an item with neither contour nor label,
+            or contours for a stack of slices.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "label",
+        image_key: str = "image",
+        contour_keys: Sequence[str] = ("inner", "outer"),
+    ) -> None:
+        super().__init__(keys)
+        self.image_key, self.contour_keys = image_key, tuple(contour_keys)
+        values = [0, CAVITY, MUSCLE, NO_OUTER, NO_INNER]
+        self._load = LoadImaged(self.keys, reader=NiftiReader, kind="label", allowed_labels=values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` with the label in place of the contours' paths."""
+        d = dict(data)
+        inner, outer = (d.pop(key, None) for key in self.contour_keys)
+        if self.keys[0] in d:
+            return self._load(d)
+        image = d[self.image_key]
+        path = inner or outer
+        if path is None:
+            raise DataError(d.get("case_id", "item"), "an item to train on has a contour or a label map", "neither")
+        if image.ndim != 3 or image.shape[2] != 1:
+            raise DataError(path, "contours belong to one slice, an image (X, Y, 1)", f"shape {tuple(image.shape)}")
+        shape = tuple(image.shape[:2])
+        masks = [None if p is None else contour_mask(read_contour(p), shape, where=p) for p in (inner, outer)]
+        label = torch.from_numpy(label_of_contours(*masks)[:, :, None])
+        meta = {**image.meta, "filename_or_obj": str(path)} if isinstance(image, MetaTensor) else {}
+        for key in self.keys:
+            d[key] = MetaTensor(label, meta=meta)
+        return d
+
+
+def label_of_contours(inner: NDArray[np.bool_] | None, outer: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    """Label values of a slice from the masks of what the two contours go round, one of which may be None."""
+    if inner is None:
+        return np.where(np.asarray(outer), NO_INNER, 0).astype(np.uint8)
+    outside = NO_OUTER if outer is None else np.where(outer, MUSCLE, 0)
+    return np.where(inner, CAVITY, outside).astype(np.uint8)
+
+
+class ContourChannelsd(MapTransform):
+    """Label maps (1, *spatial) as three channels: background, inside the inner, inside the outer contour.
+
+    A contour that was not drawn (values 3 and 4) leaves its channel empty, which MONAI's metrics pass over. In the
+    order of the channels, the first that holds is the label, as in a one-hot map, so pictures of it are right too.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` with each label map replaced, float32."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label = d[key]
+            outer = (label == CAVITY) | (label == MUSCLE) | (label == NO_INNER)
+            outer = outer & ~(label == NO_OUTER).any()
+            d[key] = torch.cat([label == 0, label == CAVITY, outer]).float()
+        return d
+
+
+class OneVentricled(MapTransform):
+    """Label maps with at most one left ventricle a slice: the largest region of cavity and muscle, without holes.
+
+    In each slice, regions of pixels that touch at an edge are compared; the largest is kept and its holes become
+    muscle. Inside of it the largest region of cavity is kept, with its holes filled; other cavity becomes muscle.
+
+    Args:
+        keys: label maps (1, X, Y, Z) or (1, X, Y) of values 0, 1 and 2.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` with each label map cleaned, of the same type and meta data."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label = torch.as_tensor(d[key])
+            found = np.asarray(label.cpu())[0]
+            slices = found[:, :, None] if found.ndim == 2 else found
+            clean = np.stack([one_ventricle(plane) for plane in np.moveaxis(slices, 2, 0)], axis=2)
+            new = torch.from_numpy(clean.reshape(label.shape)).to(label)
+            d[key] = MetaTensor(new, meta=d[key].meta) if isinstance(d[key], MetaTensor) else new
+        return d
+
+
+def one_ventricle(plane: NDArray[Any]) -> NDArray[Any]:
+    """A slice's label map (X, Y) as `OneVentricled` leaves it."""
+    heart = _largest(plane > 0)
+    cavity = _largest(heart & (plane == CAVITY))
+    return np.where(cavity, CAVITY, np.where(heart, MUSCLE, 0)).astype(plane.dtype)
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    parts, count = ndimage.label(mask)
+    largest = mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+    return ndimage.binary_fill_holes(largest)
