@@ -130,7 +130,7 @@ def choice(request: Mapping[str, Any], name: str, known: Collection[str], defaul
         UsageError: another word.
     """
     value = request.get(name)
-    value = value[0] if isinstance(value, list) and value else value
+    value = next(iter(value), None) if isinstance(value, list) else value
     if value is None or value == "":
         return default
     if not isinstance(value, str) or value not in known:

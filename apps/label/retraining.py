@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
-from decathlete.checkpoints import BEST, FINAL, load_weights, plain_weights, save_checkpoint
-from decathlete.errors import DataError, DecathleteError
-from decathlete.evaluation.labels import bundle_labels
-from decathlete.evaluation.metrics import dice
-from decathlete.inference.predictor import Predictor
+from decathlete.checkpoints import BEST, FINAL
+from decathlete.errors import DataError
+from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
-from decathlete.transforms.read import check_pair, read_nifti
+from decathlete.label.splitting import split
 from decathlete.workflow import load, run
 
 logger = logging.getLogger(__name__)
 
-Pair = dict[str, str]
 MOST_EPOCHS = 100_000
 FINE_TUNING = 0.1  # of a bundle's learning rates, which are for new networks: full ones would forget what is known
 MOST_COMPARED = 20  # cases on which old and new weights are compared
@@ -170,67 +164,3 @@ def checked_pairs(datastore: Datastore) -> list[Pair]:
         raise DataError("studies", "a training needs final labels", "none",
                         "Submit a label in the viewer, or put label maps into labels/final")  # fmt: skip
     return pairs
-
-
-def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """Cases to train on and cases to validate on, in the order of the pairs.
-
-    Which cases are held out goes by their ids, so that a case mostly stays where it is while others come. Where
-    none can be held out (one label, or ``share`` 0), all are trained on and watched.
-    """
-    count = min(max(1, round(len(pairs) * share)), len(pairs) - 1) if share > 0 else 0
-    ranked = sorted(pairs, key=lambda pair: sha256(pair["case_id"].encode()).digest())
-    held_out = ranked[:count]
-    training = [pair for pair in pairs if pair not in held_out]
-    return training, [pair for pair in pairs if pair in held_out] or training
-
-
-def adopt(folder: Path, new: Path, pairs: Sequence[Pair], device: str = "cpu") -> dict[str, Any]:
-    """Put new weights in the place of a bundle's ``models/model.pt`` unless they are worse on ``pairs``.
-
-    Nothing is lost: what is not in use stays in ``models`` as ``earlier_<time>.pt`` or ``worse_<time>.pt``.
-
-    Returns:
-        ``adopted``, ``dice_before`` (None where there were no weights, or other networks'), ``dice_after``, ``cases``.
-
-    Raises:
-        CheckpointError: the new weights are not this network's.
-    """
-    target = folder / "models" / BEST
-    target.parent.mkdir(exist_ok=True)
-    network = load(folder, "inference", {"device": "cpu"}).get_parsed_content("network_def")
-    weights = plain_weights(load_weights(network, new, where=f"trained for {folder.name}"))
-    after = mean_dice(folder, new, pairs, device)
-    try:
-        before = mean_dice(folder, target, pairs, device) if target.is_file() else None
-    except DecathleteError as error:
-        logger.warning("%s: the weights in use cannot be compared: %s", folder.name, error)
-        before = None
-    stamp = datetime.now().strftime("%Y%m%d_%H%M%S_%f")
-    if before is None or after >= before:
-        if target.is_file():
-            shutil.copy2(target, target.with_name(f"earlier_{stamp}.pt"))
-        save_checkpoint(weights, target)
-        logger.info("%s: the new weights are served", folder.name)
-    else:
-        save_checkpoint(weights, target.with_name(f"worse_{stamp}.pt"))
-        logger.info("%s: the weights of before are served on: Dice %.4f against %.4f", folder.name, before, after)
-    known = {"dice_before": before, "dice_after": after}
-    return {"adopted": before is None or after >= before, **known, "cases": len(pairs)}
-
-
-def mean_dice(folder: Path, weights: Path, pairs: Sequence[Pair], device: str = "cpu") -> float:
-    """Mean over classes and cases of the Dice on each image's own grid; a class that is in neither counts for nothing.
-
-    0 where no case has any class.
-    """
-    predictor = Predictor(folder, checkpoints=weights, device=device)
-    scores = []
-    for pair in pairs:
-        image = read_nifti(pair["image"], channels=predictor.channels)
-        label = read_nifti(pair["label"], kind="label")
-        check_pair(image, label)
-        found = predictor(image.array, image.affine, name=pair["case_id"]).label
-        scores += [dice(found == value, label.array == value) for value in bundle_labels(folder)]
-    known = [score for score in scores if not np.isnan(score)]
-    return float(np.mean(known)) if known else 0.0

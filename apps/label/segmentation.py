@@ -18,11 +18,12 @@ from monailabel.transform.writer import write_itk
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from decathlete.checkpoints import BEST
-from decathlete.errors import CheckpointError, DataError
+from decathlete.errors import CheckpointError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.inference.folders import check_memory, write_on_grid
 from decathlete.inference.predictor import Predictor
+from decathlete.label.entropy import mean_entropy
 from decathlete.label.guard import choice, switch
 from decathlete.transforms.read import Volume, read_nifti
 from decathlete.workflow import load
@@ -191,18 +192,3 @@ def device_of(request: Mapping[str, Any]) -> str:
     shown = device_list()
     plain = {name_to_device(name) for name in shown}
     return name_to_device(choice(request, "device", {*shown, *plain, "cpu", "cuda"}, shown[0]))
-
-
-def mean_entropy(shares: Any) -> float:
-    """Mean entropy of probabilities (C, X, Y, Z), 0 to 1, over the voxels that are foreground by 1% or more.
-
-    Raises:
-        DataError: one class alone.
-    """
-    if shares.shape[0] < 2:
-        raise DataError("probabilities", "have a background and a class", f"{shares.shape[0]} channel(s)")
-    here = shares[:, 1 - shares[0] >= 0.01].astype(np.float64)
-    if not here.size:
-        return 1.0
-    entropy = -(here * np.log(np.clip(here, 1e-12, 1))).sum(axis=0) / np.log(shares.shape[0])
-    return float(np.clip(entropy.mean(), 0, 1))

@@ -112,14 +112,15 @@ def check_port(host: str, port: int) -> None:
     Raises:
         UsageError: it is taken, not allowed, or no address of this machine.
     """
+    if not 1 <= port <= 65535:
+        raise UsageError("--port", "is a number from 1 to 65535", str(port), "Choose another --port")
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{host}:{port}", "the server must be able to listen there", reason,
+    except OSError as error:
+        raise UsageError(f"{host}:{port}", "the server must be able to listen there", error.strerror or str(error),
                          "Choose another --port") from None  # fmt: skip
 
 

@@ -1,0 +1,21 @@
+"""Which labelled cases a training is watched on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from decathlete.label.adoption import Pair
+
+
+def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """Cases to train on and cases to validate on, in the order of the pairs.
+
+    Which cases are held out goes by their ids, so that a case mostly stays where it is while others come. Where
+    none can be held out (one label, or ``share`` 0), all are trained on and watched.
+    """
+    count = min(max(1, round(len(pairs) * share)), len(pairs) - 1) if share > 0 else 0
+    ranked = sorted(pairs, key=lambda pair: sha256(pair["case_id"].encode()).digest())
+    held_out = ranked[:count]
+    training = [pair for pair in pairs if pair not in held_out]
+    return training, [pair for pair in pairs if pair in held_out] or training

@@ -1,0 +1,36 @@
+"""Cases that are held out."""
+
+from __future__ import annotations
+
+import pytest
+
+from decathlete.label.splitting import split
+
+
+def cases(count: int) -> list[dict[str, str]]:
+    return [{"case_id": f"case_{n:03d}", "image": "i", "label": "l"} for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held_out"), [(2, 0.2, 1), (3, 0.2, 1), (10, 0.2, 2), (4, 0.9, 3), (3, 0.5, 2)]
+)
+def test_one_case_at_least_is_held_out_and_one_is_trained_on(count, share, held_out):
+    training, validation = split(cases(count), share)
+    assert len(validation) == held_out
+    assert sorted(c["case_id"] for c in training + validation) == [c["case_id"] for c in cases(count)]
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.2), (1, 0.9), (5, 0.0), (5, -1)])
+def test_where_none_can_be_held_out_all_are_trained_on_and_watched(count, share):
+    assert split(cases(count), share) == (cases(count), cases(count))
+
+
+def test_held_out_cases_mostly_stay_when_others_come():
+    before = {c["case_id"] for c in split(cases(20), 0.25)[1]}
+    after = {c["case_id"] for c in split(cases(24), 0.25)[1]}
+    assert len(before & after) >= 3  # of 5; by place in the list none would have to
+
+
+def test_the_split_does_not_depend_on_the_order():
+    ids = [{c["case_id"] for c in split(given, 0.3)[1]} for given in (cases(10), cases(10)[::-1])]
+    assert ids[0] == ids[1]
