@@ -58,6 +58,9 @@ class Plan:
         average_decay: of the averaged weights.
         mirror_axes, rotation, translation: of the augmentation.
         padding: beyond the scan: ``zeros`` or ``min``.
+        resampling: of the images: ``cubic`` with the thick axis apart, as nnU-Net; ``linear`` by MONAI's Spacingd.
+        batch_dice: sum up the Dice over the batch, as nnU-Net where a patch is small beside a scan.
+        regions: an example of overlapping regions, for a comment.
         cache: ``auto``, or ``disk`` where the cases would not fit beside the training.
         pretrained: whether training starts from ``models/pretrained.pt``.
         fold: the first to train.
@@ -97,6 +100,9 @@ class Plan:
     rotation: tuple[float, ...] = (0.4, 0.4, 0.4)
     translation: Triple = (6, 6, 6)
     padding: str = "zeros"
+    resampling: str = "linear"
+    batch_dice: bool = True
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     cache: str = "auto"
     pretrained: bool = False
     fold: int | str = 0

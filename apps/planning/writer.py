@@ -181,15 +181,28 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
         "flow": flow,
         "fingerprint": fingerprint,
         "authors": authors or "the authors of this bundle",
-        "versions": {name: version(name) for name in ("monai", "torch", "numpy")},
+        "versions": {name: version(name).partition("+")[0] for name in ("monai", "torch", "numpy")},
         "packages": {**{name: version(name) for name in names}, "decathlete": decathlete.__version__},
         "image_classes": words,
         "label_classes": ", ".join(f"{value} {name}" for value, name in sorted(by_value.items())),
         "label_def": {str(value): name for value, name in sorted(by_value.items())},
+        "example": _example(plan),
+        # a patch on a GPU takes minutes on a CPU, where tools only want to know what fits
+        "spatial_shape": [f"{2 * d}*n" for d in plan.network.divisor]
+        if plan.recipe == "sgd"
+        else list(plan.patch_size),
         "channel_def": {str(n): name for n, name in enumerate(plan.channels)},
         "value_range": limits,
         "references": list(dict.fromkeys([*plan.references, METHOD])),
     }
+
+
+def _example(plan: Plan) -> str:
+    """What the comment on regions gives as an example."""
+    foreground = [value for value in plan.classes.values() if value]
+    if not plan.regions and len(foreground) < 2:
+        return "overlapping parts, a list of classes each"
+    return f"such as {flow(plan.regions or {'whole': foreground})}"
 
 
 _EXPLAINED = ("max_epochs", "batch_size", "patch_size", "margin_size", "roi_size", "spacing", "mirror_axes")

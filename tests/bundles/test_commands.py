@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from decathlete.data import datalist
+from decathlete.bundle import bundle_names, packaged_root
+from decathlete.data import datalist, fetch, make_phantoms
+from decathlete.data.tasks import TASKS
+
+from .small import patch_of, slim
 
 CONFIGS = "bundles/hippocampus/configs"
 pytestmark = pytest.mark.slow
+SMALL = {  # what the bundles that are not made of 3D patches need, to be small
+    "heart": {"crop_min_size": [96, 96, 0], "margin_size": [96, 96, -1], "roi_size": [64, 64]},
+    "lung": {"drop_mm": 0, "slice_size": [64, 64], "roi_size": [64, 64]},
+    "nfbs": {"spacing": [5, 5, 5], "head_size": [48, 48, 64], "patch_size": [48, 48, 64], "roi_size": [48, 48, 64],
+             "bias_correction": False},
+    "sunnybrook": {"crop_size": [96, 96, -1], "roi_size": [96, 96]},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +44,12 @@ def data(hippocampus_data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def monai(root, data):
+    return run_in(root, data)
+
+
+def run_in(root: Path, data: Path) -> Callable[..., str]:
+    """A function that runs MONAI's own command from the checkout's root, with the data in ``data``."""
+
     def start(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> str:
         done = subprocess.run(
             [*launcher, "-m", "monai.bundle", "run", *arguments], cwd=root, capture_output=True, text=True, check=False,
@@ -81,3 +100,25 @@ def test_a_wall_time_budget_ends_the_training(monai, tmp_path):
     )
     assert "0.05 minutes:" in text
     assert (tmp_path / "model_final.pt").is_file()
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    """Where each test draws the data set of its bundle."""
+    return tmp_path_factory.mktemp("phantoms")
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_the_short_command_trains_each_bundle_on_phantoms(root, phantoms, tmp_path, name):
+    task = TASKS.get(name.removesuffix("_3d"))
+    if task:
+        make_phantoms(task, 5, phantoms, shape=(48, 40, 24))
+    else:
+        fetch(name, phantoms, phantom=5)
+    bundle = packaged_root() / name
+    values = {"patch_size": patch_of(bundle), "batch_size": 2, **slim(bundle), **SMALL.get(name, {})}
+    words = [w for key, value in values.items() for w in (f"--{key}", json.dumps(value))]
+    text = run_in(root, phantoms)("training", "--config", f"bundles/{name}", "--max_epochs", "1",
+                                  "--output_dir", str(tmp_path), *words)  # fmt: skip
+    assert "iteration" in text
+    assert {"model.pt", "model_final.pt", "last.pt"} <= {p.name for p in tmp_path.iterdir()}

@@ -16,10 +16,12 @@ import pytest
 import torch
 import yaml
 from ignite.engine import Events
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigWorkflow, verify_net_in_out
 
 from decathlete.bundle import packaged_root
 from decathlete.inference.outputs import Outputs
+
+from .small import patch_of, read, slim
 
 # a folder of other bundles is held to the same: tests/planning checks what `decathlete new` writes
 ROOT = Path(os.environ.get("DECATHLETE_TEST_BUNDLES") or packaged_root())
@@ -39,12 +41,6 @@ INFERENCE_IDS = [
 ]  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda b: b.name)
-
-
-def read(bundle: Path, *names: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / f"{name}.yaml") for name in names])
-    return parser
 
 
 def texts(config: Any) -> list[str]:
@@ -94,19 +90,12 @@ def cases(bundle: Path, tmp_path: Path) -> list[dict[str, str]]:
     return found
 
 
-def patch_of(bundle: Path) -> list[int]:
-    """A small patch that the network's strides divide."""
-    network = read(bundle, "inference").get_parsed_content("network_def")
-    # four voxels at the bottom: of two, oneDNN 3.12 makes bfloat16 weight gradients from memory that nobody wrote
-    return [max(16, 4 * n) for n in network.divisor]
-
-
 def overrides(bundle: Path, cases: list[dict], tmp_path: Path) -> dict[str, Any]:
     """A training of one iteration; data are handed over as MONAI Label does, and its device is a string."""
     return {
         "bundle_root": str(bundle), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "run"), "device": "cpu",
         "patch_size": patch_of(bundle), "batch_size": 2, "train#trainer#max_epochs": 1,
-        "train#dataset#data": cases[:2], "validate#dataset#data": cases[2:],
+        "train#dataset#data": cases[:2], "validate#dataset#data": cases[2:], **slim(bundle),
     }  # fmt: skip
 
 
@@ -252,6 +241,16 @@ def test_the_network_takes_and_gives_what_the_metadata_says(bundle):
     )
 
 
+def test_the_network_goes_through_torchscript_and_back(bundle, tmp_path):
+    config = read(bundle, "inference")
+    config.update(slim(bundle, network_alone=True))
+    network = config.get_parsed_content("network_def").eval()
+    torch.jit.save(torch.jit.script(network), tmp_path / "model.ts")
+    image = torch.randn(1, network.in_channels, *patch_of(bundle))
+    with torch.no_grad():
+        assert torch.equal(torch.jit.load(tmp_path / "model.ts")(image), network(image))
+
+
 def test_the_network_takes_dropout(bundle):  # MONAI Label's epistemic scoring sets it
     network = read(bundle, "inference")
     network["network_def::dropout"] = 0.2
@@ -328,7 +327,7 @@ def test_one_iteration_then_scores_and_label_maps_on_the_scans_grid(bundle, case
     values = {
         "bundle_root": str(bundle), "device": "cpu", "roi_size": patch_of(bundle),
         "output_dir": str(tmp_path / "pred"), "checkpoint": str(run / "model.pt"),
-        "dataset#data": [{"image": cases[0]["image"]}],
+        "dataset#data": [{"image": cases[0]["image"]}], **slim(bundle, network_alone=True),
     }  # fmt: skip
     infer = workflow(bundle, ["inference"], "run", "infer", values)
     infer.initialize()
