@@ -16,7 +16,7 @@ from decathlete.files import NIFTI_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-_NUMBERED = re.compile(r"(?:IM-\d+-)?(\d+)")
+_NUMBER = re.compile(r"\d+", re.ASCII)
 
 
 def write_contours(label: NDArray[Any], folder: str | Path, case: str) -> list[Path]:
@@ -28,8 +28,7 @@ def write_contours(label: NDArray[Any], folder: str | Path, case: str) -> list[P
     """
     from decathlete.transforms.contours import trace_contour, write_contour
 
-    numbered = _NUMBERED.fullmatch(case)
-    name = f"IM-0001-{int(numbered[1]):04d}" if numbered else case
+    name = f"IM-0001-{int(case):04d}" if _NUMBER.fullmatch(case) else case
     written = []
     for z in range(label.shape[2]):
         stem = name if label.shape[2] == 1 else f"{name}-slice-{z + 1:03d}"

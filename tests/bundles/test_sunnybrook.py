@@ -21,8 +21,8 @@ from decathlete.transforms import contour_mask, read_contour, read_dicom_frame
 from decathlete.workflow import run
 
 # sizes of a network that also predicts
-NETWORK = {"crop_size": [96, 96, -1], "roi_size": [96, 96], "network_def::channels": [8, 16, 32, 32, 32, 32]}
-SMALL = {**NETWORK, "patch_size": [64, 64], "batch_size": 4, "device": "cpu"}
+NETWORK = {"crop_size": [96, 96, -1], "roi_size": [96, 96], "network_def::channels": [16, 32, 48, 48, 48, 48]}
+SMALL = {**NETWORK, "patch_size": [96, 96], "batch_size": 2, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def trained(data, tmp_path_factory) -> Path:
     """A short training on the second patient, scored on the first."""
     folder = tmp_path_factory.mktemp("run")
     settings = {**SMALL, "dataset_dir": str(data), "output_dir": str(folder), "fold": 0}
-    run("training", "sunnybrook", settings | {"max_epochs": 60, "val_interval": 60, "train::augmentation::prob": 0.0})
+    run("training", "sunnybrook", settings | {"max_epochs": 35, "val_interval": 35, "train::augmentation::prob": 0.0})
     run("evaluating", "sunnybrook", settings)
     return folder
 
