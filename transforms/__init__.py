@@ -8,6 +8,7 @@ from decathlete.transforms.contours import ContourMaskd, contour_area, contour_m
 from decathlete.transforms.crop import CropMargind, DropLowestd
 from decathlete.transforms.dicom import DicomReader, read_dicom_frame
 from decathlete.transforms.dicom_series import DicomVolume, read_dicom_series
+from decathlete.transforms.draw import CutAway, DrawFromLabels
 from decathlete.transforms.frames import ContourChannelsd, FrameLabeld, FrameReader, OneVentricled, read_frame
 from decathlete.transforms.head import CropHeadd
 from decathlete.transforms.ignored import LeaveOutd
@@ -27,8 +28,10 @@ __all__ = [
     "ContourMaskd",
     "CropHeadd",
     "CropMargind",
+    "CutAway",
     "DicomReader",
     "DicomVolume",
+    "DrawFromLabels",
     "DropLowestd",
     "FrameLabeld",
     "FrameReader",

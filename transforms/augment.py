@@ -60,6 +60,9 @@ class BatchAugment:
             that takes the image's intensities between its extremes to others, as another sequence would.
         curve_prob: share of samples with such a curve.
         curve_pieces: number of its pieces.
+        bias: largest standard deviation of the logarithm of a smooth field that multiplies the distance from each
+            channel's smallest value.
+        bias_prob: share of samples with such a field.
         padding: what is beyond the image: ``zeros``, or ``min``, the smallest value of each sample's channel (air).
         spacing: voxel edge lengths in mm, so that a rotation turns the body and not the voxels; default all equal.
         label_mode: ``soft`` returns class shares, shape (B, num_classes, *patch_size), interpolated linearly: a border
@@ -69,6 +72,9 @@ class BatchAugment:
         image_key: key of the image, shape (B, C, *spatial).
         label_key: key of the label map, shape (B, 1, *spatial), values 0 to num_classes - 1; for ``shares``
             (B, num_classes - 1, *spatial), values 0 to 1.
+        draw: puts other images in the place of some, from moved image, moved map and whole map of tissues
+            (``DrawFromLabels``).
+        tissue_key: key of that map, (B, 1, *spatial); a batch without it is not drawn.
 
     Raises:
         ConfigError: an argument that cannot be, when the object is made.
@@ -102,11 +108,15 @@ class BatchAugment:
         curve: float = 0.5,
         curve_prob: float = 0.0,
         curve_pieces: int = 6,
+        bias: float = 0.3,
+        bias_prob: float = 0.0,
         padding: str = "zeros",
         spacing: Sequence[float] | None = None,
         label_mode: str = "soft",
         image_key: str = "image",
         label_key: str = "label",
+        draw: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        tissue_key: str = "tissues",
     ) -> None:
         self.patch_size = tuple(int(n) for n in patch_size)
         dims = len(self.patch_size)
@@ -143,6 +153,7 @@ class BatchAugment:
         self.contrast_keep_range = contrast_keep_range
         self.low_resolution = _limits("low_resolution", low_resolution, 1.0)
         self.low_resolution_prob, self.one_axis = low_resolution_prob, low_resolution_axes == "one"
+        self.bias, self.bias_prob, self.draw, self.tissue_key = bias, bias_prob, draw, tissue_key
         self.curve, self.curve_prob, self.curve_pieces = curve, curve_prob, curve_pieces
         self.spacing = torch.tensor([float(s) for s in spacing] if spacing is not None else [1.0] * dims)
         if len(self.translation) != dims or len(self.spacing) != dims:
@@ -175,7 +186,13 @@ class BatchAugment:
                 [image.shape[1], len(foreground)], 1
             )
             out[self.label_key] = torch.cat([(1 - shares.sum(1, keepdim=True)).clamp_min(0), shares], 1)
-        out[self.image_key] = self._change_intensity(moved if low is None else moved + low)
+        moved = moved if low is None else moved + low
+        if self.draw is not None and self.tissue_key in batch:
+            tissues = _plain(batch[self.tissue_key])
+            there = _sample(tissues.float(), grid, "nearest").to(tissues.dtype)
+            moved = self.draw(moved, there, tissues)
+            out[self.tissue_key] = there
+        out[self.image_key] = self._change_intensity(moved)
         return out
 
     def _grid(self, samples: int, shape: Sequence[int]) -> Tensor:
@@ -227,6 +244,8 @@ class BatchAugment:
         if self.low_resolution_prob:
             coarsened = functools.partial(_coarsened, one_axis=self.one_axis)
             image = _change_some(image, self.low_resolution_prob, self.low_resolution, coarsened)
+        if self.bias_prob and self.bias:
+            image = _change_some(image, self.bias_prob, (0.0, self.bias), _biased)
         if self.curve_prob and self.curve:
             curved = functools.partial(_curved, pieces=self.curve_pieces)
             image = _change_some(image, self.curve_prob, (self.curve, self.curve), curved)
@@ -296,6 +315,16 @@ def _coarsened(image: Tensor, factor: Tensor, one_axis: bool = False) -> Tensor:
             ends.append(torch.take_along_dim(image, source.view(shape).to(image.device), axis))
         image = torch.lerp(ends[0], ends[1], weight)
     return image
+
+
+def _biased(image: Tensor, deviation: Tensor) -> Tensor:
+    """Distances from each channel's smallest value times a smooth field, the same for all channels."""
+    dims = image.ndim - 2
+    nodes = torch.randn(len(image), 1, *(4,) * dims) * deviation.view(-1, *(1,) * (dims + 1))
+    mode = "trilinear" if dims == 3 else "bilinear"
+    field = F.interpolate(nodes, size=tuple(image.shape[2:]), mode=mode, align_corners=True).exp().to(image.device)
+    low = image.amin(tuple(range(2, image.ndim)), keepdim=True)
+    return (image - low) * field + low
 
 
 def _curved(image: Tensor, deviation: Tensor, pieces: int) -> Tensor:

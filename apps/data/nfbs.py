@@ -15,6 +15,7 @@ from decathlete.files import nifti_files
 
 NAME, FOLDER = "nfbs", "NFBS_Dataset"
 IMAGE, BRAIN, MASK = "_T1w.nii.gz", "_T1w_brain.nii.gz", "_T1w_brainmask.nii.gz"
+TISSUES = "_T1w_tissues.nii.gz"  # not NFBS's own: a map of all parts of the head, from which training draws images anew
 CHANNELS, LABELS = ("T1w",), {"brain": 1}
 URL = "https://fcp-indi.s3.amazonaws.com/data/Projects/RocklandSample/NFBS_Dataset.tar.gz"
 SIZE = 1_751_464_473  # bytes of the archive, of which no checksum is published
@@ -32,7 +33,8 @@ def list_heads(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Heads with their masks, ``{"image": path, "label": path, "case_id": "sub-A000..."}``, sorted by id.
 
     The index is by the heads' files: a mask that is missing is named all the same. Where a subject has several
-    sessions, the session is part of the ids.
+    sessions, the session is part of the ids. Where every head has a map of tissues, ``..._T1w_tissues.nii.gz``, cases
+    also hold ``"tissues"``.
     """
     stems = [str(path)[: -len(IMAGE)] for path in sorted(Path(folder).glob(f"*/sub-*{IMAGE}"))]
     sessions = Counter(patient_of(os.path.basename(stem)) for stem in stems)
@@ -41,6 +43,8 @@ def list_heads(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         name = os.path.basename(stem)
         case_id = patient_of(name) if sessions[patient_of(name)] == 1 else name
         cases.append({"image": stem + IMAGE, "label": stem + MASK, "case_id": case_id})
+    if all(os.path.isfile(stem + TISSUES) for stem in stems):
+        cases = [case | {"tissues": stem + TISSUES} for case, stem in zip(cases, stems, strict=True)]
     return sorted(cases, key=lambda case: case["case_id"])
 
 

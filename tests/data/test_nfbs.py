@@ -52,6 +52,16 @@ def test_cases_are_heads_with_their_brain_masks(heads):
     assert datalist(heads, part="test", task="nfbs") == []
 
 
+def test_maps_of_tissues_are_used_where_every_head_has_one(heads):
+    assert "tissues" not in nfbs.list_heads(heads)[0]
+    for mask in heads.glob(f"*/*{nfbs.MASK}"):
+        shutil.copy(mask, str(mask).replace(nfbs.MASK, nfbs.TISSUES))
+    cases = nfbs.list_heads(heads)
+    assert all(case["tissues"] == case["image"].replace(nfbs.IMAGE, nfbs.TISSUES) for case in cases)
+    Path(cases[0]["tissues"]).unlink()
+    assert not any("tissues" in case for case in nfbs.list_heads(heads))
+
+
 def test_folds_are_cut_by_nnunets_rule_over_the_sorted_subjects(heads):
     held_out = []
     for fold in range(5):

@@ -176,6 +176,20 @@ def test_a_curve_keeps_the_order_of_intensities_and_their_extremes(shape):
     assert torch.allclose(changed(image, "curve", 0.7, curve_pieces=1), image, atol=1e-4)
 
 
+def test_a_bias_field_multiplies_the_distance_from_the_smallest_value():
+    torch.manual_seed(0)
+    image = torch.rand(8, 2, 12, 12, 12) + 3
+    out = changed(image, "bias", 0.5)
+    low = image.amin((2, 3, 4), keepdim=True)
+    field = ((out - low) / (image - low).clamp_min(1e-6)).log()[..., 1:-1, 1:-1, 1:-1]
+    known = (image - low > 0.05)[..., 1:-1, 1:-1, 1:-1]
+    both = known[:, 0] & known[:, 1]
+    assert torch.allclose(field[:, 0][both], field[:, 1][both], atol=1e-2)  # one field for all channels
+    assert len({round(float(f[k].mean()), 3) for f, k in zip(field, known, strict=True)}) == 8
+    steps = field.diff(dim=2).abs()[known[:, :, 1:] & known[:, :, :-1]]
+    assert float(steps.max()) < 0.5
+
+
 def test_shares_are_moved_as_soft_labels_are():
     label = torch.randint(0, 3, (4, 1, 10, 12), generator=torch.Generator().manual_seed(0))
     shares = torch.cat([label == 1, label == 2], 1).float()
