@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.epistemic import Epistemic
 from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.scoring.sum import Sum
 
 from decathlete import __version__
@@ -78,7 +79,7 @@ class LabelApp(MONAILabelApp):
             f"{name}_uncertainty": Epistemic(key=f"{name}_uncertainty", desc=f"The image '{name}' doubts most")
             for name in self.bundles
         }
-        return {"random": Random(), "first": First(), **doubts}
+        return {"random": RandomImage(), "first": First(), **doubts}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Sums and Dice of labels, and the doubt of every bundle."""
@@ -107,6 +108,23 @@ class LabelApp(MONAILabelApp):
         # MONAI Label fetches the program from the network at every start without it
         if shutil.which("itkimage2segimage") is None:
             logger.warning("no program itkimage2segimage: DICOM SEG cannot be written; 'make label' installs it")
+
+
+class RandomImage(Strategy):
+    """An image by chance, the likelier the longer it was not offered; MONAI Label's own fails on the second call within
+    a second."""
+
+    def __init__(self) -> None:
+        super().__init__("An image by chance")
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """The image's id, None where all are labelled."""
+        images, now = datastore.get_unlabeled_images(), time.time()
+        if not images:
+            return None
+        offered = [datastore.get_image_info(i).get("strategy", {}).get(request["strategy"], {}) for i in images]
+        weights = [max(0, now - float(info.get("ts", 0))) + 1 for info in offered]
+        return {"id": random.choices(images, weights=weights)[0]}
 
 
 class BatchPrediction(BatchInferTask):

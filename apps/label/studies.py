@@ -122,6 +122,16 @@ class StudiesFolder(LocalDatastore):
             Path(before).unlink(missing_ok=True)
         return label_id
 
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label; MONAI Label's watcher does not see those under a tag that is new since the start."""
+        super().remove_label(label_id, label_tag)
+        self.refresh()
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image with its labels."""
+        super().remove_image(image_id)
+        self.refresh()
+
     def pairs(self) -> list[dict[str, str]]:
         """``{"image": path, "label": path, "case_id": id}`` of every image with a final label, sorted by id."""
         tag = DefaultLabelTag.FINAL

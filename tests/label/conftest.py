@@ -157,7 +157,7 @@ def serving(bundles: list[str | Path], studies: Path, folder: Path, host: str | 
     log = folder.parent / f"{folder.name}.log"
     command = [sys.executable, "-m", "decathlete.cli", "serve", *map(str, bundles), "--studies", str(studies)]
     command += ["--folder", str(folder), "--port", str(port), *(["--host", host] if host else [])]
-    environ = dict(os.environ) | {"OMP_NUM_THREADS": "1", "MONAI_LABEL_DICOMWEB_PASSWORD": SECRET}
+    environ = dict(os.environ) | {"MONAI_LABEL_DICOMWEB_PASSWORD": SECRET}
     start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environ)
