@@ -133,8 +133,8 @@ def test_the_whole_set_is_refused_with_a_patients_folder_to_give(data, trained, 
 
 
 def test_monais_run_predicts_the_first_patient(data, trained, tmp_path):
-    run("inferring", "sunnybrook", NETWORK | {
-        "device": "cpu", "dataset_dir": str(data), "output_dir": str(tmp_path), "checkpoint": str(trained / "model_final.pt")})  # fmt: skip
+    places = {"dataset_dir": str(data), "output_dir": str(tmp_path), "checkpoint": str(trained / "model_final.pt")}
+    run("inferring", "sunnybrook", {**NETWORK, **places, "device": "cpu"})
     assert sorted(p.name for p in tmp_path.glob("*.nii.gz")) == [f"{n}.nii.gz" for n in (1, 2, 3, 4)]
 
 
