@@ -1,0 +1,59 @@
+"""What MONAI Label's own classes for bundles, and with them other people's apps, read from a bundle's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from decathlete.bundle import bundle_names, packaged_root
+
+TRAIN = (
+    "bundle_root", "device", "network", "network_def", "run",
+    "train::trainer", "train::trainer::max_epochs", "train::dataset", "train::dataset::data", "train::handlers",
+    "validate::dataset", "validate::dataset::data",
+)  # fmt: skip
+INFERENCE = ("bundle_root", "device", "network_def", "preprocessing", "inferer", "postprocessing")
+
+
+def config(name: str, file: str) -> dict:
+    return yaml.safe_load((packaged_root() / name / "configs" / file).read_text())
+
+
+def has(content: dict, place: str) -> bool:
+    for word in place.split("::"):
+        if not isinstance(content, dict) or word not in content:
+            return False
+        content = content[word]
+    return True
+
+
+@pytest.mark.parametrize("name", bundle_names())
+@pytest.mark.parametrize(("file", "ids"), [("train.yaml", TRAIN), ("inference.yaml", INFERENCE)])
+def test_ids_are_where_they_are_looked_for(name, file, ids):
+    content = config(name, file)
+    assert [place for place in ids if not has(content, place)] == []
+
+
+@pytest.mark.parametrize("name", bundle_names())
+@pytest.mark.parametrize("file", ["train.yaml", "inference.yaml"])
+def test_device_may_be_a_word(name, file):
+    """MONAI Label overwrites it with a text, so that its attributes must not be asked for."""
+    assert "@device." not in Path(packaged_root(), name, "configs", file).read_text()
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_prediction_names_the_image_alone(name):
+    content = config(name, "inference.yaml")
+    chain = content.get("deterministic_transforms") or content["preprocessing"]["transforms"]
+    assert [step for step in chain if "label" in str(step.get("keys"))] == []
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_metadata_names_image_and_pred_first(name):
+    formats = json.loads((packaged_root() / name / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert next(iter(formats["inputs"])) == "image"
+    assert next(iter(formats["outputs"])) == "pred"
+    assert formats["outputs"]["pred"]["channel_def"]["0"] == "background"
