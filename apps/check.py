@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -260,7 +260,7 @@ def _check_patterns(report: CheckReport, data: Path, parser: Any) -> None:
 
     classes = [name for name, value in parser.get("labels").items() if value]
     layout = find_layout(data, parser.get("image_files"), parser.get("label_files"), classes=classes)
-    found = take_fingerprint(layout, accept=True)
+    found = take_fingerprint(replace(layout, ignore=tuple(parser.get("ignore") or ())), accept=True)
     for note in found.notes:
         report.say(f"note         {note}")
     report.say(

@@ -102,9 +102,10 @@ def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, lis
         if modality := description.get("modality") or description.get("channel_names"):
             channels = len(modality)
         if given := description.get("labels"):
-            # MSD writes {"1": "liver"}, nnU-Net v2 {"liver": 1}
+            # MSD writes {"1": "liver"}, nnU-Net v2 {"liver": 1}, or {"whole": [1, 2]} for regions
             numbers = [key if str(key).isdigit() else value for key, value in given.items()]
-            labels = sorted({0, *(int(number) for number in numbers)})
+            lists = [number if isinstance(number, list) else [number] for number in numbers]
+            labels = sorted({0, *(int(number) for values in lists for number in values)})
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(folder / "dataset.json", "modality and labels name channels and label values", str(error),
                         "Write them as MSD does: {\"0\": \"background\", \"1\": \"liver\"}") from error  # fmt: skip

@@ -118,12 +118,12 @@ def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True
     suspicions = [*_few(layout)]
     _refuse(layout, faults, suspicions, accept)
     channels = layout.channels if len(layout.images) > 1 else _channel_names_of(layout)
-    allowed = sorted(layout.classes.values()) if layout.classes else None
+    allowed = sorted([*layout.classes.values(), *layout.ignore]) if layout.classes else None
     facts: list[dict[str, Any]] = []
     cases: list[Case] = []
     for case in ProgressBar(layout.cases, desc=f"fingerprint {layout.folder.name}", unit="case", disable=not progress):
         try:
-            facts.append(_facts_of(case, len(channels), allowed))
+            facts.append(_facts_of(case, len(channels), allowed, layout.ignore))
             cases.append(case)
         except DataError as error:
             faults.append(Fault(Path(error.where), str(error)))
@@ -142,6 +142,8 @@ def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True
         modality = "CT" if minimum < AIR_HU else "MRI"
         words = f"intensities from {minimum:g}" + (", below " if modality == "CT" else ", none below ") + f"{AIR_HU:g}"
         notes.append(f"modality is not stated: taken for {modality} by {words}; --modality says otherwise")
+    if layout.ignore and all(str(layout.ignore[0]) not in f["voxels"] for f in facts):
+        notes.append(f"no case holds the ignored value {layout.ignore[0]}")
     present = {int(v) for f in facts for v in f["voxels"]}
     absent = [name for name, value in classes.items() if value not in present]
     if absent:
@@ -194,19 +196,19 @@ def _channel_names_of(layout: Layout) -> tuple[str, ...]:
     return layout.channels if number == 1 else tuple(f"channel_{n}" for n in range(number))
 
 
-def _facts_of(case: Case, channels: int, allowed: Sequence[int] | None) -> dict[str, Any]:
+def _facts_of(case: Case, channels: int, allowed: Sequence[int] | None, ignore: Sequence[int] = ()) -> dict[str, Any]:
     """Facts of one case, from the disk where nothing has changed."""
     described = {key: describe_case(case[key]) for key in ("image", "label")}
-    key = content_hash(["fingerprint", _VERSION, channels, package_versions()["nibabel"], described])
+    key = content_hash(["fingerprint", _VERSION, channels, *ignore, package_versions()["nibabel"], described])
     path = cache_folder() / key[:2] / f"{key}.json"
     facts = load_entry(path)
     if facts is None or not set(map(int, facts["voxels"])) <= set(allowed or map(int, facts["voxels"])):
-        facts = _measure(case, channels, allowed)
+        facts = _measure(case, channels, allowed, ignore)
         save_entry(path, facts)
     return facts
 
 
-def _measure(case: Case, channels: int, allowed: Sequence[int] | None) -> dict[str, Any]:
+def _measure(case: Case, channels: int, allowed: Sequence[int] | None, ignore: Sequence[int]) -> dict[str, Any]:
     label = read_nifti(case["label"], kind="label", allowed_labels=allowed)
     volumes = [_image(path, channels if isinstance(case["image"], str) else 1) for path in _files(case["image"])]
     for volume in volumes:
@@ -216,7 +218,7 @@ def _measure(case: Case, channels: int, allowed: Sequence[int] | None) -> dict[s
     order = nib.io_orientation(label.affine)[:, 0].argsort()  # the file's axis along X, Y and Z of RAS
     shape, spacing = np.array(label.array.shape), np.array(label.spacing)
     draw = np.random.default_rng(zlib.crc32(str(case["case_id"]).encode()))
-    inside = np.flatnonzero(label.array)
+    inside = np.flatnonzero((label.array > 0) & ~np.isin(label.array, ignore))
     chosen = draw.choice(inside, SAMPLED_VOXELS) if len(inside) else inside  # with replacement, as nnU-Net
     values, counts = np.unique(label.array, return_counts=True)
     flat = image.reshape(-1, image.shape[-1])

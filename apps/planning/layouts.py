@@ -35,6 +35,8 @@ class Layout:
         labels: pattern of the label files.
         channels: a name for each channel.
         classes: name to value, background at 0; None where nothing is stated.
+        regions: name to the values that it is made of, where the data set states regions that overlap.
+        ignore: the label value of voxels that nobody judged, in a list, where there is one: the one after the classes.
         modality: ``CT``, another word, or None where nothing is stated.
         about: ``name``, ``description``, ``reference`` and ``licence`` of ``dataset.json``, as far as they are there.
         cases: every case, with the files that it ought to have.
@@ -47,6 +49,8 @@ class Layout:
     labels: str = ""
     channels: tuple[str, ...] = ()
     classes: Mapping[str, int] | None = None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: tuple[int, ...] = ()
     modality: str | None = None
     about: Mapping[str, str] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
@@ -101,10 +105,13 @@ def find_layout(
     if layout.images and len(names) != len(layout.images):
         raise DataError(folder, f"{len(layout.images)} files a case need {len(layout.images)} channel names",
                         f"{len(names)}: {', '.join(names)}", "Correct dataset.json, or --channels")  # fmt: skip
+    found, regions, ignore = (_numbered(classes), {}, ()) if classes else _classes(folder, description)
     return replace(
         layout,
         channels=names,
-        classes=_numbered(classes) if classes else _classes(folder, description),
+        classes=found,
+        regions=regions,
+        ignore=ignore,
         modality=modality or _modality(stated),
         about={
             key: str(description[other])
@@ -278,29 +285,43 @@ def _numbered(names: Sequence[str]) -> dict[str, int]:
     return classes
 
 
-def _classes(folder: Path, description: Mapping[str, Any]) -> dict[str, int] | None:
-    """Name to value, as ``dataset.json`` states them: MSD writes {"1": "liver"}, nnU-Net v2 {"liver": 1}."""
+def _classes(
+    folder: Path, description: Mapping[str, Any]
+) -> tuple[dict[str, int] | None, dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Classes, regions and ignored value, as ``dataset.json`` states them.
+
+    MSD writes {"1": "liver"}, nnU-Net v2 {"liver": 1}, {"whole": [1, 2], "core": 2} for regions, and {"ignore": 3}.
+    """
     file = folder / "dataset.json"
     given = description.get("labels")
     if not given:
-        return None
+        return None, {}, ()
     if not isinstance(given, dict):
         raise DataError(file, "labels name the classes", f"{given!r:.200}", 'Write {"0": "background", "1": "liver"}')
-    classes: dict[str, int] = {}
+    named: dict[str, tuple[int, ...]] = {}
     for one, other in given.items():
-        if isinstance(other, (list, tuple)) or str(one).lower() == "ignore" or str(other).lower() == "ignore":
-            raise DataError(file, "a class has one label value of its own", f"{one!r}: {other!r}, a region or an "
-                            "ignored value", "These are not planned for: list the plain classes, and map an ignored "
-                            "value to background")  # fmt: skip
         value, name = (one, other) if str(one).isdigit() else (other, one)
-        if not str(value).isdigit() or str(name) in classes or int(value) in classes.values():
+        values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        taken = len(values) == 1 and str(values[0]).isdigit() and (int(values[0]),) in named.values()
+        if not values or not all(str(v).isdigit() for v in values) or str(name) in named or taken:
             raise DataError(file, "labels pair a name with a value, each once", f"{one!r}: {other!r}",
                             'Write {"0": "background", "1": "liver"}')  # fmt: skip
-        classes[str(name)] = int(value)
+        named[str(name)] = tuple(int(v) for v in values)
+    ignore = next((named.pop(name) for name in list(named) if name.lower() == "ignore"), ())
+    regions = {name: values for name, values in named.items() if values != (0,)}
+    if all(len(values) == 1 for values in regions.values()):
+        regions = {}
+        classes = {name: values[0] for name, values in named.items()}
+    else:  # a class has the name of the region that is that class alone, where there is one
+        alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
+        classes = {alone.get(v, f"class {v}"): v for v in sorted({v for values in regions.values() for v in values})}
     if 0 not in classes.values():
         classes["background"] = 0
     check_consecutive(file, classes.values())
-    return dict(sorted(classes.items(), key=lambda item: item[1]))
+    if ignore and ignore != (len(classes),):
+        raise DataError(file, f"an ignored value is the one after the classes, {len(classes)}", f"{list(ignore)}",
+                        "Number it anew in the label files and in dataset.json")  # fmt: skip
+    return dict(sorted(classes.items(), key=lambda item: item[1])), regions, ignore
 
 
 def check_consecutive(where: str | Path, values: Iterable[int]) -> None:

@@ -60,7 +60,8 @@ class Plan:
         padding: beyond the scan: ``zeros`` or ``min``.
         resampling: of the images: ``cubic`` with the thick axis apart, as nnU-Net; ``linear`` by MONAI's Spacingd.
         batch_dice: sum up the Dice over the batch, as nnU-Net where a patch is small beside a scan.
-        regions: an example of overlapping regions, for a comment.
+        regions: name to the classes that it is made of, trained and scored in place of the classes; none as a rule.
+        ignore: the label value of voxels that are neither trained on nor scored, in a tuple; none as a rule.
         cache: ``auto``, or ``disk`` where the cases would not fit beside the training.
         pretrained: whether training starts from ``models/pretrained.pt``.
         fold: the first to train.
@@ -103,6 +104,7 @@ class Plan:
     resampling: str = "linear"
     batch_dice: bool = True
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: tuple[int, ...] = ()
     cache: str = "auto"
     pretrained: bool = False
     fold: int | str = 0

@@ -41,7 +41,6 @@ WEIGHT_BYTES = 19.5e6  # what a bundle can carry: the coarsest levels are cut to
 CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
 GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000: to be raised where the curve still climbs
 VALIDATIONS = 15
-REGIONS = {"brain_tumour": {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}}  # BraTS'
 SMALLEST_PATCH = 32  # voxels an edge, where the scans have as many: less shows too little of its surroundings
 
 
@@ -105,6 +104,8 @@ def plan(
         margin_size=margin,
         roi_size=_divisible(margin, network) if whole else patch,
         whole=whole,
+        regions=layout.regions,
+        ignore=layout.ignore,
         batch_size=_batch(network, patch, median, train, budget, gpu, channels, classes, reasons),
         network=network,
         fold=0 if len(ids) > 1 else "all",
@@ -156,7 +157,6 @@ def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: fl
         batch_size=task.batch_size,
         network=network,
         batch_dice=task.batch_dice,
-        regions=REGIONS.get(task.name, {}),
         memory_gib=memory_gib,
         train_cases=task.num_training - math.ceil(task.num_training / NUM_FOLDS),
         title=f"{', '.join(task.labels)} in {', '.join(task.channels)}",

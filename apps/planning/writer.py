@@ -197,12 +197,17 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
     }
 
 
+REGIONS = {"brain_tumour": {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}}  # BraTS'
+
+
 def _example(plan: Plan) -> str:
     """What the comment on regions gives as an example."""
     foreground = [value for value in plan.classes.values() if value]
-    if not plan.regions and len(foreground) < 2:
-        return "overlapping parts, a list of classes each"
-    return f"such as {flow(plan.regions or {'whole': foreground})}"
+    if plan.regions:
+        return ""
+    if len(foreground) < 2:
+        return "overlapping parts, a list of classes each: "
+    return f"such as {flow(REGIONS.get(plan.task, {'whole': foreground}))}: "
 
 
 _EXPLAINED = ("max_epochs", "batch_size", "patch_size", "margin_size", "roi_size", "spacing", "mirror_axes")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from decathlete.data import verify
+from decathlete.data.verification import stated
 from decathlete.errors import DataError
 
 NAMES = [f"case_{n}" for n in range(7)]
@@ -71,7 +72,7 @@ def test_labels_as_nnunet_writes_them(folder):
     text = (folder / "dataset.json").read_text().replace('{"0": "background", "1": "A"}', '{"background": 0, "A": 1}')
     (folder / "dataset.json").write_text(text)
     assert verify(folder, progress=False) == []
-    (folder / "dataset.json").write_text(text.replace('"A": 1', '"A": [1, 2]'))
+    (folder / "dataset.json").write_text(text.replace('"A": 1', '"A": "one"'))
     with pytest.raises(DataError, match=r"dataset\.json: modality and labels name"):
         verify(folder, progress=False)
 
@@ -96,3 +97,8 @@ def test_odd_label_under_a_hippocampus_name_is_found(shared, hippocampus_data, t
     missing, shape = verify(tmp_path, "hippocampus", progress=False)
     assert missing.path.name == "hippocampus_118.nii.gz"
     assert "512x512x94" in str(shape)
+
+
+def test_values_of_regions_are_stated_values(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}')
+    assert stated(tmp_path) == (1, [0, 1, 2, 3])

@@ -113,8 +113,9 @@ def test_channels_without_the_first_are_named(tmp_path):
     [
         ({"0": "background", "1": "a", "3": "b"}, "without 2"),
         ({"background": 0, "a": 1, "b": 1}, "each once"),
-        ({"background": 0, "whole": [1, 2], "core": 2}, "a region"),
-        ({"background": 0, "a": 1, "ignore": 2}, "an ignored value"),
+        ({"background": 0, "whole": [1, 3], "core": 3}, "without 2"),
+        ({"background": 0, "a": 1, "ignore": 3}, "after the classes, 2"),
+        ({"background": 0, "a": []}, "labels pair a name"),
         (["background", "a"], "labels name the classes"),
     ],
 )
@@ -122,6 +123,19 @@ def test_classes_that_a_network_cannot_give_are_refused(tmp_path, labels, words)
     folder = write_decathlon(tmp_path / "data", labels=labels)
     with pytest.raises(DataError, match=words):
         find_layout(folder)
+
+
+def test_regions_and_an_ignored_value_are_read_as_nnunet_states_them(tmp_path):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    layout = find_layout(write_nnunet(tmp_path / "data", labels=labels))
+    assert layout.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert layout.classes == {"background": 0, "class 1": 1, "class 2": 2, "enhancing": 3}
+    assert layout.ignore == (4,)
+
+
+def test_plain_classes_are_no_regions(tmp_path):
+    layout = find_layout(write_nnunet(tmp_path / "data", labels={"background": 0, "a": 1, "Ignore": 2}))
+    assert (layout.classes, layout.regions, layout.ignore) == ({"background": 0, "a": 1}, {}, (2,))
 
 
 def test_channel_numbers_with_a_gap_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -59,6 +60,33 @@ def test_the_networks_of_the_configs_are_the_plans():
     network = load(folder, "train").get_parsed_content("network_def")
     assert network.divisor == made.network.divisor
     assert network.extra_heads > 0
+
+
+def test_gpu_plans_resample_with_cubic_splines_and_ours_in_both_files():
+    texts = render(plan_of_task(get_task("pancreas"), device="cuda"))
+    for name in ("configs/train.yaml", "configs/inference.yaml"):
+        assert "ResampleSpacingd" in texts[name]
+        assert "bilinear" not in texts[name]
+    train = yaml.safe_load(texts["configs/train.yaml"])
+    assert train["train"]["augmentation"]["mirror_axes"] == [0, 1, 2]
+    assert "batch: false" not in texts["configs/train.yaml"]  # nnU-Net sums this task's Dice over the batch
+    assert "batch: false" in render(plan_of_task(get_task("prostate"), device="cuda"))["configs/train.yaml"]
+
+
+def test_regions_and_an_ignored_value_of_the_data_stand_in_the_bundle(tmp_path):
+    labels = {"background": 0, "both": [1, 2], "second": 2, "ignore": 3}
+    data = boxes.write_decathlon(tmp_path / "data", classes=3, labels=labels)
+    folder = new_bundle("parts", data, **SMALL)
+    train = yaml.safe_load((folder / "configs" / "train.yaml").read_text())
+    assert train["labels"] == {"background": 0, "class 1": 1, "second": 2}
+    assert train["regions"] == {"both": [1, 2], "second": [2]}
+    assert train["ignore"] == [3]
+    values = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), "device": "cpu", "max_epochs": 1}
+    for run_id in ("training", "evaluating"):
+        flow = BundleWorkflow(folder, run_id, **values)
+        flow.initialize()
+        flow.run()
+    assert {row["class"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())} == {"both", "second"}
 
 
 def test_comments_of_values_stand_in_one_column():
