@@ -7,6 +7,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+SLICES = {  # what the bundles of slices need, to be small
+    "heart": {"crop_min_size": [96, 96, 0], "margin_size": [96, 96, -1], "roi_size": [64, 64]},
+    "lung": {"slice_size": [64, 64], "roi_size": [64, 64]},
+}
+
 
 def read(bundle: Path, *names: str) -> ConfigParser:
     parser = ConfigParser()

@@ -16,13 +16,13 @@ from decathlete.bundle import bundle_names, packaged_root
 from decathlete.data import datalist, fetch, make_phantoms
 from decathlete.data.tasks import TASKS
 
-from .small import patch_of, slim
+from .small import SLICES, patch_of, slim
 
 CONFIGS = "bundles/hippocampus/configs"
 pytestmark = pytest.mark.slow
 SMALL = {  # what the bundles that are not made of 3D patches need, to be small
-    "heart": {"crop_min_size": [96, 96, 0], "margin_size": [96, 96, -1], "roi_size": [64, 64]},
-    "lung": {"drop_mm": 0, "slice_size": [64, 64], "roi_size": [64, 64]},
+    "heart": SLICES["heart"],
+    "lung": {**SLICES["lung"], "drop_mm": 0},
     "nfbs": {"spacing": [5, 5, 5], "head_size": [48, 48, 64], "patch_size": [48, 48, 64], "roi_size": [48, 48, 64],
              "bias_correction": False},
     "sunnybrook": {"crop_size": [96, 96, -1], "roi_size": [96, 96]},

@@ -21,7 +21,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from decathlete.bundle import packaged_root
 from decathlete.inference.outputs import Outputs
 
-from .small import patch_of, read, slim
+from .small import SLICES, patch_of, read, slim
 
 # a folder of other bundles is held to the same: tests/planning checks what `decathlete new` writes
 ROOT = Path(os.environ.get("DECATHLETE_TEST_BUNDLES") or packaged_root())
@@ -95,7 +95,8 @@ def overrides(bundle: Path, cases: list[dict], tmp_path: Path) -> dict[str, Any]
     return {
         "bundle_root": str(bundle), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "run"), "device": "cpu",
         "patch_size": patch_of(bundle), "batch_size": 2, "train#trainer#max_epochs": 1,
-        "train#dataset#data": cases[:2], "validate#dataset#data": cases[2:], **slim(bundle),
+        "train#dataset#data": cases[:2], "validate#dataset#data": cases[2:],
+        **slim(bundle), **SLICES.get(bundle.name, {}),
     }  # fmt: skip
 
 
