@@ -35,7 +35,7 @@ def resample_to_spacing(
     centres the edge's values go on.
 
     Args:
-        x: image or label.
+        x: image; or label, whole numbers.
         spacing: voxel edges of ``x`` in mm, one an axis.
         target: the wanted ones.
         mode: ``cubic`` splines; ``linear``; or ``label``: each value's share is interpolated linearly and the largest
@@ -67,16 +67,27 @@ def resample_to_spacing(
         return moved(x.float())
     if all(orders[axis] == 0 for axis in axes):
         return moved(x)
-    best: Tensor | None = None
-    largest: Tensor | None = None
-    for value in torch.unique(x):  # one class after the other: the shares of all would be as many volumes
+    first, *others = _values(x)
+    if not others:
+        return moved(x.float()).to(x.dtype)
+    total = largest = moved((x == others[0]).float())
+    best = torch.full_like(total, others[0], dtype=x.dtype)
+    for value in others[1:]:  # one class after the other: the shares of all would be as many volumes
         share = moved((x == value).float())
-        if best is None or largest is None:
-            best, largest = torch.full_like(share, value.item(), dtype=x.dtype), share
-        else:
-            best[share > largest] = value
-            largest = torch.maximum(largest, share)
-    return x if best is None else best
+        best[share > largest] = value
+        largest, total = torch.maximum(largest, share), total + share
+    best[1 - total >= largest] = first  # what the others leave, background as a rule
+    return best
+
+
+def _values(label: Tensor) -> list[float]:
+    """The values of a label map, from the smallest on."""
+    low, high = float(label.min()), float(label.max())
+    if low >= 0 and high < 64:  # a pass each takes less than sorting all voxels
+        found = [float(v) for v in range(int(low), int(high) + 1) if bool((label == v).any())]
+        if found and found[0] == low and found[-1] == high:
+            return found
+    return [float(v) for v in torch.unique(label)]
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
