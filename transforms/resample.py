@@ -162,9 +162,8 @@ class ResampleSpacingd(MapTransform):
         moved[:3, :3] = affine[:3, :3] * ratio
         # the middle of the volume stays where it is
         moved[:3, 3] += affine[:3, :3] @ ((before - 1) / 2 - ratio * (after - 1) / 2)
-        result = MetaTensor(out).copy_meta_from(image, copy_attr=False)
-        result.affine = moved
-        return result
+        meta = {key: value for key, value in image.meta.items() if key != "affine"}  # the scan keeps its own
+        return MetaTensor(out, affine=moved, meta=meta, applied_operations=[*image.applied_operations])
 
 
 def _along(x: Tensor, axis: int, size: int, ratio: float, order: int) -> Tensor:

@@ -106,6 +106,13 @@ def test_predictions_return_to_the_scans_grid():
     assert torch.allclose(ResampleSpacingd("i", (1, 1, 2))({"i": smooth})["i"].as_tensor(), torch.tensor(1.0))
 
 
+def test_the_scan_that_came_in_is_left_alone():
+    scan = meta(noise(6, 6, 6), np.eye(4))
+    for _ in range(2):
+        assert ResampleSpacingd("image", (0.5, 0.5, 0.5))({"image": scan})["image"].shape == (1, 12, 12, 12)
+    assert torch.equal(scan.affine, torch.eye(4, dtype=torch.float64))
+
+
 def test_each_key_has_its_mode():
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     both = {"image": meta(noise(6, 6, 6), affine), "label": meta((noise(6, 6, 6) > 0).to(torch.uint8), affine)}
