@@ -295,7 +295,9 @@ def _parser() -> _Parser:
 
     p = verb("predict", _predict, "Write a label map on each input's own grid.")
     p.add_argument("bundle", metavar="BUNDLE")
-    p.add_argument("input", nargs="+", metavar="INPUT", help="NIfTI files or folders of them")
+    p.add_argument(
+        "input", nargs="+", metavar="INPUT", help="NIfTI files or folders of them; DICOM frames (sunnybrook)"
+    )
     p.add_argument("--output", required=True, metavar="DIR")
     p.add_argument("--checkpoint", nargs="+", metavar="P", help="weights; several make an ensemble")
     p.add_argument("--tta", action="store_true", help="average over mirrored copies")

@@ -141,14 +141,21 @@ class ContourChannelsd(MapTransform):
 
 
 class OneVentricled(MapTransform):
-    """Label maps with at most one left ventricle a slice: the largest region of cavity and muscle, without holes.
+    """Label maps with at most one left ventricle a slice: round, in one piece, without holes.
 
-    In each slice, regions of pixels that touch at an edge are compared; the largest is kept and its holes become
-    muscle. Inside of it the largest region of cavity is kept, with its holes filled; other cavity becomes muscle.
+    In each slice, regions of pixels that touch at an edge are compared; the largest is kept, its holes become muscle,
+    and what hangs on by a neck is cut off: a morphological opening by a disc. Inside of what is left the largest region
+    of cavity is kept, treated alike; other cavity becomes muscle.
 
     Args:
         keys: label maps (1, X, Y, Z) or (1, X, Y) of values 0, 1 and 2.
+        opening: radius of the disc, as a share of that of a circle of the region's area; 0 for no opening.
+        allow_missing_keys: pass over keys that a case has not.
     """
+
+    def __init__(self, keys: KeysCollection, opening: float = 0.5, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.opening = opening
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` with each label map cleaned, of the same type and meta data."""
@@ -157,16 +164,16 @@ class OneVentricled(MapTransform):
             label = torch.as_tensor(d[key])
             found = np.asarray(label.cpu())[0]
             slices = found[:, :, None] if found.ndim == 2 else found
-            clean = np.stack([one_ventricle(plane) for plane in np.moveaxis(slices, 2, 0)], axis=2)
+            clean = np.stack([one_ventricle(plane, self.opening) for plane in np.moveaxis(slices, 2, 0)], axis=2)
             new = torch.from_numpy(clean.reshape(label.shape)).to(label)
             d[key] = MetaTensor(new, meta=d[key].meta) if isinstance(d[key], MetaTensor) else new
         return d
 
 
-def one_ventricle(plane: NDArray[Any]) -> NDArray[Any]:
+def one_ventricle(plane: NDArray[Any], opening: float = 0.5) -> NDArray[Any]:
     """A slice's label map (X, Y) as `OneVentricled` leaves it."""
-    heart = _largest(plane > 0)
-    cavity = _largest(heart & (plane == CAVITY))
+    heart = _opened(_largest(plane > 0), opening)
+    cavity = _opened(_largest(heart & (plane == CAVITY)), opening)
     return np.where(cavity, CAVITY, np.where(heart, MUSCLE, 0)).astype(plane.dtype)
 
 
@@ -174,3 +181,12 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     parts, count = ndimage.label(mask)
     largest = mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
     return ndimage.binary_fill_holes(largest)
+
+
+def _opened(region: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """What discs that fit into the region cover, of its largest such part; the region itself where none fits."""
+    radius = share * np.sqrt(np.count_nonzero(region) / np.pi)
+    centres = _largest(ndimage.distance_transform_edt(region) > radius)
+    if not centres.any() or radius == 0:
+        return region
+    return region & (ndimage.distance_transform_edt(~centres) <= radius)

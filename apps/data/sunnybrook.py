@@ -220,10 +220,10 @@ def frame_files(folder: str | Path) -> list[Path]:
         return volumes
     if (folder / "DICOM").is_dir():
         folder = folder / "DICOM"
-    numbered = [(int(m[1]), p) for p in _entries(folder) if p.is_file() and (m := _FRAME_NAME.fullmatch(p.name))]
-    others = [p for p in _entries(folder) if p.is_file() and p.suffix.lower() in (".dcm", ".ima")]
-    frames = [path for _, path in sorted(numbered)]
-    frames += [path for path in others if path not in frames]
+    files = [path for path in _entries(folder) if path.is_file()]
+    numbered = sorted((int(match[1]), path) for path in files if (match := _FRAME_NAME.fullmatch(path.name)))
+    frames = [path for _, path in numbered]
+    frames += [path for path in files if path not in frames and _may_be_dicom(path)]
     if not frames:
         patients = _patient_folders(folder)
         found = f"{len(patients)} patients' folders" if patients else "none"
@@ -244,6 +244,13 @@ def patient_folder(dataset_dir: str | Path, patient: str | None = None) -> str:
         raise DataError(dataset_dir, f"the set holds frames of {patient or 'a patient'}",
                         listed(folder.name for folder in folders) or "no frames")  # fmt: skip
     return str(wanted[0])
+
+
+def _may_be_dicom(path: Path) -> bool:
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _patient_folders(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ class ContourLoss(nn.Module):
         smooth: added to the Dice's numerator and denominator; pixels.
 
     Source: masks as sums of classes are the marginal probabilities of Shi et al., Marginal loss and exclusion loss for
-    partially supervised multi-organ segmentation, Medical Image Analysis 70, 101979 (2021), equation 3.
+    partially supervised multi-organ segmentation, Medical Image Analysis 70, 101979 (2021).
     """
 
     def __init__(self, smooth: float = 1.0) -> None:

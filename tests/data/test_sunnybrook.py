@@ -12,7 +12,7 @@ from monai.transforms import Compose, LoadImaged
 
 from decathlete.cli import main
 from decathlete.data import fetch, index_sunnybrook, make_sunnybrook_phantoms, sunnybrook_datalist
-from decathlete.data.sunnybrook import leaves_by_px
+from decathlete.data.sunnybrook import frame_files, leaves_by_px, patient_folder
 from decathlete.errors import DataError, UsageError
 from decathlete.transforms import (
     ContourMaskd,
@@ -273,3 +273,25 @@ def test_the_command_tells_each_fault_by_its_file(shared, capsys, case, status, 
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
     assert "Traceback" not in shown.err
+
+
+def test_frames_of_a_folder_are_in_the_order_of_their_numbers(made, tmp_path):
+    source = Path(patient_folder(made))
+    assert source.name == "PHANTOM01"
+    for number, name in ((1, "10.dcm"), (2, "9.dcm"), (3, "IM-0001-0002.dcm"), (4, "MR_without_suffix")):
+        shutil.copy(source / f"{number}.dcm", tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / ".DS_Store").write_text("")
+    names = ["IM-0001-0002.dcm", "9.dcm", "10.dcm", "MR_without_suffix"]
+    assert [path.name for path in frame_files(tmp_path)] == names
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    assert [path.name for path in frame_files(tmp_path)] == ["scan.nii.gz"]
+
+
+def test_a_folder_without_frames_is_told(made, tmp_path):
+    with pytest.raises(DataError, match="2 patients' folders"):
+        frame_files(made)
+    with pytest.raises(DataError, match=r"frames, such as 59\.dcm"):
+        frame_files(tmp_path)
+    with pytest.raises(DataError, match="frames of SCD0000301"):
+        patient_folder(made, "SCD0000301")

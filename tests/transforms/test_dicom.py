@@ -43,6 +43,7 @@ def test_every_bad_and_hard_file_is_read_rightly_or_refused(shared):
             if not same or list(frame.array.shape) != truth["shape"][:2]:
                 wrong.append(f"{case['path']}: {found}, {frame.affine}")
     assert wrong == []
+    assert len(cases(shared)) == 127
 
 
 def test_the_same_slice_in_other_transfer_syntaxes_is_the_same(shared):

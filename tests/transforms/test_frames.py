@@ -109,6 +109,18 @@ def test_a_slice_has_one_ventricle_without_holes():
     np.testing.assert_array_equal(one_ventricle(np.zeros((4, 4), np.uint8)), np.zeros((4, 4), np.uint8))
 
 
+def test_what_hangs_on_by_a_neck_is_cut_off():
+    x, y = np.indices((64, 64)) - 20
+    disc = np.hypot(x, y) < 14
+    plane = np.where(disc, 2, 0).astype(np.uint8)
+    plane[33:50, 19:23] = 2  # a neck
+    plane[45:55, 15:27] = 2  # and what it leads to
+    clean = one_ventricle(plane)
+    assert not clean[36:].any()
+    assert np.count_nonzero((clean > 0) ^ disc) < 0.02 * np.count_nonzero(disc)
+    np.testing.assert_array_equal(one_ventricle(plane, opening=0), plane)
+
+
 def test_slices_are_cleaned_one_by_one_and_keep_their_meta_data():
     volume = torch.zeros(1, 6, 6, 2, dtype=torch.uint8)
     volume[0, 1:3, 1:3, 0] = 1
