@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
@@ -30,7 +32,7 @@ from decathlete.label.guard import NotFoundError
 from decathlete.label.retraining import Retraining
 from decathlete.label.scoring import Doubt, LabelAgreement
 from decathlete.label.segmentation import Segmentation
-from decathlete.label.studies import StudiesFolder
+from decathlete.label.studies import Archive, StudiesFolder
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +63,22 @@ class LabelApp(MONAILabelApp):
     def init_datastore(self) -> Datastore:
         """A folder, or what MONAI Label has for an address."""
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return self._archive()
         channels = {model.channels for model in self._models.values()}
         return StudiesFolder(self.studies, channels, watch=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+
+    def _archive(self) -> Archive:
+        if shutil.which("itkimage2segimage") is None:
+            logger.warning("no program itkimage2segimage: DICOM SEG cannot be written; 'make label' installs it")
+        user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+        client = DICOMwebClientX(
+            url=self.studies.rstrip("/"),
+            session=create_session_from_user_pass(user, password) if user and password else None,
+            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+        )
+        return Archive(client, settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Every bundle; one without weights is told of in ``/info/`` once it has some."""
@@ -100,14 +115,9 @@ class LabelApp(MONAILabelApp):
             raise NotFoundError(f"model '{str(request.get('model'))[:80]}'", "is a model of this server", "none",
                                 f"Known: {', '.join(sorted(self._infers))}")  # fmt: skip
         store = datastore or self.datastore()
-        if isinstance(store, StudiesFolder) and not Path(request["image"]).is_absolute():
+        if not Path(request["image"]).is_absolute():  # a file that our routes have received
             store.check_known(request["image"])
         return super().infer(dict(request), datastore)
-
-    def _download_dcmqi_tools(self) -> None:
-        # MONAI Label fetches the program from the network at every start without it
-        if shutil.which("itkimage2segimage") is None:
-            logger.warning("no program itkimage2segimage: DICOM SEG cannot be written; 'make label' installs it")
 
 
 class RandomImage(Strategy):

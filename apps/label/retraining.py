@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
 from decathlete.checkpoints import BEST, FINAL
 from decathlete.errors import DataError
+from decathlete.evaluation.labels import bundle_labels
 from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
 from decathlete.label.splitting import split
+from decathlete.label.studies import Archive, StudiesFolder
 from decathlete.workflow import load, run
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Retraining(TrainTask):
         """What ``/info/`` tells of the trainer."""
         return super().info() | {"version": self.metadata.get("version")}
 
-    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: Mapping[str, Any], datastore: StudiesFolder | Archive) -> dict[str, Any]:
         """Train, compare, and put the better weights in place.
 
         Returns:
@@ -103,7 +104,7 @@ class Retraining(TrainTask):
             CheckpointError: weights to go on from that are another network's.
         """
         settings = Settings.of(request)
-        pairs = checked_pairs(datastore)
+        pairs = checked_pairs(datastore, self.folder)
         training, validation = split(pairs, settings.val_split)
         output = self._new_run()
         weights = self.folder / "models" / BEST
@@ -151,16 +152,19 @@ class Retraining(TrainTask):
         return values
 
 
-def checked_pairs(datastore: Datastore) -> list[Pair]:
-    """Images and final labels of a datastore.
+def checked_pairs(datastore: StudiesFolder | Archive, bundle: Path) -> list[Pair]:
+    """Images and final labels of a datastore, for a bundle.
 
     Raises:
         DataError: there is none.
     """
-    pairs = datastore.pairs() if hasattr(datastore, "pairs") else [
-        {"image": d["image"], "label": d["label"], "case_id": Path(d["image"]).name} for d in datastore.datalist()
-    ]  # fmt: skip
+    pairs = datastore.pairs({name: value for value, name in bundle_labels(bundle).items()})
     if not pairs:
-        raise DataError("studies", "a training needs final labels", "none",
-                        "Submit a label in the viewer, or put label maps into labels/final")  # fmt: skip
+        raise no_labels()
     return pairs
+
+
+def no_labels() -> DataError:
+    """What is said of studies without a final label."""
+    return DataError("studies", "a training needs final labels", "none",
+                     "Submit a label in the viewer, or put label maps into labels/final")  # fmt: skip

@@ -7,24 +7,27 @@ models, bodies of any kind, files of any content. The answers have its form.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import monailabel.endpoints.activelearning as activelearning
 import monailabel.endpoints.batch_infer as batch_infer
 import monailabel.endpoints.infer as infer
 import monailabel.endpoints.scoring as scoring
 import monailabel.endpoints.train as train
-from fastapi import APIRouter, Body, File, Form, Query, UploadFile
+import numpy as np
+import requests
+import SimpleITK
+from fastapi import APIRouter, Body, File, Form, Query, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import PlainTextResponse, Response
 from monailabel.config import settings
+from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 
@@ -33,8 +36,8 @@ from decathlete.errors import DataError, UsageError
 from decathlete.files import NIFTI_SUFFIXES, strip_nifti_suffix
 from decathlete.label.guard import NotFoundError, check_info, check_name, check_tag, number, switch
 from decathlete.label.main import LabelApp
-from decathlete.label.retraining import Settings, checked_pairs
-from decathlete.label.segmentation import device_of
+from decathlete.label.retraining import Settings, no_labels
+from decathlete.label.segmentation import Segmentation, device_of
 from decathlete.label.studies import StudiesFolder
 from decathlete.workflow import load
 
@@ -93,19 +96,32 @@ def predict(
             request["image"] = image
         else:
             raise UsageError("infer", "an image is named, a session, or a file comes along", "none of them")
+        if output == infer.ResultType.dicom_seg and isinstance(instance.datastore(), StudiesFolder):
+            raise UsageError("output", "DICOM SEG needs studies on a DICOMweb server", "a folder of NIfTI images")
+        result = instance.infer(request)
         if output == infer.ResultType.dicom_seg:
-            return _dicom_seg(background_tasks, model, image, request, given)
-        return infer.send_response(instance.datastore(), instance.infer(request), output, background_tasks)
+            result["dicom_seg"] = _dicom_seg(instance, image, result["file"], task, given)
+        return infer.send_response(instance.datastore(), result, output, background_tasks)
 
 
-def _dicom_seg(tasks: BackgroundTasks, model: str, image: str, request: dict[str, Any], given: Mapping) -> Any:
-    if isinstance(app().datastore(), StudiesFolder):
-        raise UsageError("output", "DICOM SEG needs studies on a DICOMweb server", "a folder of NIfTI images")
-    if not isinstance(given.get("label_info"), list):
-        raise UsageError("params, label_info", "is a list, one entry a segment", "none")
-    words = {name: value for name, value in request.items() if name not in ("model", "image")}
-    params = json.dumps(words | {"label_info": given["label_info"], "result_extension": ".nrrd"})
-    return infer.run_inference(tasks, model, image, params=params, file=None, label=None, output="dicom_seg")
+def _dicom_seg(instance: LabelApp, image: str, label: str, task: Segmentation, given: Mapping[str, Any]) -> str:
+    """File of a label map as DICOM SEG, segments named by the viewer, or else as the bundle does."""
+    own = [{"name": name, "model_name": task.name} for name in sorted(task.labels, key=task.labels.__getitem__)]
+    named = given.get("label_info") or own
+    series = instance.datastore().get_image_uri(image).removesuffix(NIFTI_SUFFIXES[0])
+    file = nifti_to_dicom_seg(series, label, segments_there(label, named))
+    if not file or not os.path.isfile(file):
+        raise DataError(f"series '{image}'", "a DICOM SEG holds a segment", "an empty label map, or no SEG was written",
+                        "See /logs/")  # fmt: skip
+    return file
+
+
+def segments_there(label: str, named: list[Any]) -> list[Any]:
+    """What is said of the label values that occur: MONAI Label gives the first name to the first that does."""
+    if not isinstance(named, list) or not all(isinstance(info, dict) for info in named):
+        raise UsageError("label_info", "is a list of objects, one a label value from 1 on", f"{str(named)[:80]}")
+    there = np.unique(SimpleITK.GetArrayViewFromImage(SimpleITK.ReadImage(label)))
+    return [named[int(value) - 1] for value in there if 0 < value <= len(named)]
 
 
 def _image_of_session(instance: LabelApp, session_id: str) -> Path:
@@ -148,9 +164,11 @@ def add_label(
 def _add_dicom_label(
     instance: LabelApp, image: str, label: UploadFile, tag: str, info: dict[str, Any]
 ) -> dict[str, Any]:
+    instance.datastore().check_known(image)
     with received(label, "label", (*NIFTI_SUFFIXES, ".nrrd", ".bin")) as path:
-        label_id = instance.datastore().save_label(check_name(image, "image"), str(path), tag, info)
-    return {"image": image, "label": label_id}
+        if path.suffix != ".bin" and info.get("label_info"):
+            info["label_info"] = segments_there(str(path), info["label_info"])
+        return {"image": image, "label": instance.datastore().save_label(image, str(path), tag, info)}
 
 
 @router.put("/datastore/image/info")
@@ -204,7 +222,8 @@ def start_training(model: str, params: Json = None, run_sync: bool = False, enqu
     if run_sync:
         raise UsageError("run_sync", "a training runs beside the server", "true", "Ask GET /train/ how it goes")
     settings_ = Settings.of(params or {})
-    checked_pairs(instance.datastore())
+    if not instance.datastore().get_labeled_images():
+        raise no_labels()
     body = {name: getattr(settings_, name) for name in ("device", "max_epochs", "val_split", "pretrained")}
     return train.run_model(model, body | {"multi_gpu": settings_.gpus is not None}, False, enqueue)
 
@@ -261,6 +280,20 @@ def log_lines(lines: Annotated[int, Query(ge=1, le=LOG_LINES)] = 300) -> PlainTe
         raise NotFoundError("logs", "there is a log", "none yet")
     with file.open(encoding="utf-8", errors="replace") as log:
         return PlainTextResponse("".join(deque(log, lines)))
+
+
+@router.get("/proxy/dicom/{way}/{path:path}")
+def from_archive(request: Request, way: Literal["qido", "wado"], path: str) -> Response:
+    """What the DICOMweb server says; MONAI Label's own way there leaves out what comes behind the question mark."""
+    prefix = settings.MONAI_LABEL_QIDO_PREFIX if way == "qido" else settings.MONAI_LABEL_WADO_PREFIX
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    answer = requests.get(
+        "/".join(part.strip("/") for part in (settings.MONAI_LABEL_STUDIES, prefix or "", path) if part),
+        params=request.url.query,
+        auth=(user, password) if user and password else None,
+        timeout=settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT,
+    )
+    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -68,7 +69,7 @@ def serve(
     command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(names)]
     command += ["--uvicorn_app", "decathlete.label.server:app"]
     os.chdir(folder)  # MONAI Label takes a file of this name for an image before it asks the studies
-    os.execve(python, command, server_environment(python, folder.resolve(), host))
+    os.execve(python, command, server_environment(python, folder.resolve(), host, modality_of(folder, names)))
 
 
 def default_folder() -> Path:
@@ -177,13 +178,25 @@ def _digest(file: Path) -> bytes:
     return sha256(file.read_bytes()).digest()
 
 
-def server_environment(python: Path, folder: Path, host: str) -> dict[str, str]:
+def modality_of(folder: Path, names: Sequence[str]) -> str:
+    """Which series of an archive are listed: those of the bundles' modality, by most of them; CT without any."""
+    found = []
+    for name in names:
+        metadata = json.loads((folder / "model" / name / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        found.append(metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("modality", "CT"))
+    found = ["MR" if name.upper().startswith("MR") else name for name in found]  # DICOM's word
+    return max(found, key=found.count, default="CT")
+
+
+def server_environment(python: Path, folder: Path, host: str, modality: str = "CT") -> dict[str, str]:
     """Environment of the server's process; what the user has set of MONAI Label's stays."""
     environ = dict(os.environ)
     ours: Mapping[str, str] = {
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # each request for an image would start all scorings
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "5",  # seconds; two hours would hide what comes meanwhile
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality}),
     }
     for name, value in ours.items():
         environ.setdefault(name, value)

@@ -8,15 +8,21 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pydicom
+import pydicom_seg
+import SimpleITK
+from dicomweb_client import DICOMwebClient
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from decathlete.errors import DataError
-from decathlete.files import NIFTI_SUFFIXES
+from decathlete.files import NIFTI_SUFFIXES, atomic_write, strip_nifti_suffix
 from decathlete.label.guard import NotFoundError, check_name, check_tag
 from decathlete.transforms.read import check_pair, read_nifti
 
@@ -34,14 +40,27 @@ SHARED = (
 
 def _one_at_a_time(method: Callable) -> Callable:
     @functools.wraps(method)
-    def locked(self: StudiesFolder, *args: Any, **kwargs: Any) -> Any:
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
         with self.lock:
             return method(self, *args, **kwargs)
 
     return locked
 
 
-class StudiesFolder(LocalDatastore):
+class Watching:
+    """What becomes of files that come and go by themselves: the list is made again, however often that fails."""
+
+    def _on_any_event(self, event: Any) -> None:
+        for wait_s in (0, 0.2, 1):  # a file that is still being renamed or removed
+            time.sleep(wait_s)
+            try:
+                self.refresh()  # type: ignore[attr-defined]
+                return
+            except (RuntimeError, OSError) as error:
+                logger.warning("%s: %s; looking again", event, error)
+
+
+class StudiesFolder(Watching, LocalDatastore):
     """NIfTI images of a folder with their labels in ``labels/final`` and ``labels/original``.
 
     MONAI Label's own watcher of the folder ends at the first file that comes while it goes through its list; here one
@@ -58,15 +77,6 @@ class StudiesFolder(LocalDatastore):
         self.channels = sorted(channels) or [1]
         _set_damaged_index_aside(Path(folder) / INDEX)
         super().__init__(str(folder), extensions=[f"*{end}" for end in NIFTI_SUFFIXES], auto_reload=watch)
-
-    def _on_any_event(self, event: Any) -> None:
-        for wait_s in (0, 0.2, 1):  # a file that is still being renamed or removed
-            time.sleep(wait_s)
-            try:
-                self.refresh()
-                return
-            except (RuntimeError, OSError) as error:
-                logger.warning("%s: %s; looking again", event, error)
 
     def check_known(self, image_id: str) -> str:
         """An image's id, as it came.
@@ -132,13 +142,87 @@ class StudiesFolder(LocalDatastore):
         super().remove_image(image_id)
         self.refresh()
 
-    def pairs(self) -> list[dict[str, str]]:
+    def pairs(self, labels: Mapping[str, int]) -> list[dict[str, str]]:
         """``{"image": path, "label": path, "case_id": id}`` of every image with a final label, sorted by id."""
         tag = DefaultLabelTag.FINAL
         return [
             {"image": self.get_image_uri(i), "label": self.get_label_uri(i, tag), "case_id": i}
             for i in sorted(self.get_labeled_images())
         ]
+
+
+class Archive(Watching, DICOMWebDatastore):
+    """Series of a DICOMweb server; what was fetched of them is kept in a folder.
+
+    No lock here: it would be held while another server answers.
+
+    Args:
+        client: of the server.
+        search_filter: which series are listed, such as ``{"Modality": "MR"}``.
+        cache: folder for what is fetched.
+    """
+
+    def __init__(self, client: DICOMwebClient, search_filter: dict[str, Any], cache: str | Path) -> None:
+        super().__init__(client, search_filter, cache_path=str(cache))
+
+    def check_known(self, image_id: str) -> str:
+        """A series' UID, as it came.
+
+        Raises:
+            NotFoundError: the server lists no such series.
+        """
+        if check_name(image_id, "image") not in self.list_images():
+            raise NotFoundError(f"series '{image_id}'", "is in the archive and among those listed", "no such series",
+                                f"Listed are those of {self._search_filter}")  # fmt: skip
+        return image_id
+
+    def pairs(self, labels: Mapping[str, int]) -> list[dict[str, str]]:
+        """``{"image": path, "label": path, "case_id": UID}`` of every series with a SEG, fetched and as NIfTI.
+
+        Args:
+            labels: class name to value: the segments go by their names.
+
+        Raises:
+            DataError: a segment that is none of the classes.
+        """
+        found = []
+        for pair in sorted(self.datalist(), key=lambda pair: pair["image"]):
+            case = strip_nifti_suffix(Path(pair["image"]).name)
+            label = Path(pair["label"])
+            if not label.name.lower().endswith(NIFTI_SUFFIXES):  # fetched; what was submitted here is NIfTI
+                uid = self.get_label_info(case, DefaultLabelTag.FINAL)["SeriesInstanceUID"]
+                [seg] = [file for file in (label.parent / uid).iterdir() if file.is_file()]
+                label = label_map(seg, pair["image"], labels, label.parent.parent / f"{case}.nii.gz")
+            found.append({"image": pair["image"], "label": str(label), "case_id": case})
+        return found
+
+
+def label_map(seg: Path, image: str, labels: Mapping[str, int], output: Path) -> Path:
+    """Write a DICOM SEG as a label map on the grid of its image, and return ``output``.
+
+    A SEG holds the slices with something in them alone, and numbers its segments as they come.
+
+    Raises:
+        DataError: a segment that is none of the classes.
+    """
+    reference = SimpleITK.ReadImage(image)
+    values = {name.strip().lower(): value for name, value in labels.items()}
+    found = pydicom_seg.SegmentReader().read(pydicom.dcmread(seg))
+    voxels = np.zeros(reference.GetSize()[::-1], np.uint16)
+    for number, about in found.segment_infos.items():
+        name = str(about.SegmentLabel)
+        if name.strip().lower() not in values:
+            series = strip_nifti_suffix(output.name)
+            rule = "its segments bear the names of the bundle's classes"
+            raise DataError(f"SEG of series {series}", rule, f"'{name}'", f"Known: {', '.join(labels)}")
+        part = found.segment_image(number)
+        whole = SimpleITK.Resample(part, reference, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 0)
+        voxels[SimpleITK.GetArrayViewFromImage(whole) > 0] = values[name.strip().lower()]
+    written = SimpleITK.GetImageFromArray(voxels)
+    written.CopyInformation(reference)
+    with atomic_write(output) as part_file:
+        SimpleITK.WriteImage(written, str(part_file))
+    return output
 
 
 for _name in SHARED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
@@ -95,7 +96,10 @@ class Server:
                 connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
             response = connection.getresponse()
-            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            headers_, content = {k.lower(): v for k, v in response.getheaders()}, response.read()
+            if headers_.get("content-encoding") == "gzip":
+                content = gzip.decompress(content)
+            return Answer(response.status, headers_, content)
         finally:
             connection.close()
 
@@ -149,7 +153,7 @@ def form(fields: dict[str, Any], files: dict[str, tuple[str, bytes]]) -> tuple[b
 
 
 @contextmanager
-def serving(bundles: list[str | Path], studies: Path, folder: Path, host: str | None = None) -> Iterator[Server]:
+def serving(bundles: list[str | Path], studies: Path | str, folder: Path, host: str | None = None) -> Iterator[Server]:
     """``decathlete serve`` until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -161,7 +165,7 @@ def serving(bundles: list[str | Path], studies: Path, folder: Path, host: str | 
     start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environ)
-    server = Server(port, studies, folder, log)
+    server = Server(port, Path(studies), folder, log)
     try:
         while True:
             try:

@@ -1,0 +1,214 @@
+"""Studies of a DICOM archive: Debian's Orthanc with its DICOMweb plugin, on this machine alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+pytestmark = [pytest.mark.label, pytest.mark.slow]
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+@dataclass
+class Orthanc:
+    """A running archive."""
+
+    address: str
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        with urlopen(Request(self.address + path, data=body, method=method), timeout=30) as answer:
+            return answer.read()
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory) -> Iterator[Orthanc]:
+    """An empty archive."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    if program is None or not PLUGIN.is_file():
+        pytest.skip("no Orthanc here: apt-get install orthanc orthanc-dicomweb")
+    folder = tmp_path_factory.mktemp("orthanc")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"HttpPort": port, "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
+                "DicomServerEnabled": False, "StorageDirectory": str(folder), "IndexDirectory": str(folder),
+                "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}}  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
+    archive = Orthanc(f"http://127.0.0.1:{port}")
+    try:
+        for _ in range(300):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                archive.ask("GET", "/dicom-web/studies")
+                break
+            except (URLError, ConnectionError):
+                time.sleep(0.1)
+        yield archive
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def dicom_series(image: Path) -> tuple[str, list[bytes]]:
+    """A NIfTI image in RAS order as axial MR slices: UID of the series, and the files."""
+    scan = nib.as_closest_canonical(nib.load(image))
+    voxels = np.asarray(scan.dataobj, np.float64)
+    voxels = np.round((voxels - voxels.min()) / np.ptp(voxels) * 4000).astype(np.uint16)
+    to_lps = np.diag([-1.0, -1, 1, 1]) @ scan.affine
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    files = []
+    for z in range(voxels.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
+        one.PatientName, one.PatientID, one.Modality, one.StudyID = "Phantom^One", "p1", "MR", "1"
+        one.StudyDate = one.SeriesDate = one.ContentDate = "20260101"
+        one.StudyTime = one.SeriesTime = one.ContentTime = "120000"
+        one.AccessionNumber = one.PatientBirthDate = one.PatientSex = one.ReferringPhysicianName = ""
+        one.SeriesNumber, one.InstanceNumber, one.ImageType = 1, z + 1, ["ORIGINAL", "PRIMARY"]
+        one.ImagePositionPatient = [f"{v:.6f}" for v in (to_lps @ [0, 0, z, 1])[:3]]
+        one.ImageOrientationPatient = [
+            f"{v:.6f}" for v in [*(to_lps[:3, 0] / spacing[0]), *(to_lps[:3, 1] / spacing[1])]
+        ]
+        one.PixelSpacing = [float(spacing[1]), float(spacing[0])]
+        one.SliceThickness = one.SpacingBetweenSlices = float(spacing[2])
+        one.Rows, one.Columns = voxels.shape[1], voxels.shape[0]
+        one.SamplesPerPixel, one.PhotometricInterpretation, one.PixelRepresentation = 1, "MONOCHROME2", 0
+        one.BitsAllocated, one.BitsStored, one.HighBit = 16, 16, 15
+        one.PixelData = np.ascontiguousarray(voxels[:, :, z].T).tobytes()
+        buffer = io.BytesIO()
+        one.save_as(buffer, enforce_file_format=True)
+        files.append(buffer.getvalue())
+    return series, files
+
+
+@pytest.fixture(scope="module")
+def series(orthanc, phantoms) -> list[str]:
+    """Two series in the archive."""
+    uids = []
+    for image in sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]:
+        uid, files = dicom_series(image)
+        for file in files:
+            orthanc.ask("POST", "/instances", file)
+        uids.append(uid)
+    return uids
+
+
+@pytest.fixture(scope="module")
+def archive(orthanc, series, start_server, tmp_path_factory):
+    """The hippocampus over the archive."""
+    folder = tmp_path_factory.mktemp("archive") / "app"
+    with start_server(["hippocampus"], f"{orthanc.address}/dicom-web", folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def submitted(archive, series, tmp_path_factory) -> dict[str, Path]:
+    """Label maps that were submitted, by series; the second has no anterior part."""
+    files = {}
+    for number, uid in enumerate(series):
+        files[uid] = tmp_path_factory.mktemp("submitted") / "label.nii.gz"
+        files[uid].write_bytes(archive.infer("hippocampus", uid).body)
+        if number:
+            label = nib.load(files[uid])
+            voxels = np.asarray(label.dataobj)
+            nib.save(nib.Nifti1Image(np.where(voxels == 1, 0, voxels), None, label.header), files[uid])
+        info = json.dumps({"label_info": [{"name": "anterior"}, {"name": "posterior"}]})
+        upload = {"label": ("label.nii.gz", files[uid].read_bytes())}
+        answer = archive.ask("PUT", f"/datastore/label?image={uid}", fields={"params": info}, files=upload)
+        assert answer.status == 200, answer.text
+    return files
+
+
+def test_series_are_the_images(archive, series):
+    assert archive.get("/datastore/")["total"] == 2
+    assert archive.ask("POST", "/activelearning/random").json["id"] in series
+    assert archive.ask("POST", "/infer/hippocampus?image=1.2.3").status == 404
+
+
+def test_label_map_lies_on_the_series(archive, series, tmp_path):
+    answer = archive.infer("hippocampus", series[0])
+    assert answer.status == 200, answer.text
+    (tmp_path / "label.nii.gz").write_bytes(answer.body)
+    label = nib.load(tmp_path / "label.nii.gz")
+    [fetched] = archive.folder.glob(f"dicom/*/{series[0]}.nii.gz")
+    assert label.shape == nib.load(fetched).shape
+    assert np.allclose(label.affine, nib.load(fetched).affine, atol=1e-5)
+    assert np.asarray(label.dataobj).max() > 0
+
+
+def test_result_as_dicom_seg_refers_to_the_series_and_names_its_segments(archive, series):
+    answer = archive.ask("POST", f"/infer/hippocampus?image={series[0]}&output=dicom_seg")
+    assert answer.status == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom"
+    seg = pydicom.dcmread(io.BytesIO(answer.body))
+    assert seg.Modality == "SEG"
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == series[0]
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["anterior", "posterior"]
+
+
+def test_submitted_labels_go_to_the_archive_and_are_trained_on(archive, series, submitted, orthanc):
+    found = json.loads(orthanc.ask("GET", "/dicom-web/series?Modality=SEG"))
+    assert len(found) == 2
+    time.sleep(6)  # the server's list of labelled series is that old at most
+    result = archive.result(archive.train("hippocampus", max_epochs=1, val_split=0.5))
+    assert result["cases"] == 1
+    assert archive.get("/datastore/")["completed"] == 2
+
+
+def test_labels_that_only_the_archive_has_are_trained_on(series, submitted, start_server, orthanc, tmp_path):
+    """A server with an empty cache fetches the SEGs; their segments go by name, and every slice has its place."""
+    with start_server(["hippocampus"], f"{orthanc.address}/dicom-web", tmp_path / "app") as server:
+        assert server.result(server.train("hippocampus", max_epochs=1, val_split=0.5))["held_out"]
+    for uid, label in submitted.items():
+        [fetched] = (tmp_path / "app" / "dicom").glob(f"*/labels/{uid}.nii.gz")
+        assert np.allclose(nib.load(fetched).affine, nib.load(label).affine, atol=1e-3)
+        assert (np.asarray(nib.load(fetched).dataobj) == np.asarray(nib.load(label).dataobj)).all()
+
+
+def test_ohif_and_its_way_to_the_archive(archive, series):
+    assert "<title>OHIF Viewer</title>" in archive.ask("GET", "/ohif/").text
+    found = archive.get("/proxy/dicom/qido/series?Modality=MR")
+    assert {one["0020000E"]["Value"][0] for one in found} == set(series)
+    assert archive.ask("GET", "/proxy/dicom/../instances").status == 400
+    assert archive.ask("GET", "/proxy/dicom/%2e%2e/instances").status == 400
+
+
+def test_ohif_opens_in_a_browser(archive, series, tmp_path):
+    """The list of studies shows the patient; nothing is asked of other servers that the page would need."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no browser here: apt-get install chromium")
+    picture = tmp_path / "ohif.png"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,800", "--virtual-time-budget=20000",
+               "--dump-dom", f"--screenshot={picture}", f"http://127.0.0.1:{archive.port}/ohif/"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=180, env=dict(os.environ) | {"HOME": str(tmp_path)}
+    )
+    assert "Phantom" in done.stdout, done.stdout[-2000:]
