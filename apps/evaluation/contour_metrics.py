@@ -2,7 +2,8 @@
 
 Two contours are scored: the endocardium, which goes round the cavity, and the epicardium, which goes round cavity and
 muscle. A contour is **good** where its average perpendicular distance is below 5 mm. The challenge took its means over
-good contours only, and stated their share beside; means over all contours stand first here.
+good contours only, and stated their share beside; means over all contours stand first here. The distance
+is measured one way, from the predicted contour: a small region near the drawn line passes for good, but not its Dice.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ NAMES = {"inner": "endocardium", "outer": "epicardium"}
 CONTOURS = "contours.csv"
 COLUMNS = ("case", "slice", "contour", "dice", "iou", "apd_mm", "area_mm2", "reference_area_mm2")
 DEFINITIONS = {
-    "apd_mm": "average over points evenly along the predicted contour of their distance to the drawn one; infinite "
-    "where nothing was predicted",
+    "apd_mm": "average over points evenly along the predicted contour of their distance to the drawn one, one way as in "
+    "the challenge, so that a small region near the drawn line passes; infinite where nothing was predicted",
     "good": f"apd_mm below {GOOD_MM:g}",
     "dice": "of the pixels inside the two contours, on the frame's own grid; 0 where nothing was predicted",
 }
