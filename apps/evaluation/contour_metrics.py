@@ -32,8 +32,8 @@ NAMES = {"inner": "endocardium", "outer": "epicardium"}
 CONTOURS = "contours.csv"
 COLUMNS = ("case", "slice", "contour", "dice", "iou", "apd_mm", "area_mm2", "reference_area_mm2")
 DEFINITIONS = {
-    "apd_mm": "average over points evenly along the predicted contour of their distance to the drawn one, one way as in "
-    "the challenge, so that a small region near the drawn line passes; infinite where nothing was predicted",
+    "apd_mm": "average over points evenly along the predicted contour of their distance to the drawn one, one way as "
+    "in the challenge, so that a small region near the drawn line passes; infinite where nothing was predicted",
     "good": f"apd_mm below {GOOD_MM:g}",
     "dice": "of the pixels inside the two contours, on the frame's own grid; 0 where nothing was predicted",
 }
