@@ -28,17 +28,27 @@ from decathlete.label.serving import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "not-for-any-answer-7f3a"
+LEFT_OUT = pytest.StashKey[int]()
 UP_S, TASK_S = 90, 300  # patience on a machine that does other things too
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests with MONAI Label's server run when they are asked for."""
+    """Leave the tests with MONAI Label's server out unless they are asked for, and say so at the end."""
     if "label" in (config.option.markexpr or ""):
         return
-    skip = pytest.mark.skip(reason="needs MONAI Label: 'make test-label' builds its environment and runs these")
-    for item in items:
-        if item.get_closest_marker("label"):
-            item.add_marker(skip)
+    left_out = [item for item in items if item.get_closest_marker("label")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("label")]
+    config.stash[LEFT_OUT] = len(left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line for all tests that were left out."""
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{count} tests of MONAI Label's server not run: 'make test-label' builds its environment and runs them"
+        )
 
 
 @dataclass

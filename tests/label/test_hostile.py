@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.label, pytest.mark.slow]
+pytestmark = pytest.mark.label
 FIRST = "hippocampus_001"
 CANARY = "canary-of-a-file-outside-91c2"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = [pytest.mark.label, pytest.mark.slow]
+pytestmark = pytest.mark.label
 FIRST, SECOND = "hippocampus_001", "hippocampus_002"
 
 

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.label, pytest.mark.slow]
+pytestmark = pytest.mark.label
 FIRST = "hippocampus_001"
 # what a viewer does, in MONAI Label's own client library, the one that 3D Slicer's module carries
 VIEWER = """

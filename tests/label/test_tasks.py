@@ -15,7 +15,7 @@ from decathlete.data import make_phantoms
 from decathlete.data.heads import make_heads
 from decathlete.data.nfbs import list_heads
 
-pytestmark = [pytest.mark.label, pytest.mark.slow]
+pytestmark = pytest.mark.label
 
 # sizes of a network that trains in seconds on two cores: values of the bundles' first blocks, and of their networks
 SMALL = {
