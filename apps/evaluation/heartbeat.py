@@ -213,6 +213,8 @@ def _draw(found: HeartFunction, drawn: HeartFunction | None, title: str, path: P
         axes.plot(found.time_ms, found.muscle_ml, ".:", color="#888888", label="predicted muscle")
     if drawn is not None:
         axes.plot(found.time_ms, drawn.cavity_ml, "s", color="#d55e00", label="drawn cavity")
+        if np.isfinite(drawn.muscle_ml).any():
+            axes.plot(found.time_ms, drawn.muscle_ml, "x", color="#444444", label="drawn muscle")
     axes.set(xlabel="time after the R wave, ms", ylabel="volume, ml", title=title or str(found), ylim=(0, None))
     axes.title.set_fontsize(8)
     axes.legend()

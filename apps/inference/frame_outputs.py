@@ -70,14 +70,14 @@ def heartbeats(labels: Mapping[Path, Path], folder: str | Path) -> dict[Path, An
             logger.warning("no volumes over the heartbeat: %s", error)
             continue
         target = Path(folder) if len(groups) == 1 else Path(folder) / place.name
-        drawn = _drawn(place)
-        write_heart_function(found[place], target, drawn, f"{place.name}: {found[place]}")
+        drawn = _drawn(place, {path.name for path in own})
+        write_heart_function(found[place], target, drawn, f"{place.name}\n{found[place]}")
         print(f"{place.name}: {found[place]}" + (f"; drawn contours: {drawn}" if drawn else ""), file=sys.stdout)
     return found
 
 
-def _drawn(place: Path) -> Any:
-    """Volumes of the contours that were drawn on a folder's frames; None where it is no patient's of the set."""
+def _drawn(place: Path, names: set[str]) -> Any:
+    """Volumes of the contours that were drawn on these frames of a folder; None where it is no patient's of the set."""
     from decathlete.data.sunnybrook import index_sunnybrook, is_sunnybrook
     from decathlete.evaluation.heartbeat import drawn_areas, heart_function
 
@@ -86,7 +86,8 @@ def _drawn(place: Path) -> Any:
         return None
     try:
         index = index_sunnybrook(root)
-        return heart_function(drawn_areas(f for f in index.frames if f.patient == place.name), place)
+        own = [f for f in index.frames if f.patient == place.name and f.image.name in names]
+        return heart_function(drawn_areas(own), place)
     except DataError as error:
         logger.warning("no volumes of drawn contours: %s", error)
         return None

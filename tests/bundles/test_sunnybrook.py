@@ -90,6 +90,16 @@ def test_volumes_stand_beside_those_of_the_drawn_contours(trained, data, tmp_pat
     assert "drawn contours: end-diastole" in capsys.readouterr().out
 
 
+def test_a_part_of_a_heartbeat_is_compared_with_the_same_part_of_the_drawn_one(trained, tmp_path):
+    data = make_sunnybrook_phantoms(1, tmp_path, size=96, slices=2, phases=4)
+    place = data / "final_data" / "dicoms" / "PHANTOM01"
+    part = [place / f"{n}.dcm" for n in (2, 4, 6, 8)]  # the second and fourth phase of both slices
+    predict("sunnybrook", part, tmp_path / "out", **small(trained))
+    figures = json.loads((tmp_path / "out" / "heart_function.json").read_text())
+    assert figures["phases"] == figures["drawn"]["phases"] == 2
+    assert (figures["drawn"]["end_systole_phase"], figures["drawn"]["end_diastole_phase"]) == (1, 2)
+
+
 def test_one_frame_without_a_suffix_is_predicted(trained, frames, tmp_path):
     path = frames / "frame_a"
     (frames / "2.dcm").rename(path)
