@@ -31,7 +31,7 @@ GOALS: Mapping[str, Mapping[str, float]] = {  # Dice on the case that was traine
     "liver": {"liver": 0.95, "cancer": 0.8},
     "prostate": {"PZ": 0.85, "TZ": 0.85},
     "hepatic_vessel": {"vessel": 0.75, "tumour": 0.75},
-    "pancreas": {"pancreas": 0.8, "cancer": 0.8},
+    "pancreas": {"pancreas": 0.8},
     "colon": {"colon cancer primaries": 0.8},
 }
 OTHER_LABELS = {"prostate": "labelsTr_zones_AI"}  # folder of labels that lie beside the data set's own
@@ -81,9 +81,9 @@ def spacing_for(bundle: str, image: Path) -> list[float]:
     return [s / 2 if s > COARSE * t else t for s, t in zip(own, target, strict=True)]
 
 
-def goal_of(bundle: str, name: str) -> float:
-    """Dice that a class should reach."""
-    return GOALS[bundle][name]
+def goal_of(bundle: str, name: str) -> float | None:
+    """Dice that a class should reach; None for one that the case may not hold."""
+    return GOALS[bundle].get(name)
 
 
 if __name__ == "__main__":

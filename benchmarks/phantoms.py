@@ -156,8 +156,9 @@ def lines(result: dict[str, Any], goal: Any) -> list[str]:
     for name, dice in result["dice"].items():
         wanted = goal(result["bundle"], name)
         told = "no case" if dice is None else f"{dice:.3f}"
-        verdict = "" if dice is not None and dice >= wanted else "  below"
-        rows.append(f"{result['bundle']:<16} {name:<24} {told:>7}  {wanted:.2f}  {result['cases']} cases, "
+        verdict = "  below" if dice is not None and wanted is not None and dice < wanted else ""
+        goal_told = "   -" if wanted is None else f"{wanted:.2f}"
+        rows.append(f"{result['bundle']:<16} {name:<24} {told:>7}  {goal_told}  {result['cases']} cases, "
                     f"{result['iterations']} iterations in {result['training_s']:.0f} s{verdict}")  # fmt: skip
     return rows
 
