@@ -66,7 +66,7 @@ def mean_dice(folder: Path, weights: Path, pairs: Sequence[Pair], device: str = 
     predictor = Predictor(folder, checkpoints=weights, device=device)
     scores = []
     for pair in pairs:
-        image = read_nifti(pair["image"], channels=predictor.channels)
+        image = predictor.read(pair["image"])
         label = read_nifti(pair["label"], kind="label")
         check_pair(image, label)
         found = predictor(image.array, image.affine, name=pair["case_id"]).label

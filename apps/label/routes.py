@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import monailabel.endpoints.activelearning as activelearning
 import monailabel.endpoints.batch_infer as batch_infer
+import monailabel.endpoints.datastore as datastore
 import monailabel.endpoints.infer as infer
 import monailabel.endpoints.scoring as scoring
 import monailabel.endpoints.train as train
@@ -25,7 +26,7 @@ import requests
 import SimpleITK
 from fastapi import APIRouter, Body, File, Form, Query, Request, UploadFile
 from fastapi.background import BackgroundTasks
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 from monailabel.config import settings
 from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
@@ -142,6 +143,28 @@ def add_image(file: Annotated[UploadFile, File()], image: str | None = None, par
         if isinstance(store, StudiesFolder):
             store.check_image(path)
         return {"image": store.add_image(name, str(path), info)}
+
+
+@router.get("/datastore/image")
+def send_image(image: str) -> FileResponse:
+    """An image of the studies; from an archive it is fetched first."""
+    return datastore.download_image(image)
+
+
+@router.get("/datastore/label")
+def send_label(label: str, tag: str) -> FileResponse:
+    """A label of the studies."""
+    return datastore.download_label(label, tag)
+
+
+@router.get("/datastore/dataset")
+def send_all(background_tasks: BackgroundTasks, limit_cases: Annotated[int | None, Query(ge=1)] = None) -> FileResponse:
+    """Images with final labels as a ZIP."""
+    if not app().datastore().get_labeled_images():
+        raise no_labels()
+    archive = app().datastore().get_dataset_archive(limit_cases)
+    background_tasks.add_task(os.unlink, archive)
+    return FileResponse(archive, media_type="application/zip", filename="dataset.zip")
 
 
 @router.put("/datastore/label")

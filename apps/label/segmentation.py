@@ -25,7 +25,7 @@ from decathlete.inference.folders import check_memory, write_on_grid
 from decathlete.inference.predictor import Predictor
 from decathlete.label.entropy import mean_entropy
 from decathlete.label.guard import choice, switch
-from decathlete.transforms.read import Volume, read_nifti
+from decathlete.transforms.read import Volume
 from decathlete.workflow import load
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Segmentation(InferTask):
         with self._lock:
             predictor = self.predictor(**{name: options[name] for name in ("device", "model_filename", "tta")})
             check_memory(predictor, Path(image), False, None)
-            volume = read_nifti(image, channels=predictor.channels)
+            volume = predictor.read(image)
             return volume, predictor(volume.array, volume.affine, name=Path(image).name).label
 
     def uncertainty(self, image: str | Path, device: str = "cpu") -> float:
@@ -142,7 +142,7 @@ class Segmentation(InferTask):
         with self._lock:
             predictor = self.predictor(device, BEST, False)
             check_memory(predictor, Path(image), True, None)
-            volume = read_nifti(image, channels=predictor.channels)
+            volume = predictor.read(image)
             shares = predictor(volume.array, volume.affine, probabilities=True, name=Path(image).name).probabilities
         assert shares is not None
         return mean_entropy(shares)

@@ -167,8 +167,8 @@ def _copy_bundle(source: Path, copy: Path) -> None:
     for file in sorted((source / "models").glob("*.pt")):
         own = copy / "models" / file.name
         if not own.exists():
-            with atomic_write(own) as part:
-                shutil.copyfile(file, part)
+            with atomic_write(own) as part_file:
+                shutil.copyfile(file, part_file)
         elif _digest(own) != _digest(file):
             print(f"decathlete: {copy.name}: your own {file.name} is served, not the bundle's; to have that again, "
                   f"remove {own}", file=sys.stderr)  # fmt: skip

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 INDEX = "datastore_v2.json"  # MONAI Label's own list of the images and labels in a folder
 # methods of LocalDatastore that read or change its list of images
 SHARED = (
-    "add_image", "datalist", "get_dataset_archive", "get_image_info", "get_image_uri", "get_label_info",
+    "add_image", "datalist", "get_image_info", "get_image_uri", "get_label_info",
     "get_label_uri", "get_labeled_images", "get_labels_by_image_id", "get_unlabeled_images", "json", "list_images",
     "refresh", "remove_image", "remove_label", "save_label", "status", "update_image_info", "update_label_info",
     "_init_from_datastore_file", "_on_modify_event", "_reconcile_datastore", "_update_datastore_file",

@@ -190,6 +190,20 @@ def test_labels_that_only_the_archive_has_are_trained_on(series, submitted, star
         assert (np.asarray(nib.load(fetched).dataobj) == np.asarray(nib.load(label).dataobj)).all()
 
 
+def test_segments_of_other_names_are_told(archive, series, label_environment, tmp_path):
+    seg = tmp_path / "seg.dcm"
+    seg.write_bytes(archive.ask("POST", f"/infer/hippocampus?image={series[0]}&output=dicom_seg").body)
+    [image] = archive.folder.glob(f"dicom/*/{series[0]}.nii.gz")
+    code = (
+        "import sys; from pathlib import Path; from decathlete.label.studies import label_map\n"
+        "label_map(Path(sys.argv[1]), sys.argv[2], {'liver': 1}, Path(sys.argv[3]))"
+    )
+    words = [label_environment, "-c", code, seg, image, tmp_path / "label.nii.gz"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert "its segments bear the names of the bundle's classes. found 'anterior'. Known: liver" in done.stderr
+    assert not (tmp_path / "label.nii.gz").exists()
+
+
 def test_ohif_and_its_way_to_the_archive(archive, series):
     assert "<title>OHIF Viewer</title>" in archive.ask("GET", "/ohif/").text
     found = archive.get("/proxy/dicom/qido/series?Modality=MR")

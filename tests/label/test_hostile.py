@@ -167,6 +167,7 @@ def odd_addresses() -> Iterator[Row]:
     for line in ["POST /reload", "POST /infer/wsi/hippocampus", "POST /infer/wsi_v2/hippocampus",
                  "GET /proxy/dicom/studies", "POST /proxy/dicom/stow/studies", "GET /none", "GET /.env"]:  # fmt: skip
         yield "closed", line, 404, {}
+    yield "no labels", "GET /datastore/dataset", 422, {}
     for lines in ["-1", "0", "abc", "1" + "0" * 30]:
         yield "parameters", f"GET /logs/?lines={lines}", 422, {}
     yield "closed", "POST /train/", 422, {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,6 +153,13 @@ def test_labels_are_read_back_and_carry_remarks(server, labelled, label_of, tmp_
     put = server.ask("PUT", f"/datastore/label/info?label={image}&tag=final", fields={"info": '{"by": "me"}'})
     assert put.status == 200
     assert server.get(f"/datastore/label/info?label={image}&tag=final")["by"] == "me"
+
+
+def test_all_labelled_cases_come_as_a_zip(server, labelled):
+    answer = server.ask("GET", "/datastore/dataset")
+    names = zipfile.ZipFile(io.BytesIO(answer.body)).namelist()
+    assert {f"label/{image}.nii.gz" for image in labelled} <= set(names)
+    assert len([name for name in names if name.startswith("image/")]) == 2
 
 
 def test_images_come_and_go(server):
