@@ -50,6 +50,9 @@ def serve(
     if not address and not Path(studies).is_dir():
         raise DataError(studies, "the studies are a folder of NIfTI images, or the address of a DICOMweb server",
                         "no such folder", "Make it; an empty one will do")  # fmt: skip
+    if not address and not os.access(studies, os.W_OK | os.X_OK):
+        raise DataError(studies, "the studies' folder can be written to: labels lie beside the images", "it cannot",
+                        "Copy the images to a folder of your own")  # fmt: skip
     if address and "@" in str(studies):
         raise UsageError("--studies", "an address holds no password, which logs would show", "one with '@'",
                          "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD")  # fmt: skip

@@ -140,6 +140,12 @@ def test_missing_studies_and_passwords_in_addresses_are_told(tmp_path, capsys):
     assert "word@" not in said
 
 
+def test_studies_that_cannot_be_written_to_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert main(["serve", "hippocampus", "--studies", str(tmp_path)]) == 1
+    assert "labels lie beside the images. found it cannot. Copy the images" in capsys.readouterr().err
+
+
 def test_unknown_bundle_is_told_with_the_nearest(tmp_path, capsys):
     assert main(["serve", "hipocampus", "--studies", str(tmp_path)]) == 2
     assert "Did you mean 'hippocampus'" in capsys.readouterr().err
