@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-INPUTS = ("constraints.txt", "setup.cfg", "setup.py", "pyproject.toml")
+INPUTS = ("constraints.txt", "constraints-label.txt", "setup.cfg", "setup.py", "pyproject.toml")
 STAND_IN = """#!/bin/sh
 echo "$*" >> calls.txt
 case "$*" in
-  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
   *install*) exit "${INSTALL_STATUS:-0}" ;;
 esac
 """
@@ -77,3 +77,17 @@ def test_target_sets_up_and_runs(checkout, target, command):
     assert make(checkout, target) == 0
     assert calls(checkout)[-1].strip() == command
     assert "-m venv --clear .venv" in calls(checkout)
+
+
+def test_monai_label_gets_an_environment_of_its_own(checkout):
+    assert make(checkout, "label") == 0
+    venv, ours, theirs = calls(checkout)
+    assert venv == "-m venv --clear .venv-label"
+    assert ours.startswith("-m pip install -c constraints-label.txt -e . ")
+    assert theirs == "-m pip install -c constraints-label.txt --no-deps monailabel pydicom-seg dcmqi"
+    assert make(checkout, "label") == 0
+    assert calls(checkout) == []
+    os.utime(checkout / "constraints-label.txt", (2**32, 2**32))
+    assert make(checkout, "label", INSTALL_STATUS="1") != 0
+    assert make(checkout, "label") == 0
+    assert len(calls(checkout)) == 3
