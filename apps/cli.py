@@ -108,6 +108,7 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
         memory_gib=a.memory,
         bias_correction=a.bias_correction,
         field=a.field,
+        dicom_seg=a.dicom_seg,
     )
     return 1 if report.failed else 0
 
@@ -296,7 +297,10 @@ def _parser() -> _Parser:
     p = verb("predict", _predict, "Write a label map on each input's own grid.")
     p.add_argument("bundle", metavar="BUNDLE")
     p.add_argument(
-        "input", nargs="+", metavar="INPUT", help="NIfTI files or folders of them; DICOM frames (sunnybrook)"
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="NIfTI files, folders of them, or folders of one DICOM series each; DICOM frames (sunnybrook)",
     )
     p.add_argument("--output", required=True, metavar="DIR")
     p.add_argument("--checkpoint", nargs="+", metavar="P", help="weights; several make an ensemble")
@@ -306,6 +310,7 @@ def _parser() -> _Parser:
     p.add_argument("--overwrite", action="store_true", help="predict again what is already there")
     p.add_argument("--no-bias-correction", dest="bias_correction", action="store_false", help="leave out N4 (nfbs)")
     p.add_argument("--field", action="store_true", help="also write the bias field that N4 found (nfbs)")
+    p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG that refers to the DICOM series")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,3 +33,36 @@ def shared() -> Path:
 def hippocampus_data(shared: Path) -> Path:
     """MSD Task04 as far as it is there."""
     return shared / "data" / "Task04_Hippocampus"
+
+
+@pytest.fixture(scope="session")
+def write_slices():
+    """Writer of a series: integers (X, Y, Z) on an affine without shear, in files whose names are in no order."""
+
+    def write(folder: Path, array: np.ndarray, affine: np.ndarray, series: str = "1.2.3.4", **tags) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        lengths = np.linalg.norm(lps[:3, :3], axis=0)
+        for z in range(array.shape[2]):
+            meta = pydicom.dataset.FileMetaDataset()
+            meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+            meta.MediaStorageSOPInstanceUID = f"{series}.{z + 1}"
+            d = pydicom.Dataset()
+            d.file_meta = meta
+            d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, f"{series}.{z + 1}"
+            d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = "1.2.3", series, "1.2.5"
+            d.Modality, d.PatientID, d.PatientName = "CT", "made", "Made^Up"
+            d.ImagePositionPatient = [f"{v:.6f}" for v in (lps @ [0, 0, z, 1])[:3]]
+            d.ImageOrientationPatient = [f"{v:.8f}" for v in (lps[:3, :2] / lengths[:2]).T.ravel()]
+            d.PixelSpacing = [f"{lengths[1]:.6f}", f"{lengths[0]:.6f}"]  # between rows first
+            d.Columns, d.Rows = array.shape[:2]
+            d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
+            d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 16, 15, 1
+            d.RescaleSlope, d.RescaleIntercept = "1", "0"
+            d.PixelData = array[:, :, z].T.astype("<i2").tobytes()
+            for name, value in tags.items():
+                setattr(d, name, value)
+            d.save_as(folder / f"{series}_{(7 * z + 3) % 101}.dcm", enforce_file_format=True)
+        return folder
+
+    return write

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from decathlete.bundle import bundle_folder
 from decathlete.data.nfbs import head_files
-from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError
+from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError, listed
 from decathlete.evaluation.statistics import label_statistics
-from decathlete.files import atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.files import NIFTI_SUFFIXES, atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
 from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.outputs import Outputs, check_bias_correction
 from decathlete.machine import free_memory_bytes
@@ -66,6 +66,7 @@ def predict(
     overrides: Mapping[str, Any] | None = None,
     bias_correction: bool = True,
     field: bool = False,
+    dicom_seg: bool = False,
 ) -> PredictReport:
     """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
 
@@ -77,7 +78,7 @@ def predict(
     Args:
         bundle: a bundle's folder or name.
         inputs: NIfTI files, and folders, which mean the NIfTI files directly in them (hidden files left out, and what
-            ``outputs`` of the bundle names after another one), or the heads of NFBS.
+            ``outputs`` of the bundle names after another one), the heads of NFBS, or one DICOM series.
         output: folder.
         checkpoints: weights; several make an ensemble. Default: the bundle's own.
         tta: average over mirrored copies too.
@@ -90,12 +91,14 @@ def predict(
         overrides: id of ``inference.yaml`` to value.
         bias_correction: False: without the bias field correction that is in the bundle's chain.
         field: also write ``<input's name>_field.nii.gz``: float32, the bias field by which the scan was divided.
+        dicom_seg: also write ``<input's name>_seg.dcm``, a DICOM SEG on the series, of inputs that are DICOM.
 
     Raises:
-        UsageError: unknown bundle or device, an output that would overwrite an input, or a bias field of a bundle
-            whose chain finds none.
-        DataError: a missing input, a folder without NIfTI files, two inputs for one output, or a disk that cannot be
-            written.
+        UsageError: unknown bundle or device, an output that would overwrite an input or lie among the slices of a
+            series, a bias field of a bundle whose chain finds none, or a DICOM SEG of an input that is not DICOM or
+            without highdicom.
+        DataError: a missing input, a folder without NIfTI files or with several series, two inputs for one output, or
+            a disk that cannot be written.
         CheckpointError: no weights, or another network's.
     """
     if memory_gib is not None and not memory_gib > 0:
@@ -104,7 +107,9 @@ def predict(
     bundle_folder(bundle)  # a wrong name is told before anything heavy is imported
     outputs = Outputs.of(bundle)
     files = input_files(inputs, outputs)
-    parts = {"probabilities": save_probabilities, "field": field}
+    parts = {"probabilities": save_probabilities, "field": field, "dicom_seg": dicom_seg}
+    if dicom_seg:
+        _check_dicom(files)
     targets = _targets(files, folder, outputs, parts, Path(statistics) if statistics else None)
     if not bias_correction:
         check_bias_correction(bundle)
@@ -170,11 +175,19 @@ def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
 
                 found = frame_files(path)
             if not found:
+                from decathlete.dicom.series import series_folder
+
+                found = [series] if (series := series_folder(path)) else []
+            if not found:
                 what = f"{sum(1 for _ in path.iterdir())} other entries" if any(path.iterdir()) else "an empty folder"
-                remedy = "Give the folder that holds the images themselves"
                 if dicom := sum(1 for p in path.iterdir() if p.suffix.lower() in (".dcm", ".ima")):
-                    what, remedy = f"{dicom} DICOM files", "Convert the series to NIfTI first, with dcm2niix for one"
-                raise DataError(path, "a folder of inputs must hold NIfTI files (.nii, .nii.gz)", what, remedy)
+                    what = f"{dicom} DICOM files, none of them a slice of CT or MR that can be read"
+                raise DataError(
+                    path,
+                    "a folder of inputs must hold NIfTI files (.nii, .nii.gz) or a DICOM series",
+                    what,
+                    "Give the folder that holds the images themselves",
+                )
         elif path.exists():
             found = [path]
         else:
@@ -185,11 +198,26 @@ def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
 
 
 def case_name(file: Path, outputs: Outputs) -> str:
-    """What a file's predictions are named after: its name without the suffix of NIfTI, or of a DICOM frame."""
+    """What a file's predictions are named after: its name without the suffix of NIfTI, or of a DICOM frame.
+
+    A series has its folder's name.
+    """
+    if file.is_dir():
+        return file.resolve().name
     name = strip_nifti_suffix(file.name)
     if outputs.frames and name == file.name and file.suffix.lower() in (".dcm", ".ima"):
         return file.stem
     return name
+
+
+def _check_dicom(files: Sequence[Path]) -> None:
+    """Refuse to make a DICOM SEG of something else than DICOM, or without what writes it."""
+    from decathlete.dicom.segmentation import check_highdicom
+
+    check_highdicom()
+    if others := [file for file in files if file.name.lower().endswith(NIFTI_SUFFIXES)]:
+        raise UsageError("--dicom-seg", "a DICOM SEG refers to the DICOM series it was made from", listed(others),
+                         "Give the folder of the series")  # fmt: skip
 
 
 class _DiskError(DataError):
@@ -204,6 +232,8 @@ def _targets(
     targets: dict[Path, dict[str, Path]] = {}
     owner: dict[Path, Path] = {}
     sources = {file.resolve() for file in files}
+    if folder.resolve() in sources:
+        raise UsageError(folder, "predictions lie outside of the series", "the series's own folder as --output")
     for file in files:
         targets[file] = outputs.files(folder, case_name(file, outputs), **parts)
         for target in targets[file].values():
@@ -237,25 +267,35 @@ def _targets(
 def _predict_one(
     predictor: Predictor, file: Path, targets: Mapping[str, Path], memory_gib: float | None, outputs: Outputs
 ) -> dict[str, dict[str, Any]]:
-    """Predict one file, write what belongs to it, and return its statistics."""
+    """Predict one file or series, write what belongs to it, and return its statistics."""
     from decathlete.inference.frame_outputs import write_contours
     from decathlete.transforms.masked_scan import write_masked_scan
 
     probabilities = "probabilities" in targets
     check_memory(predictor, file, probabilities, memory_gib)
     volume = predictor.read(file)
+    if file.is_dir():  # a series, whose size is known now
+        check_fits(predictor, file, volume.array.shape, volume.spacing, probabilities, memory_gib)
     prediction = predictor(volume.array, volume.affine, probabilities, name=file)
     note = f"decathlete {predictor.name}"
     if prediction.probabilities is not None:
         write_on_grid(np.moveaxis(prediction.probabilities, 0, -1), volume, targets["probabilities"], note)
     if prediction.field is not None:
         write_on_grid(prediction.field, volume, targets["field"], note)
-    if "masked" in targets:
+    if "masked" in targets and file.is_dir():
+        write_on_grid(np.where(prediction.label, volume.array, 0), volume, targets["masked"], note)
+    elif "masked" in targets:
         with _naming_a_full_disk(targets["masked"]):
             write_masked_scan(file, prediction.label, targets["masked"])
     if outputs.contours:
         with _naming_a_full_disk(targets["label"]):
             write_contours(prediction.label, targets["label"].parent, case_name(file, outputs))
+    if "dicom_seg" in targets:
+        from decathlete.dicom.segmentation import write_dicom_seg
+
+        slices = getattr(volume, "slices", [file])
+        with _naming_a_full_disk(targets["dicom_seg"]):
+            write_dicom_seg(prediction.label, slices, targets["dicom_seg"], predictor.name, predictor.labels)
     write_on_grid(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
     return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
 
@@ -269,11 +309,8 @@ def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_g
     Raises:
         DeviceError: the estimate exceeds it.
     """
-    from decathlete.inference.memory import PROCESS_GIB
     from decathlete.transforms.read import MAX_VOXELS
 
-    free = memory_gib is None
-    limit = free_memory_bytes() / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
     try:
         header = nib.load(file).header
         shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
@@ -281,7 +318,27 @@ def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_g
         return
     if math.prod(shape) > MAX_VOXELS:
         return  # a header that claims this much is refused by the reader, for a better reason
-    needed = predictor.memory_gib(shape, [float(s) for s in spacing], probabilities)
+    check_fits(predictor, file, shape, [float(s) for s in spacing], probabilities, memory_gib)
+
+
+def check_fits(
+    predictor: Predictor,
+    file: Path,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    probabilities: bool,
+    memory_gib: float | None,
+) -> None:
+    """Refuse a prediction of voxels ``shape`` and ``spacing`` (mm) that needs more memory than there is.
+
+    Raises:
+        DeviceError: the estimate exceeds ``memory_gib``, or without it what is free.
+    """
+    from decathlete.inference.memory import PROCESS_GIB
+
+    free = memory_gib is None
+    limit = free_memory_bytes() / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
+    needed = predictor.memory_gib(shape, spacing, probabilities)
     if needed > limit:
         raise DeviceError(
             file,

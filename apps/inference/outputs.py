@@ -16,6 +16,7 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.errors import ConfigError, UsageError, nearest
 from decathlete.files import PROBABILITIES, strip_nifti_suffix
 
+DICOM_SEG = "_seg"  # ends the name of the DICOM SEG beside a label map
 FIELD = "_field"  # ends the name of the bias field beside a label map
 
 
@@ -96,7 +97,9 @@ class Outputs:
         """Name of a label map without its suffix."""
         return f"{case}_{self.label}" if self.label else case
 
-    def files(self, folder: str | Path, case: str, probabilities: bool = False, field: bool = False) -> dict[str, Path]:
+    def files(
+        self, folder: str | Path, case: str, probabilities: bool = False, field: bool = False, dicom_seg: bool = False
+    ) -> dict[str, Path]:
         """All files of a case, the label map last: it is written when all others are."""
         names = {
             **({"probabilities": f"{case}{PROBABILITIES}"} if probabilities else {}),
@@ -104,7 +107,8 @@ class Outputs:
             **({"masked": f"{case}_{self.masked}"} if self.masked else {}),
             "label": self.label_name(case),
         }
-        return {what: Path(folder) / f"{name}.nii.gz" for what, name in names.items()}
+        files = {what: Path(folder) / f"{name}.nii.gz" for what, name in names.items()}
+        return {**({"dicom_seg": Path(folder) / f"{case}{DICOM_SEG}.dcm"} if dicom_seg else {}), **files}
 
     def case_of(self, name: str, names: Collection[str]) -> str | None:
         """Case whose label map is called ``name``; None for a file that lies beside one of ``names``.

@@ -170,8 +170,25 @@ class Predictor:
         return self(volume.array, volume.affine, probabilities, name=path)
 
     def read(self, path: str | Path) -> Volume:
-        """A scan as the bundle's chain would load it, strictly."""
+        """A scan as the bundle's chain would load it, strictly; or a folder with one DICOM series.
+
+        Raises:
+            DataError: it cannot be read, or the series is of another modality than the bundle's.
+        """
+        if Path(path).is_dir():
+            return self._series(Path(path))
         return read_frame(path) if self._outputs.frames else read_nifti(path, channels=self.channels)
+
+    def _series(self, folder: Path) -> Volume:
+        from decathlete.dicom.series import read_series
+
+        series = read_series(folder)
+        formats = (self._parser.get("_meta_") or {}).get("network_data_format", {})
+        own = str(formats.get("inputs", {}).get("image", {}).get("modality", ""))[:2].upper()  # MRI is MR to DICOM
+        if own in ("CT", "MR") and series.modality != own:
+            raise DataError(folder, f"the bundle '{self.name}' takes {own}", f"a series of {series.modality}",
+                            "Give a series of that kind, or a bundle for this one")  # fmt: skip
+        return series
 
     def memory_gib(self, shape: Sequence[int], spacing: Sequence[float], probabilities: bool = False) -> float:
         """Upper estimate of the peak memory for a scan of spatial ``shape`` and ``spacing`` (mm), in GiB."""

@@ -1,0 +1,168 @@
+"""A label map as a DICOM SEG on the slices that it was predicted from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decathlete import __version__
+from decathlete.dicom.codes import UNKNOWN, SegmentCodes, segment_codes
+from decathlete.errors import DataError, GeometryError, UsageError, listed
+from decathlete.files import atomic_write
+from decathlete.transforms.dicom import read_dicom_header
+
+if TYPE_CHECKING:
+    import pydicom
+
+logger = logging.getLogger(__name__)
+
+SERIES_NUMBER = 900  # behind those of a scanner
+_LO = 64  # letters of a DICOM long string
+# type 2: the standard wants them there, if need be empty
+_MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
+                 "StudyDate", "StudyTime", "ReferringPhysicianName")  # fmt: skip
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+
+
+def check_highdicom() -> None:
+    """Refuse to go on where highdicom is not installed.
+
+    Raises:
+        UsageError: names the extra that brings it.
+    """
+    if find_spec("highdicom") is None:
+        raise UsageError("--dicom-seg", "a DICOM SEG needs highdicom", "it is not installed",
+                         "pip install 'decathlete[dicom-seg]'")  # fmt: skip
+
+
+def write_dicom_seg(
+    label: NDArray[Any], slices: Sequence[str | Path], target: str | Path, bundle: str, labels: Mapping[str, int]
+) -> Path:
+    """Write a label map as a DICOM SEG of one bit a voxel and class, and return ``target``.
+
+    Patient, study and frame of reference (if they name one) are the slices'; each frame names the slice that it lies
+    on. The classes are segments 1, 2, ... in the order of their values, with their name and the codes of
+    `decathlete.dicom.CODES`; a class without a voxel is described too. Slices without any class have no frame, unless
+    all are.
+
+    Args:
+        label: (X, Y, Z), as the volume of the slices: X along their rows.
+        slices: files, in the order of Z.
+        target: the file, written whole or not at all.
+        bundle: name of the bundle, by which codes are looked up.
+        labels: class name to value, background left out.
+
+    Raises:
+        UsageError: highdicom is not installed.
+        GeometryError: label map and slices do not fit.
+        DataError: a slice without the UIDs that a SEG refers to.
+        OSError: the file cannot be written.
+    """
+    check_highdicom()
+    import highdicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    headers = [_header(Path(path)) for path in slices]
+    if not headers[0].get("FrameOfReferenceUID"):  # positions are compared within one, and a SEG must name it
+        logger.warning("%s: the slices name no frame of reference; the SEG gets one of its own", target)
+        own = generate_uid(prefix=None)
+        for header in headers:
+            header.FrameOfReferenceUID = own
+    _set_distance(headers)
+    size = (int(headers[0].Columns), int(headers[0].Rows), len(headers))
+    if tuple(label.shape) != size:
+        raise GeometryError(target, "a label map has the shape of its slices", f"{tuple(label.shape)} on {size}")
+    names = sorted((name for name, value in labels.items() if value), key=lambda name: labels[name])
+    frames = np.zeros((size[2], size[1], size[0]), np.uint8)
+    for number, name in enumerate(names, start=1):
+        frames[(label == labels[name]).T] = number
+    codes = {name: segment_codes(bundle, name) for name in names}
+    if unknown := [name for name, found in codes.items() if found is UNKNOWN]:
+        logger.warning("%s: no code is known for %s of '%s': coded as tissue", target, listed(unknown), bundle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values of the source that are copied as they are, and of empty label maps
+        seg = highdicom.seg.Segmentation(
+            source_images=headers,
+            pixel_array=frames,
+            segmentation_type="BINARY",
+            segment_descriptions=[_segment(n, name, codes[name], bundle) for n, name in enumerate(names, start=1)],
+            series_instance_uid=generate_uid(prefix=None),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=generate_uid(prefix=None),
+            instance_number=1,
+            manufacturer="decathlete",
+            manufacturer_model_name=bundle[:_LO],
+            software_versions=__version__,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            content_description=f"{bundle[:40]}; not for clinical use",
+            series_description=f"decathlete {bundle[:30]}, not for clinical use",
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            specific_character_set="ISO_IR 192",  # UTF-8: names of classes may have any letters
+        )
+        with atomic_write(target) as part:
+            seg.save_as(part)
+    return Path(target)
+
+
+def _header(path: Path) -> pydicom.Dataset:
+    header = read_dicom_header(path)
+    missing = [name for name in _NEEDED if not header.get(name)]
+    if missing:
+        raise DataError(path, f"a SEG refers to {', '.join(_NEEDED)}", f"no {' and no '.join(missing)}",
+                        "Export the series again, or predict without --dicom-seg")  # fmt: skip
+    for name in _MAY_BE_EMPTY:
+        if name not in header:
+            setattr(header, name, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    return header
+
+
+def _set_distance(headers: Sequence[pydicom.Dataset]) -> None:
+    """Have headers state the distance of the slices, from which a SEG takes it: what they say of it may be wrong."""
+    distance = float(headers[0].get("SliceThickness") or 1.0)
+    if len(headers) > 1:
+        first, last = (np.array(header.ImagePositionPatient, dtype=float) for header in (headers[0], headers[-1]))
+        distance = round(float(np.linalg.norm(last - first)) / (len(headers) - 1), 6)
+    for header in headers:
+        header.SliceThickness = header.SpacingBetweenSlices = distance
+
+
+def _segment(number: int, name: str, codes: SegmentCodes, bundle: str) -> Any:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from highdicom.sr import CodedConcept
+    from pydicom.sr.codedict import codes as known
+
+    from decathlete.view.panels import colour_of
+
+    kind = CodedConcept(codes.type.value, codes.type.scheme, codes.type.meaning)
+    if codes.modifier is not None:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(codes.modifier)]
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name[:_LO],
+        segmented_property_category=_concept(codes.category),
+        segmented_property_type=kind,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=f"decathlete {bundle}"[:_LO], family=known.cid7162.ArtificialIntelligence, version=__version__
+        ),
+        anatomic_regions=None if codes.region is None else [_concept(codes.region)],
+        display_color=CIELabColor.from_rgb(*colour_of(number)),
+    )
+
+
+def _concept(concept: tuple[str, str, str]) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(*concept)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from decathlete.dicom import read_series, series_in
+from decathlete.dicom.series import series_folder
+from decathlete.errors import DataError
+
+AFFINE = np.array([[-0.8, 0, 0, 20], [0, -1.2, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def array():
+    return np.arange(5 * 6 * 4).reshape(5, 6, 4) - 40
+
+
+def test_a_series_has_its_place_in_space_in_the_header_too(tmp_path, write_slices, array):
+    volume = read_series(write_slices(tmp_path / "ct", array, AFFINE))
+    np.testing.assert_array_equal(volume.array, array)
+    for affine in (volume.affine, volume.header.get_sform(), volume.header.get_qform()):
+        np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
+    assert volume.header.get_xyzt_units()[0] == "mm"
+    assert [path.name for path in volume.slices] == [f"1.2.3.4_{n}.dcm" for n in (3, 10, 17, 24)]
+
+
+def test_several_series_are_listed(tmp_path, write_slices, array):
+    write_slices(tmp_path, array, AFFINE, series="1.2.7", SeriesDescription="venous")
+    write_slices(tmp_path, array[:, :, :1], AFFINE, series="1.2.9", Modality="MR")
+    with pytest.raises(DataError, match=r"2: 1\.2\.7 \(CT 'venous', 4 slices\), 1\.2\.9 \(MR, 1 slice\)"):
+        series_folder(tmp_path)
+    with pytest.raises(DataError, match=r"1\.2\.7 .*1\.2\.9"):
+        read_series(tmp_path)
+
+
+def test_series_in_sub_folders_are_listed(tmp_path, write_slices, array):
+    for name in ("arterial", "venous"):
+        write_slices(tmp_path / name, array, AFFINE, series=f"1.2.{len(name)}")
+    with pytest.raises(DataError, match=r"arterial: 1\.2\.8 \(CT, 4 slices\), venous: 1\.2\.6 .*Give one"):
+        series_folder(tmp_path)
+
+
+def test_what_is_no_slice_is_passed_over(tmp_path, write_slices, array):
+    write_slices(tmp_path, array, AFFINE)
+    write_slices(tmp_path, array[:, :, :1], AFFINE, series="1.2.8", Modality="SEG")
+    (tmp_path / "notes.txt").write_text("a text")
+    (tmp_path / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    assert [str(series) for series in series_in(tmp_path)] == ["1.2.3.4 (CT, 4 slices)"]
+
+
+def test_a_folder_without_dicom_is_none(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    assert series_folder(tmp_path) is None
