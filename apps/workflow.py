@@ -6,8 +6,9 @@ import inspect
 import json
 import logging
 import os
-import subprocess
+import signal
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from decathlete.bundle import bundle_folder, config_file, config_files
-from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, UsageError
+from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
 from decathlete.short_form import in_torchrun, literal
 
@@ -282,7 +283,13 @@ def _task_name(folder: str) -> str:
     return task.name if task else nfbs.NAME if nfbs.is_name(folder) else "TASK"
 
 
-def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = None, gpus: int | None = None) -> int:
+def run(
+    run_id: str,
+    bundle: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    gpus: int | None = None,
+    max_restarts: int = 0,
+) -> int:
     """Train, predict or evaluate with a bundle, as MONAI's ``run`` does.
 
     Args:
@@ -290,6 +297,7 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
         bundle: a bundle's folder or name.
         overrides: id of the config to value; also MONAI's own ``tracking``, ``meta_file``, ``logging_file``.
         gpus: start this many processes with torchrun, over ``multi_gpu_train.yaml``.
+        max_restarts: with ``gpus``, how often processes that failed are started anew, from the last checkpoint.
 
     Returns:
         0 when done; with ``gpus``, the exit status of the processes.
@@ -298,6 +306,7 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
         UsageError: unknown bundle, run or id.
         DataError: no data.
         DeviceError: memory or GPUs ran out.
+        TrainingError: with ``gpus``, a process that was killed.
         DecathleteError: whatever of ours was raised inside MONAI's engines, freed of its wrapping.
     """
     values = dict(overrides or {})
@@ -307,7 +316,7 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
     if gpus is not None and gpus < 1:
         raise UsageError("--gpus", "must be 1 or more", str(gpus), "Leave it out to train in one process")
     if gpus and not in_torchrun():
-        return _launch(run_id, bundle, values, own, gpus)
+        return _launch(run_id, bundle, values, own, gpus, max_restarts)
     workflow = None
     logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # tells the path of the logging file
     with short_log():
@@ -317,15 +326,21 @@ def run(run_id: str, bundle: str | Path, overrides: Mapping[str, Any] | None = N
             workflow.run()
             workflow.finalize()
         except Exception as error:
-            if (ours := find_error(error)) is not None:
-                raise ours from None if ours is not error else ours.__cause__
-            if is_out_of_memory(error):
-                raise _out_of_memory(error, workflow) from error
-            raise
+            ours = find_error(error)
+            if ours is None and is_out_of_memory(error):
+                ours = _out_of_memory(error, workflow)
+                ours.__cause__ = error
+            if in_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+                from decathlete.training.faults import fail_together
+
+                fail_together(ours or error)
+            if ours is None:
+                raise
+            raise ours from ours.__cause__ if ours is error or is_out_of_memory(error) else None
     return 0
 
 
-def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int) -> int:
+def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int, max_restarts: int) -> int:
     """Start ``gpus`` processes of this very run; mistakes are found before, so that they are told once."""
     import torch
 
@@ -344,17 +359,35 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int)
     parser.update(_prepared(folder, files, values, "command line", own.get("tracking")))
     _check_cases(parser, gpus, files[0])
     job = json.dumps([run_id, str(folder), values | own], default=str)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={gpus}",
-        "-m",
-        "decathlete.workflow",
-        job,
-    ]
-    return 1 if subprocess.run(command, check=False).returncode else 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the line below says it
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=gpus,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "decathlete.workflow", job)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise TrainingError(folder.name, "the training must go on", error.sigval.name, "Go on with --resume") from None
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        if any(failure.error_file_data.get("message") for failure in error.failures.values()):
+            return 1  # it was told by the process itself
+        found = first.signal_name() if first.exitcode < 0 else f"exit status {first.exitcode}"
+        raise TrainingError(f"{folder.name}, process {rank} of {gpus}", "must run to the end", found,
+                            "SIGKILL often means that memory ran out; go on with --resume") from None  # fmt: skip
+    return 0
 
 
 def _check_cases(parser: ConfigParser, processes: int, file: Path) -> None:
@@ -397,8 +430,8 @@ def _child(argument: str) -> int:
     run_id, folder, values = json.loads(argument)
     try:
         return run(run_id, folder, values)
-    except DecathleteError as error:
-        print(f"decathlete (process {os.environ.get('RANK', '?')}): {error}", file=sys.stderr)
+    except DecathleteError as error:  # of one process alone; several tell theirs together
+        print(f"decathlete: {error}", file=sys.stderr)
         return error.exit_status
 
 

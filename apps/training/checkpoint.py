@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 
@@ -34,6 +36,10 @@ class Checkpoint:
     holds under ``model`` the same averaged weights, and beside them network, optimizer, schedule, scaler, epoch,
     iteration, best metric and the seed, from which all random state of an epoch is derived. All files are written
     whole or not at all.
+
+    In a training of several processes the first one writes and all read, so ``output_dir`` is a folder that all
+    machines see. Processes that torchrun starts anew after a failure (``--max-restarts``) go on from what this very
+    run wrote, whatever ``resume`` says.
 
     Attach it before handlers that read the trainer's state at the start: first in ``train::handlers``.
 
@@ -77,18 +83,35 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(self.output_dir, "output_dir must be a folder that can be written to",
                                   error.strerror or str(error), "Choose another --output_dir") from error  # fmt: skip
-        if self.resume and (self.output_dir / LAST).is_file():
+        resume = self.resume or self._is_restarted()
+        if resume and (self.output_dir / LAST).is_file():
             self._restore(engine, self.output_dir / LAST)
-        elif self.resume:
+        elif resume:
             logger.info("resume: no %s yet, starting from the beginning", self.output_dir / LAST)
         elif (self.output_dir / LAST).is_file():
             logger.warning("%s holds an earlier run, which this one replaces (resume is off)", self.output_dir)
+        if idist.get_world_size() > 1:
+            self._check_alike(engine)
         if not self._ready:  # attached only now, so that these come after all other handlers of the epoch
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
             engine.add_event_handler(Events.COMPLETED, self._save_final)
             if self.validator is not None:
                 self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
             self._ready = True
+
+    def _is_restarted(self) -> bool:
+        """Whether torchrun started this process anew, and ``last.pt`` is of the same start of torchrun."""
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not (self.output_dir / LAST).is_file():
+            return False
+        return read_checkpoint(self.output_dir / LAST).get("torchrun") == _torchrun()
+
+    def _check_alike(self, engine: Any) -> None:
+        """Refuse processes that start from different iterations, as where machines have an output_dir each."""
+        starts = idist.all_gather(float(engine.state.iteration))
+        if len(set(starts)) > 1:  # type: ignore[arg-type]
+            found = ", ".join(f"{int(i)} (process {n})" for n, i in enumerate(starts))  # type: ignore[arg-type]
+            raise CheckpointError(self.output_dir / LAST, "all processes go on from the same iteration", found,
+                                  "Choose an --output_dir that all machines see")  # fmt: skip
 
     def _restore(self, engine: Any, path: Path) -> None:
         content = read_checkpoint(path)
@@ -149,6 +172,7 @@ class Checkpoint:
                     "epoch": best.best_metric_epoch if best else -1,
                 },
                 "settings": self.settings,
+                "torchrun": _torchrun(),
             },
             self.output_dir / LAST,
         )
@@ -166,6 +190,11 @@ class Checkpoint:
         if self.validator is None or self.validator.state.best_metric_epoch == -1:
             save_checkpoint(self._weights(), self.output_dir / BEST)
             logger.info("no validation has run: %s holds the final weights", self.output_dir / BEST)
+
+
+def _torchrun() -> str:
+    """What tells this start of torchrun from others; empty in a process by itself."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def _plain_value(value: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from decathlete.training.processes import sums_over_processes
+
 
 class ContourLoss(nn.Module):
     """Dice and cross entropy of two masks, inside the inner and inside the outer contour, where they were drawn.
@@ -15,7 +17,8 @@ class ContourLoss(nn.Module):
 
     Where a contour was not drawn, its mask is known only on the other one's side: what lies inside the inner contour
     is inside the outer one too. Cross entropy counts the pixels that are known; Dice, of each frame by itself so that a
-    small apex weighs as much as a large base, counts the masks that are known as a whole.
+    small apex weighs as much as a large base, counts the masks that are known as a whole. In a training of several
+    processes, the sums are those over the batches of all of them.
 
     Args:
         smooth: added to the Dice's numerator and denominator; pixels.
@@ -45,4 +48,7 @@ class ContourLoss(nn.Module):
         overlap = 2 * (pred * truth).sum(axes) + self.smooth
         dice = 1 - overlap / (pred.sum(axes) + truth.sum(axes) + self.smooth)  # (B, 2)
         drawn = (known.amin(axes) > 0).float()
-        return entropy.sum() / known.sum() + (dice * drawn).sum() / drawn.sum().clamp_min(1)
+        entropies, pixels, dices, masks = sums_over_processes(
+            [entropy.sum(), known.sum(), (dice * drawn).sum(), drawn.sum()]
+        )
+        return entropies / pixels + dices / masks.clamp_min(1)

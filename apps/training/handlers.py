@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai.handlers
 import torch
 from ignite.engine import Events
@@ -18,7 +19,7 @@ from monai.utils import CommonKeys
 from tqdm import tqdm
 
 from decathlete.checkpoints import load_weights, unwrap
-from decathlete.errors import ConfigError
+from decathlete.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class ValidationHandler(monai.handlers.ValidationHandler):
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer."""
+        engine.add_event_handler(Events.STARTED, self._check_number)
         engine.add_event_handler(Events.STARTED, self._tell_shared_cases)
         if not self.epoch_level:
             super().attach(engine)
@@ -42,6 +44,13 @@ class ValidationHandler(monai.handlers.ValidationHandler):
     def _validate_if_due(self, engine: Any) -> None:
         if engine.state.epoch % self.interval == 0 or engine.state.epoch >= engine.state.max_epochs:
             self(engine)
+
+    def _check_number(self, engine: Any) -> None:
+        """Refuse fewer cases than processes: one without any would have no metric to gather."""
+        cases, processes = len(getattr(self.validator.data_loader, "dataset", ())), idist.get_world_size()
+        if 0 < cases < processes:
+            raise DataError("validate::dataset", "each process needs a case", f"{cases} for {processes} processes",
+                            f"Start {cases} processes, or add cases")  # fmt: skip
 
     def _tell_shared_cases(self, engine: Any) -> None:
         trained, validated = _case_ids(engine), _case_ids(self.validator)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceLoss
+from monai.networks import one_hot
 from torch import Tensor, nn
 
 from decathlete.errors import ConfigError, nearest
+from decathlete.training.processes import sums_over_processes
+
+logger = logging.getLogger(__name__)
 
 
 class DiceCE(nn.Module):
@@ -21,6 +27,8 @@ class DiceCE(nn.Module):
 
     **Ignored voxels** count in neither term. Shares come with one channel more, that of the ignored value; a voxel
     between ignored and judged ones counts by its judged share.
+
+    In a training of several processes, sums over the batch are those over the batches of all of them.
 
     Args:
         labels: class name to value, with background at 0 and values 0, 1, 2, ... without a gap.
@@ -73,11 +81,9 @@ class DiceCE(nn.Module):
                               "num_classes")  # fmt: skip
         judged = 1 - shares[:, -1:] if self.ignores else torch.ones_like(shares[:, :1])
         shares = shares[:, : self.classes]
-        voxels = judged.sum().clamp_min(1.0)
         log = scores.log_softmax(1)
         if not self.regions:
-            entropy = -(shares * log).sum() / voxels
-            return entropy + self._dice(log[:, 1:].exp(), shares[:, 1:], judged)
+            return self._sum_up(-(shares * log).sum(), judged, log[:, 1:].exp(), shares[:, 1:])
         odds, truth = [], []
         for parts in self.regions:
             rest = [c for c in range(self.classes) if c not in parts]
@@ -85,14 +91,57 @@ class DiceCE(nn.Module):
             truth.append(shares[:, parts].sum(1))
         odds_of, truth_of = torch.stack(odds, 1), torch.stack(truth, 1)
         each = F.softplus(odds_of) * judged - odds_of * truth_of  # binary cross entropy; truth is at most judged
-        entropy = each.sum() / (voxels * len(self.regions))
-        return entropy + self._dice(odds_of.sigmoid(), truth_of, judged)
+        return self._sum_up(each.sum(), judged, odds_of.sigmoid(), truth_of, len(self.regions))
 
-    def _dice(self, probability: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    def _sum_up(self, entropy: Tensor, judged: Tensor, probability: Tensor, truth: Tensor, each: int = 1) -> Tensor:
+        """Cross entropy, summed over voxels and ``each`` region, as a mean, plus Dice."""
         axes = [0, *range(2, truth.ndim)] if self.batch else [*range(2, truth.ndim)]
         both = (probability * truth).sum(axes)
         total = (probability * judged).sum(axes) + truth.sum(axes)
-        return (1 - (2 * both + self.smooth) / (total + self.smooth)).mean()
+        voxels = judged.sum()
+        if self.batch:
+            entropy, voxels, both, total = sums_over_processes([entropy, voxels, both, total])
+        else:  # samples are as many in every process
+            entropy, voxels = sums_over_processes([entropy, voxels])
+        dice = (1 - (2 * both + self.smooth) / (total + self.smooth)).mean()
+        return entropy / (voxels.clamp_min(1.0) * each) + dice
+
+
+class _DiceOverProcesses(DiceLoss):
+    """MONAI's DiceLoss over a batch, whose sums are those of the batches of all processes."""
+
+    def __init__(self, dice: DiceLoss) -> None:
+        names = ("include_background", "to_onehot_y", "sigmoid", "softmax", "smooth_nr", "smooth_dr")
+        super().__init__(batch=True, **{name: getattr(dice, name) for name in names})
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """One number for scores and shares, both (B, classes, *spatial)."""
+        pred = input.sigmoid() if self.sigmoid else input.softmax(1) if self.softmax and input.shape[1] > 1 else input
+        if self.to_onehot_y and input.shape[1] > 1:
+            target = one_hot(target, num_classes=input.shape[1])
+        if not self.include_background and input.shape[1] > 1:
+            pred, target = pred[:, 1:], target[:, 1:]
+        axes = [0, *range(2, pred.ndim)]
+        both, total = sums_over_processes([(pred * target).sum(axes), pred.sum(axes) + target.sum(axes)])
+        return (1 - (2 * both + self.smooth_nr) / (total + self.smooth_dr)).mean()
+
+
+def over_processes(loss: Any) -> Any:
+    """A loss whose parts that are MONAI's ``DiceLoss(batch=True)`` sum over the batches of all processes.
+
+    Its means over voxels or samples need no change, since batches are as large in every process. What cannot be
+    changed stays, and a line in the log says that it sees the batch of each process by itself.
+    """
+    if isinstance(loss, DiceLoss) and loss.batch and not isinstance(loss, _DiceOverProcesses):
+        weighted = loss.class_weight is not None or loss.other_act is not None or loss.ignore_index is not None
+        plain = loss.reduction == "mean" and not (loss.squared_pred or loss.jaccard)
+        if type(loss) is DiceLoss and plain and not (weighted or loss.soft_label):
+            return _DiceOverProcesses(loss)
+        logger.warning("%s sums over the batch of each process by itself", type(loss).__name__)
+    elif isinstance(loss, nn.Module):
+        for name, part in loss.named_children():
+            setattr(loss, name, over_processes(part))
+    return loss
 
 
 def _value(part: Any, labels: Mapping[str, int], region: str) -> int:

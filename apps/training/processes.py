@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
-from decathlete.errors import DeviceError
+from decathlete.errors import ConfigError, DeviceError
+from decathlete.training.faults import process_store, watch_processes
+
+logger = logging.getLogger(__name__)
 
 
-def join_processes() -> torch.device:
+def join_processes(timeout_minutes: float = 30) -> torch.device:
     """Join the group that torchrun describes in the environment; the device of this process.
 
-    NCCL where every process has a GPU of its own, else gloo on the CPU. A second call changes nothing.
+    NCCL where every process has a GPU of its own, else gloo on the CPU. A second call changes nothing. From now on a
+    failure of any process is told once, by name of the process, and ends this one too.
+
+    Args:
+        timeout_minutes: how long a process waits for the others, such as for one that validates larger scans.
 
     Raises:
         DeviceError: not started by torchrun, or more processes than GPUs on this machine.
+        ConfigError: a time-out that is none.
     """
     if "LOCAL_RANK" not in os.environ:
         raise DeviceError("multi_gpu_train", "several processes are started by torchrun", "no LOCAL_RANK",
                           "torchrun --nproc_per_node 2 -m monai.bundle run training --config_file ...")  # fmt: skip
+    if not timeout_minutes > 0:
+        raise ConfigError("join_processes, timeout_minutes", "must be a number above 0", repr(timeout_minutes))
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
     if gpus and local_size > gpus:
@@ -31,7 +45,10 @@ def join_processes() -> torch.device:
     if gpus:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if gpus else "gloo", init_method="env://")
+        limit = timedelta(minutes=timeout_minutes)
+        store, rank, size = process_store(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        watch_processes()
     if dist.get_rank() != 0:
         logging.disable(logging.INFO)  # one process tells what all of them do
     return device
@@ -43,10 +60,74 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def in_group() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def distributed(network: torch.nn.Module, device: torch.device | str) -> torch.nn.parallel.DistributedDataParallel:
-    """The network under DistributedDataParallel on ``device``; on GPUs batch norm sees the batches of all processes."""
+    """The network under DistributedDataParallel on ``device``.
+
+    On GPUs batch norm sees the batches of all processes. PyTorch's synchronized batch norm takes no CPU tensors: there
+    each process normalizes by its own batch, a line in the log says so, and the running statistics, which prediction
+    uses, are means over all processes.
+    """
     device = torch.device(device)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    elif norms and in_group():
+        logger.warning("batch norm on the CPU sees the batch of each of the %d processes by itself: keep batch_size, "
+                       "which is each process's, or train in one process", dist.get_world_size())  # fmt: skip
+    together = device.type != "cuda" and bool(norms)
     ids = [device] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(network.to(device), device_ids=ids)
+    wrapped = torch.nn.parallel.DistributedDataParallel(
+        network.to(device), device_ids=ids, broadcast_buffers=not together
+    )
+    if together:
+        wrapped.register_forward_hook(_average_statistics)
+    return wrapped
+
+
+def _average_statistics(network: torch.nn.Module, inputs: Any, output: Any) -> None:
+    """Replace the running statistics of each process, after a forward pass in training, by their mean."""
+    if not (network.training and in_group()):
+        return
+    buffers = [b for b in network.buffers() if b.is_floating_point()]
+    if buffers:
+        together = torch.cat([b.detach().flatten() for b in buffers])
+        dist.all_reduce(together)
+        parts = (together / dist.get_world_size()).split([b.numel() for b in buffers])
+        with torch.no_grad():
+            for buffer, part in zip(buffers, parts, strict=True):
+                buffer.copy_(part.reshape(buffer.shape))
+
+
+def sums_over_processes(sums: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor summed over all processes, where these train together; else the tensors themselves.
+
+    Gradients flow: a loss of sums over all processes has, after DistributedDataParallel's mean of the gradients, those
+    of the whole batch in one process. Without a gradient, as in validation, nothing is exchanged, since processes may
+    then see different numbers of batches.
+    """
+    if not (in_group() and torch.is_grad_enabled() and any(s.requires_grad for s in sums)):
+        return list(sums)
+    flat = _Sum.apply(torch.cat([s.flatten() for s in sums]))
+    parts = flat.split([s.numel() for s in sums])
+    return [part.reshape(s.shape) for part, s in zip(parts, sums, strict=True)]
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes. Each one's result depends on every one's input, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient

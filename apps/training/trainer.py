@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Events
@@ -19,7 +21,10 @@ from monai.utils import CommonKeys
 
 from decathlete.errors import ConfigError, TrainingError
 from decathlete.training.average import WeightAverage
+from decathlete.training.faults import FaultElsewhereError
+from decathlete.training.losses import over_processes
 from decathlete.training.precision import amp_dtype, autocast
+from decathlete.training.processes import in_group
 from decathlete.training.schedule import PolySchedule
 
 
@@ -30,6 +35,10 @@ class Trainer(SupervisedTrainer):
     all random state is set from ``(seed, epoch, rank)``, so that a run that is stopped and resumed at an epoch's
     border draws what the unbroken run draws. A network that returns a list (deep supervision) has all of it go into
     the loss; metrics see the finest, which is the first.
+
+    In a training of several processes, a Dice over the batch is one over the batches of all of them
+    (:func:`decathlete.training.losses.over_processes`), and gradients that are accumulated over iterations
+    (``accumulation_steps``) are exchanged once a step.
 
     Args:
         seed: origin of all randomness while training.
@@ -74,7 +83,7 @@ class Trainer(SupervisedTrainer):
         self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
         self.batch_transform, self.schedule, self.average = batch_transform, schedule, average
         self._prepare = prepare_batch
-        self._loss = loss_function
+        self._loss = over_processes(loss_function) if in_group() else loss_function
         self._names: list[str] = []
         needs_scaler = amp_dtype(device, amp) == torch.float16
         if decollate is None:
@@ -112,6 +121,18 @@ class Trainer(SupervisedTrainer):
         self.scaler: Any = torch.amp.GradScaler(self.state.device.type) if self.amp else None
         Workflow.run(self)
 
+    def _iteration(self, engine: Any, batchdata: Any) -> dict:
+        with self._without_exchange():
+            return super()._iteration(engine, batchdata)
+
+    def _without_exchange(self) -> Any:
+        """Context in which processes keep their gradients to themselves, unless this iteration ends in a step."""
+        steps, length, done = self.accumulation_steps, self.state.epoch_length, self.state.iteration
+        if steps == 1 or not hasattr(self.network, "no_sync"):
+            return contextlib.nullcontext()
+        number = (done - 1) % length + 1 if length else done  # MONAI's count, by which it steps
+        return contextlib.nullcontext() if number % steps == 0 or number == length else self.network.no_sync()
+
     def _start_epoch(self, engine: Any) -> None:
         seed_everything(self.seed, self.state.epoch, self.state.rank)
         own = int(np.random.SeedSequence([self.seed, self.state.epoch, self.state.rank, 1]).generate_state(1)[0])
@@ -139,7 +160,7 @@ class Trainer(SupervisedTrainer):
     def _check_loss(self, engine: Any) -> None:
         output = self.state.output
         if not torch.isfinite(output[CommonKeys.LOSS]):
-            raise self._stop("loss", output[CommonKeys.LOSS].item())
+            raise self._stop("loss", output[CommonKeys.LOSS].item(), self._is_finite_here(output))
         if isinstance(output[CommonKeys.PRED], (list, tuple)):
             output[CommonKeys.PRED] = output[CommonKeys.PRED][0]
 
@@ -147,11 +168,20 @@ class Trainer(SupervisedTrainer):
         gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(gradients, self.clip_norm if self.clip_norm else float("inf"))
         if not torch.isfinite(norm):
-            raise self._stop("norm of the gradients", norm.item())
+            if in_group():  # the mean over all processes: each of them is here, and any may be the cause
+                self._names = [f"{', '.join(names)} (process {n})" for n, names in enumerate(_gather(self._names))]
+            raise self._stop("norm of the gradients", norm.item(), self.state.rank != 0)
 
-    def _stop(self, what: str, value: float) -> TrainingError:
+    @staticmethod
+    def _is_finite_here(output: Mapping) -> bool:
+        """Whether a loss over several processes became what it is in another one."""
+        pred = output[CommonKeys.PRED]
+        own = [*(pred if isinstance(pred, (list, tuple)) else [pred]), output[CommonKeys.LABEL]]
+        return in_group() and all(bool(torch.isfinite(part).all()) for part in own)
+
+    def _stop(self, what: str, value: float, elsewhere: bool) -> TrainingError:
         cases = ", ".join(self._names) or "a batch without case ids"
-        return TrainingError(
+        return (FaultElsewhereError if elsewhere else TrainingError)(
             f"iteration {self.state.iteration} (epoch {self.state.epoch}), cases {cases}",
             f"the {what} must be a finite number",
             str(value),
@@ -192,6 +222,12 @@ def case_names(batch: Any) -> list[str]:
     if names is None:
         return []
     return [str(n) for n in names] if isinstance(names, (list, tuple)) else [str(names)]
+
+
+def _gather(names: list[str]) -> list[list[str]]:
+    """The case names of every process, by rank."""
+    texts = idist.all_gather("\n".join(names) or " ")
+    return [text.strip().split("\n") for text in texts]  # type: ignore[union-attr]
 
 
 def _plain(tensor: Any) -> Any:

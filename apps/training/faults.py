@@ -1,0 +1,132 @@
+"""One message for a failure of several processes: the process where it happened tells it, the others end quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Any, NoReturn
+
+from decathlete.errors import TrainingError
+from decathlete.failures import find_error, in_one_line
+from decathlete.short_form import in_torchrun
+
+PATIENCE_S = 15.0  # for the process where it happened to say so, and for torchrun to end this one
+_TOLD = "decathlete/told"
+
+
+class FaultElsewhereError(TrainingError):
+    """A failure that this process only sees the effects of."""
+
+
+def process_name() -> str:
+    """``process 1 of 8 on node-2``, counted from 0 as torchrun does."""
+    return f"process {os.environ.get('RANK', '?')} of {os.environ.get('WORLD_SIZE', '?')} on {socket.gethostname()}"
+
+
+@functools.cache
+def process_store() -> Any:
+    """The key-value store of torchrun's processes, which they meet at.
+
+    A process that torchrun starts anew after a failure gets a part of it that the failed ones did not write to.
+    """
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def watch_processes() -> None:
+    """Have this process end with one message where it fails, or where the torchrun that started it is gone."""
+    sys.excepthook = _end_by_exception
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True, name="watch-torchrun").start()
+
+
+def fail_together(error: BaseException) -> NoReturn:
+    """End this process at once because of ``error``, which is told on stderr unless another process has told of one.
+
+    At once: ends of the interpreter wait for collectives that nobody joins any more. An error of ours is one line;
+    any other one has its traceback before. Either names this process.
+    """
+    ours = find_error(error)
+    status = ours.exit_status if ours is not None else 1
+    if (isinstance(ours, FaultElsewhereError) or (ours is None and is_lost_process(error))) and _is_told(PATIENCE_S):
+        _end(status)
+    if ours is None and is_lost_process(error):
+        found = " ".join(str(error).split())[:200]
+        ours = TrainingError(process_name(), "all processes must go on", f"another one that does not answer: {found}",
+                             "Look for the machine or the process that ended, then go on with --resume")  # fmt: skip
+    elif ours is not None:
+        ours = type(ours)(f"{process_name()}, {ours.where}", ours.rule, ours.found, ours.remedy)
+    if _claim_telling():
+        if ours is None:
+            traceback.print_exception(error)
+        print(f"decathlete: {ours or f'{process_name()}: {in_one_line(error)}'}", file=sys.stderr)
+        with contextlib.suppress(Exception):  # for torchrun's own table
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            get_error_handler().record_exception(ours or error)
+    _end(status)
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an exchange between processes failed because one of them ended or did not answer in time."""
+    from torch.distributed import DistError
+
+    words = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting")
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, DistError):
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _claim_telling() -> bool:
+    """Whether this process is the first to tell; where the store is gone, one process a machine is."""
+    try:
+        return process_store().add(_TOLD, 1) == 1
+    except Exception:
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _is_told(patience_s: float) -> bool:
+    """Whether a process tells of a failure within this time; where the store is gone, none will."""
+    until = time.monotonic() + patience_s
+    with contextlib.suppress(Exception):
+        while time.monotonic() < until:
+            if process_store().check([_TOLD]):
+                return True
+            time.sleep(0.2)
+    return False
+
+
+def _end_by_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if in_torchrun() and issubclass(kind, Exception):
+        fail_together(error)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _watch_parent(parent: int) -> None:
+    """End this process once its parent is another one: torchrun was killed, and nobody would end what it started."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    fail_together(TrainingError("torchrun", "must stay, it watches over its processes", "it has ended",
+                                "Start it again with --resume"))  # fmt: skip
+
+
+def _end(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
