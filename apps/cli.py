@@ -89,7 +89,7 @@ def _run(a: argparse.Namespace, rest: list[str]) -> int:
             overrides[name] = getattr(a, name)
     if a.resume:
         overrides["resume"] = True
-    return run(a.run_id, a.config, overrides, gpus=a.gpus)
+    return run(a.run_id, a.config, overrides, gpus=a.gpus, max_restarts=a.max_restarts)
 
 
 def _predict(a: argparse.Namespace, rest: list[str]) -> int:
@@ -116,7 +116,10 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.evaluation import evaluate
 
-    return 1 if evaluate(a.bundle, prediction=a.prediction, label=a.label, output=a.output).failed else 0
+    summary = evaluate(
+        a.bundle, prediction=a.prediction, label=a.label, output=a.output, report=a.report, image=a.image
+    )
+    return 1 if summary.failed else 0
 
 
 def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
@@ -290,6 +293,7 @@ def _parser() -> _Parser:
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     p.add_argument("--gpus", type=int, metavar="N", help="processes on this machine, by torchrun")
+    p.add_argument("--max-restarts", type=int, default=0, metavar="N", help="of processes that failed (with --gpus)")
     p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
     p.add_argument("--output_dir", "--output-dir", metavar="DIR")
     p.epilog = "Any other --id value overrides that id of the config, e.g. --train::trainer::max_epochs 2."
@@ -319,6 +323,8 @@ def _parser() -> _Parser:
     p.add_argument("--prediction", required=True, metavar="DIR")
     p.add_argument("--label", required=True, metavar="DIR")
     p.add_argument("--output", metavar="DIR", help="folder for metrics.csv and summary.json (default: PREDICTION)")
+    p.add_argument("--report", metavar="FILE.html", help="also write a page of tables, points and pictures")
+    p.add_argument("--image", metavar="DIR", help="scans for the report's pictures (default: imagesTr beside labelsTr)")
 
     p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.")
     p.add_argument("bundle", metavar="BUNDLE")

@@ -104,7 +104,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         name: {metric: _statistics(scores[metric][:, [n]], weights) for metric in METRICS}
         for n, name in enumerate(classes)
     }
-    of_cases = dict(zip(cases, (float(v) for v in _mean_of_known(scores["dice"], axis=1)), strict=True))
+    of_cases = case_scores(rows)
     worst = sorted((c for c in cases if not math.isnan(of_cases[c])), key=of_cases.__getitem__)[:WORST_SHOWN]
     return {
         "cases": len(cases),
@@ -112,6 +112,13 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "classes": per_class,
         "worst_cases": [{"case": case, "dice": of_cases[case]} for case in worst],
     }
+
+
+def case_scores(rows: Sequence[Row], metric: str = "dice") -> dict[str, float]:
+    """Case to the mean over its classes; nan where no class is known."""
+    cases, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "class"))
+    means = _mean_of_known(_matrix(rows, cases, classes, metric), axis=1)
+    return dict(zip(cases, map(float, means), strict=True))
 
 
 def write_report(
@@ -174,22 +181,27 @@ def table(values: Mapping[str, Any]) -> str:
     Args:
         values: of a `Summary`, or as read from ``summary.json``.
     """
+    text = aligned(figure_lines(values))
+    if "folds" in values:
+        folds = [(n, shown(f["dice"], 4), str(f["cases"])) for n, f in values["folds"].items()]
+        text += "\n\n" + aligned([("fold", "Dice", "cases"), *folds])
+    worst = ", ".join(f"{c['case']} {shown(c['dice'], 3)}" for c in values["worst_cases"])
+    return f"{text}\n\nlowest Dice: {worst}" if worst else text
+
+
+def figure_lines(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of `table`: a line of heads, a class each, and the mean of several classes."""
     heads = ("class", "Dice", "95% interval", "IoU", "NSD 1 mm", "HD95 mm", "volume ml", "reference ml", "cases")
     lines = [heads]
     groups = dict(values["classes"])
     if len(groups) > 1:
         groups["mean"] = values["mean"]
     for name, found in groups.items():
-        low, high = (_shown(value, 4) for value in found["dice"]["ci95"])
+        low, high = (shown(value, 4) for value in found["dice"]["ci95"])
         interval = "-" if low == "-" else f"{low} to {high}"
-        means = [_shown(found[m]["mean"], 2 if m.endswith(("_mm", "_ml")) else 4) for m in METRICS[1:]]
-        lines.append((name, _shown(found["dice"]["mean"], 4), interval, *means, str(found["dice"]["n"])))
-    text = aligned(lines)
-    if "folds" in values:
-        folds = [(n, _shown(f["dice"], 4), str(f["cases"])) for n, f in values["folds"].items()]
-        text += "\n\n" + aligned([("fold", "Dice", "cases"), *folds])
-    worst = ", ".join(f"{c['case']} {_shown(c['dice'], 3)}" for c in values["worst_cases"])
-    return f"{text}\n\nlowest Dice: {worst}" if worst else text
+        means = [shown(found[m]["mean"], 2 if m.endswith(("_mm", "_ml")) else 4) for m in METRICS[1:]]
+        lines.append((name, shown(found["dice"]["mean"], 4), interval, *means, str(found["dice"]["n"])))
+    return lines
 
 
 def provenance() -> dict[str, Any]:
@@ -264,7 +276,8 @@ def _field(value: Any) -> str:
     return str(value)
 
 
-def _shown(value: float | None, digits: int) -> str:
+def shown(value: float | None, digits: int) -> str:
+    """A figure with so many digits; ``-``: not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 

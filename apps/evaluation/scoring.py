@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.bundle import bundle_folder
 from decathlete.data.nfbs import list_heads
 from decathlete.errors import DataError, DecathleteError, GeometryError, listed
 from decathlete.evaluation.labels import Scored, bundle_labels, bundle_scored
@@ -26,9 +27,14 @@ GRID_TOLERANCE_MM = 1e-3
 
 
 def evaluate(
-    bundle: str | Path, prediction: str | Path, label: str | Path, output: str | Path | None = None
+    bundle: str | Path,
+    prediction: str | Path,
+    label: str | Path,
+    output: str | Path | None = None,
+    report: str | Path | None = None,
+    image: str | Path | None = None,
 ) -> Summary:
-    """Score label maps, print a table, and write ``metrics.csv`` and ``summary.json``.
+    """Score label maps, print a table, and write ``metrics.csv`` and ``summary.json``, and a page if asked for.
 
     Args:
         bundle: folder or name of the bundle whose classes are scored, or the regions that its train config states;
@@ -40,18 +46,26 @@ def evaluate(
             over; references may also lie in NFBS's layout. References without a prediction are named in a warning,
             since a fold predicts a part of them; a prediction without a reference has failed.
         output: folder of the two files; default: that of the predictions.
+        report: HTML file for tables, a point for each case, and pictures of the worst and best cases.
+        image: folder of the scans, or one file, for the pictures; default: ``imagesTr`` beside references in
+            ``labelsTr``, or the heads of NFBS, if they are there.
 
     Returns:
         The scores; cases that could not be scored are in ``failed`` and named on stderr.
 
     Raises:
-        UsageError: unknown bundle, or an output that cannot be a folder.
+        UsageError: unknown bundle, an output that cannot be a folder, or a report that is no HTML file.
         DataError: a missing or empty folder, or no case that could be scored; nothing is written then.
     """
     labels = bundle_labels(bundle)
     prediction, label = Path(prediction), Path(label)
     folder = Path(output) if output else prediction if prediction.is_dir() else prediction.parent
     check_output_folder(folder)
+    if report is not None:
+        from decathlete.report.parts import check_page_file
+
+        check_page_file(report)
+    images = _images(label, Path(image) if image else None) if report is not None else {}
     pairs, failed, unpredicted = _pair(prediction, label, Outputs.of(bundle))
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
@@ -74,6 +88,12 @@ def evaluate(
     )
     print(summary.table())
     print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
+    if report is not None:
+        from decathlete.report.scores import write_score_page
+
+        if not pairs.keys() & images.keys() and len(pairs) == len(images) == 1:
+            images = dict(zip(pairs, images.values(), strict=True))  # two single files pair whatever their names
+        print(write_score_page(report, bundle_folder(bundle).name, summary, pairs, labels, images))
     return summary
 
 
@@ -158,6 +178,21 @@ def files_sha256(paths: Iterable[Path]) -> str:
                 content.update(block)
         total.update(f"{path.name} {content.hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _images(label: Path, image: Path | None) -> dict[str, Path]:
+    """Scans by case, for pictures; none where they are not known."""
+    if image is None:
+        if label.is_dir() and (heads := list_heads(label)):
+            return {strip_nifti_suffix(Path(head["image"]).name): Path(head["image"]) for head in heads}
+        place = label if label.is_dir() else label.parent
+        image = place.with_name("imagesTr")
+        if place.name != "labelsTr" or not image.is_dir():
+            return {}
+    files = nifti_files(image) if image.is_dir() else [image]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(image, "must be a folder of NIfTI files, or one file", "none")
+    return {strip_nifti_suffix(file.name): file for file in files}
 
 
 def _pair(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -22,15 +21,8 @@ from decathlete.explore.study import (
     interval,
 )
 from decathlete.files import atomic_write
+from decathlete.report.parts import page, table
 from decathlete.transforms.contours import CONTOUR_ORIGIN
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-size: 14px; margin: 1rem 0 } caption { text-align: left; font-weight: 600 }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% } td.good { background: #dff0d8 }
-.pairs img { width: 100% } .scroll { overflow-x: auto } footer { color: #666; font-size: 13px; margin-top: 3rem }
-"""
 
 
 def write_page(study: Study, shown: str, path: Path) -> Path:
@@ -42,9 +34,6 @@ def write_page(study: Study, shown: str, path: Path) -> Path:
         path: the HTML file.
     """
     parts = [
-        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width'><title>Thresholds on the Sunnybrook pairs</title>",
-        f"<style>{_STYLE}</style></head><body>",
         "<h1>Can thresholds tell blood from muscle?</h1>",
         *_conclusion(study),
         *_shares(study),
@@ -52,10 +41,10 @@ def write_page(study: Study, shown: str, path: Path) -> Path:
         *_montage(shown),
         *_tests(study),
         *_data(study),
-        "<footer>Written by <code>decathlete explore sunnybrook</code>. Not for clinical use.</footer></body></html>",
+        "<footer>Written by <code>decathlete explore sunnybrook</code>. Not for clinical use.</footer>",
     ]
     with atomic_write(path) as part:
-        part.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        part.write_text(page("Thresholds on the Sunnybrook pairs", parts), encoding="utf-8")
     return path
 
 
@@ -108,7 +97,7 @@ def _shares(study: Study) -> list[str]:
     ]
     return [
         f"<h2>Share of {len(study.pairs)} pairs above IoU {GOOD_IOU}</h2>",
-        _table(head, rows, "Best first by the hull of the largest component; all values in scores.csv and shares.csv"),
+        table(head, rows, "Best first by the hull of the largest component; all values in scores.csv and shares.csv"),
         "<p><img src='shares.png' alt='Share by method and postprocessing'></p>",
         "<p><img src='sizes.png' alt='IoU against the size of the cavity'></p>",
     ]
@@ -137,8 +126,8 @@ def _dependence(study: Study) -> list[str]:
         "masks leave the rim out, the pixels that are part blood and part muscle, so they are easier to hit. The "
         f"hull, which gives the papillary muscles back to the cavity, adds {min(gains):.0f} to {max(gains):.0f} "
         "points.</p>",
-        _table(["Otsu, contours counted", *POSTPROCESSING], rows, f"Share above IoU {GOOD_IOU}"),
-        _table(["Otsu, another bar", *POSTPROCESSING], bars, "Share above other bars, contours as read here"),
+        table(["Otsu, contours counted", *POSTPROCESSING], rows, f"Share above IoU {GOOD_IOU}"),
+        table(["Otsu, another bar", *POSTPROCESSING], bars, "Share above other bars, contours as read here"),
         f"<p><b>From 0 or from 1?</b> Nothing documents it. Moved by every shift up to 3 pixels, the inner "
         f"contours lie on the largest step of brightness at {who}. The step there, over all contours, is {peak:.2f} "
         f"standard deviations, and {at:.2f} where they are taken from 0. Coordinates are read here as counted from "
@@ -187,7 +176,7 @@ def _tests(study: Study) -> list[str]:
         f"since there are hundreds of them, and {in_words(float(np.median(p50)))} in the median for {SUBSET} pixels "
         "of each. Neighbouring pixels are not independent either. D is the figure to look at: it says how far the two "
         f"can be told apart by a threshold{related}.</p>",
-        _table(head, rows, "IoU in the last two columns; more in pairs.csv"),
+        table(head, rows, "IoU in the last two columns; more in pairs.csv"),
         "<h2>Densities</h2><div class='pairs'>",
         *pictures,
         "</div>",
@@ -222,12 +211,3 @@ def _correlation(statistics: np.ndarray, scores: np.ndarray) -> str:
 
 def _of(share: float, count: int) -> str:
     return f"{round(share * count)} of {count} pairs = {share:.0%}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    cells = "".join(f"<th>{escape(word)}</th>" for word in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(word)}</td>" for word in row) + "</tr>" for row in rows)
-    return (
-        f"<div class='scroll'><table><caption>{escape(caption)}</caption><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
-    )

@@ -88,7 +88,7 @@ class Checkpoint:
             self._restore(engine, self.output_dir / LAST)
         elif resume:
             logger.info("resume: no %s yet, starting from the beginning", self.output_dir / LAST)
-        elif (self.output_dir / LAST).is_file():
+        elif (self.output_dir / LAST).is_file() and engine.state.rank == 0:
             logger.warning("%s holds an earlier run, which this one replaces (resume is off)", self.output_dir)
         if idist.get_world_size() > 1:
             self._check_alike(engine)

@@ -69,38 +69,35 @@ def distributed(network: torch.nn.Module, device: torch.device | str) -> torch.n
     """The network under DistributedDataParallel on ``device``.
 
     On GPUs batch norm sees the batches of all processes. PyTorch's synchronized batch norm takes no CPU tensors: there
-    each process normalizes by its own batch, a line in the log says so, and the running statistics, which prediction
-    uses, are means over all processes.
+    each process normalizes by its own batch, a line in the log says so, and the trainer keeps the running statistics,
+    which prediction uses, at their mean over all processes.
     """
     device = torch.device(device)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    elif norms and in_group():
+    elif norms and in_group() and dist.get_rank() == 0:
         logger.warning("batch norm on the CPU sees the batch of each of the %d processes by itself: keep batch_size, "
                        "which is each process's, or train in one process", dist.get_world_size())  # fmt: skip
-    together = device.type != "cuda" and bool(norms)
-    ids = [device] if device.type == "cuda" else None
     wrapped = torch.nn.parallel.DistributedDataParallel(
-        network.to(device), device_ids=ids, broadcast_buffers=not together
+        network.to(device), device_ids=[device] if device.type == "cuda" else None
     )
-    if together:
-        wrapped.register_forward_hook(_average_statistics)
+    if norms and device.type != "cuda":
+        wrapped.broadcast_buffers = False  # the first process's, before each forward pass
     return wrapped
 
 
-def _average_statistics(network: torch.nn.Module, inputs: Any, output: Any) -> None:
-    """Replace the running statistics of each process, after a forward pass in training, by their mean."""
-    if not (network.training and in_group()):
-        return
+def average_statistics(network: torch.nn.Module) -> None:
+    """Replace a network's running statistics by their mean over the processes, where these have different ones."""
     buffers = [b for b in network.buffers() if b.is_floating_point()]
-    if buffers:
-        together = torch.cat([b.detach().flatten() for b in buffers])
-        dist.all_reduce(together)
-        parts = (together / dist.get_world_size()).split([b.numel() for b in buffers])
-        with torch.no_grad():
-            for buffer, part in zip(buffers, parts, strict=True):
-                buffer.copy_(part.reshape(buffer.shape))
+    if not buffers or getattr(network, "broadcast_buffers", True):
+        return
+    together = torch.cat([b.detach().flatten() for b in buffers])
+    dist.all_reduce(together)
+    parts = (together / dist.get_world_size()).split([b.numel() for b in buffers])
+    with torch.no_grad():
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.reshape(buffer.shape))
 
 
 def sums_over_processes(sums: Sequence[Tensor]) -> list[Tensor]:

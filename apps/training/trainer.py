@@ -24,7 +24,7 @@ from decathlete.training.average import WeightAverage
 from decathlete.training.faults import FaultElsewhereError
 from decathlete.training.losses import over_processes
 from decathlete.training.precision import amp_dtype, autocast
-from decathlete.training.processes import in_group
+from decathlete.training.processes import average_statistics, in_group
 from decathlete.training.schedule import PolySchedule
 
 
@@ -112,6 +112,8 @@ class Trainer(SupervisedTrainer):
         optimizer.register_step_pre_hook(self._clip_gradients)
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        if in_group():  # before the average takes them in
+            self.add_event_handler(Events.ITERATION_COMPLETED, lambda e: average_statistics(self.network))
         for part in (schedule, average):  # after the handlers, which may load weights at the start
             if part is not None:
                 part.attach(self)

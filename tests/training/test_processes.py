@@ -15,7 +15,7 @@ from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 from decathlete.errors import ConfigError, DeviceError
 from decathlete.training import ContourLoss, DiceCE, Trainer, WeightAverage, join_processes
 from decathlete.training.losses import over_processes
-from decathlete.training.processes import distributed, sums_over_processes
+from decathlete.training.processes import average_statistics, distributed, sums_over_processes
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(_spec)
@@ -153,15 +153,31 @@ def test_dice_over_processes_is_monais_in_one_process(options):
     assert over_processes(loss)(scores, values).item() == pytest.approx(loss(scores, values).item(), rel=1e-6)
 
 
-def _statistics(rank: int) -> tuple[float, bool]:
-    network = distributed(torch.nn.BatchNorm3d(1, momentum=1.0), "cpu")
-    network(torch.full((1, 1, 2, 2, 2), float(rank)))
-    network.eval()(torch.full((1, 1, 2, 2, 2), 100.0))
-    return network.module.running_mean.item(), network.broadcast_buffers
+def _statistics(rank: int) -> tuple[list[float], list[float]]:
+    """Running means of a network and of its average after two iterations with batch norm, on different cases."""
+    data = Dataset(tiny.blobs(4))
+    loader = DataLoader(data, batch_size=1, sampler=DistributedSampler(data, shuffle=False, even_divisible=True))
+    network = distributed(tiny.network(), "cpu")
+    average = WeightAverage(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    Trainer("cpu", 1, loader, network, optimizer, DiceCELoss(softmax=True, to_onehot_y=True), average=average).run()
+    return network.module[1].running_mean.tolist(), average.network[1].running_mean.tolist()
 
 
 def test_batch_norm_on_cpus_keeps_the_mean_of_all_statistics(in_two_processes):
-    assert in_two_processes(_statistics) == [(0.5, False), (0.5, False)]
+    first, second = in_two_processes(_statistics)
+    assert first == second
+
+
+def _mean_of_statistics(rank: int) -> float:
+    network = distributed(torch.nn.BatchNorm3d(1, momentum=1.0), "cpu")
+    network(torch.full((1, 1, 2, 2, 2), float(rank)))
+    average_statistics(network)
+    return network.module.running_mean.item()
+
+
+def test_statistics_of_ones_and_zeros_have_their_mean(in_two_processes):
+    assert in_two_processes(_mean_of_statistics) == [0.5, 0.5]
 
 
 def _dice_of_three(rank: int) -> tuple[float, int]:
