@@ -192,7 +192,7 @@ def table(values: Mapping[str, Any]) -> str:
 def figure_lines(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Cells of `table`: a line of heads, a class each, and the mean of several classes."""
     heads = ("class", "Dice", "95% interval", "IoU", "NSD 1 mm", "HD95 mm", "volume ml", "reference ml", "cases")
-    lines = [heads]
+    lines: list[tuple[str, ...]] = [heads]
     groups = dict(values["classes"])
     if len(groups) > 1:
         groups["mean"] = values["mean"]
