@@ -359,6 +359,7 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int,
     parser.update(_prepared(folder, files, values, "command line", own.get("tracking")))
     _check_cases(parser, gpus, files[0])
     job = json.dumps([run_id, str(folder), values | own], default=str)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # frames of a store that has ended
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the line below says it
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -382,8 +383,8 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int,
         raise TrainingError(folder.name, "the training must go on", error.sigval.name, "Go on with --resume") from None
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        if any(failure.error_file_data.get("message") for failure in error.failures.values()):
-            return 1  # it was told by the process itself
+        if any("extraInfo" in failure.error_file_data["message"] for failure in error.failures.values()):
+            return 1  # the process itself told it
         found = first.signal_name() if first.exitcode < 0 else f"exit status {first.exitcode}"
         raise TrainingError(f"{folder.name}, process {rank} of {gpus}", "must run to the end", found,
                             "SIGKILL often means that memory ran out; go on with --resume") from None  # fmt: skip

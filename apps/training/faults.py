@@ -49,30 +49,33 @@ def watch_processes() -> None:
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True, name="watch-torchrun").start()
 
 
-def fail_together(error: BaseException) -> NoReturn:
+def fail_together(error: BaseException, store: bool = True) -> NoReturn:
     """End this process at once because of ``error``, which is told on stderr unless another process has told of one.
 
     At once: ends of the interpreter wait for collectives that nobody joins any more. An error of ours is one line;
     any other one has its traceback before. Either names this process.
+
+    Args:
+        error: what happened.
+        store: whether the processes' store is still there.
     """
     ours = find_error(error)
     status = ours.exit_status if ours is not None else 1
-    if (isinstance(ours, FaultElsewhereError) or (ours is None and is_lost_process(error))) and _is_told(PATIENCE_S):
-        _end(status)
+    effect = isinstance(ours, FaultElsewhereError) or (ours is None and is_lost_process(error))
+    if effect and _is_told(PATIENCE_S):
+        _end_quietly(status)
     if ours is None and is_lost_process(error):
         found = " ".join(str(error).split())[:200]
         ours = TrainingError(process_name(), "all processes must go on", f"another one that does not answer: {found}",
                              "Look for the machine or the process that ended, then go on with --resume")  # fmt: skip
     elif ours is not None:
         ours = type(ours)(f"{process_name()}, {ours.where}", ours.rule, ours.found, ours.remedy)
-    if _claim_telling():
-        if ours is None:
-            traceback.print_exception(error)
-        print(f"decathlete: {ours or f'{process_name()}: {in_one_line(error)}'}", file=sys.stderr)
-        with contextlib.suppress(Exception):  # for torchrun's own table
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-            get_error_handler().record_exception(ours or error)
+    if not _claim_telling(store):
+        (_end_quietly if store else _end)(status)
+    if ours is None:
+        traceback.print_exception(error)
+    print(f"decathlete: {ours or f'{process_name()}: {in_one_line(error)}'}", file=sys.stderr)
+    _record(ours or error)
     _end(status)
 
 
@@ -92,12 +95,12 @@ def is_lost_process(error: BaseException | None) -> bool:
     return False
 
 
-def _claim_telling() -> bool:
+def _claim_telling(store: bool) -> bool:
     """Whether this process is the first to tell; where the store is gone, one process a machine is."""
-    try:
-        return process_store().add(_TOLD, 1) == 1
-    except Exception:
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+    if store:
+        with contextlib.suppress(Exception):
+            return process_store().add(_TOLD, 1) == 1
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _is_told(patience_s: float) -> bool:
@@ -121,8 +124,26 @@ def _watch_parent(parent: int) -> None:
     """End this process once its parent is another one: torchrun was killed, and nobody would end what it started."""
     while os.getppid() == parent:
         time.sleep(1)
-    fail_together(TrainingError("torchrun", "must stay, it watches over its processes", "it has ended",
-                                "Start it again with --resume"))  # fmt: skip
+    error = TrainingError("torchrun", "must stay, it watches over its processes", "it has ended",
+                          "Start it again with --resume")  # fmt: skip
+    fail_together(error, store=os.environ.get("GROUP_RANK", "0") != "0")  # the first machine's has ended with it
+
+
+def _record(error: BaseException) -> None:
+    """Leave the error where torchrun's table of failures looks for it."""
+    with contextlib.suppress(Exception):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        try:
+            raise error.with_traceback(None) from None
+        except type(error) as again:
+            get_error_handler().record_exception(again)
+
+
+def _end_quietly(status: int) -> NoReturn:
+    """Give torchrun the time to end this process, so that it takes the one that told for the cause."""
+    time.sleep(PATIENCE_S)
+    _end(status)
 
 
 def _end(status: int) -> NoReturn:
