@@ -109,6 +109,7 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
         bias_correction=a.bias_correction,
         field=a.field,
         dicom_seg=a.dicom_seg,
+        report=a.report,
     )
     return 1 if report.failed else 0
 
@@ -148,7 +149,7 @@ def _explore(a: argparse.Namespace, rest: list[str]) -> int:
 def _promote(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.training import promote
 
-    print(promote(a.run, a.bundle, checkpoint=a.checkpoint))
+    print(promote(a.run, a.bundle, checkpoint=a.checkpoint, scans=a.scans))
     return 0
 
 
@@ -314,6 +315,7 @@ def _parser() -> _Parser:
     p.add_argument("--overwrite", action="store_true", help="predict again what is already there")
     p.add_argument("--no-bias-correction", dest="bias_correction", action="store_false", help="leave out N4 (nfbs)")
     p.add_argument("--field", action="store_true", help="also write the bias field that N4 found (nfbs)")
+    p.add_argument("--report", metavar="FILE.html", help="also write a page of volumes, pictures and disagreement")
     p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG that refers to the DICOM series")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
@@ -347,6 +349,10 @@ def _parser() -> _Parser:
     p.add_argument("bundle", metavar="BUNDLE_FOLDER")
     p.add_argument(
         "--checkpoint", default="model_final.pt", help="file of the run to take (default: its final model_final.pt)"
+    )
+
+    p.add_argument(
+        "--scans", metavar="DIR", help="the training scans, so that predict --report knows what they look like"
     )
 
     p = verb("new", _new, "Check a data set of your own, plan a training for it, and write its bundle.")

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,14 @@ from decathlete.evaluation.statistics import label_statistics
 from decathlete.files import NIFTI_SUFFIXES, atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
 from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.outputs import Outputs, check_bias_correction
+from decathlete.inference.sharing import Share, claim, is_finished, listed_inputs
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
+from decathlete.training.faults import told_once
 
 if TYPE_CHECKING:
-    from decathlete.inference.predictor import Predictor
+    from decathlete.inference.predictor import Prediction, Predictor
+    from decathlete.report.predictions import PredictedCase
     from decathlete.transforms.read import Volume
 
 logger = logging.getLogger(__name__)
@@ -45,13 +49,16 @@ class PredictReport:
         done: label maps that were written.
         skipped: label maps that were there already.
         failed: input to the one line that says why it has no label map.
+        elsewhere: inputs whose label maps another process was making.
     """
 
     done: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    elsewhere: list[Path] = field(default_factory=list)
 
 
+@told_once
 def predict(
     bundle: str | Path,
     inputs: str | Path | Sequence[str | Path],
@@ -67,6 +74,7 @@ def predict(
     bias_correction: bool = True,
     field: bool = False,
     dicom_seg: bool = False,
+    report: str | Path | None = None,
 ) -> PredictReport:
     """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
 
@@ -75,10 +83,14 @@ def predict(
     not stop the rest. A bundle whose ``inference.yaml`` has ``outputs`` names its files otherwise, may write the scan
     cut out by the label map too, and may have the volumes printed (`decathlete.inference.outputs.Outputs`).
 
+    Processes of torchrun share the inputs, and so do jobs that know nothing of each other but the output folder: no
+    two predict one input at a time. The first process of torchrun tells and returns what all of them did.
+
     Args:
         bundle: a bundle's folder or name.
         inputs: NIfTI files, and folders, which mean the NIfTI files directly in them (hidden files left out, and what
-            ``outputs`` of the bundle names after another one), the heads of NFBS, or one DICOM series.
+            ``outputs`` of the bundle names after another one), the heads of NFBS, or one DICOM series; and text files
+            (``.txt``) of one such path a line.
         output: folder.
         checkpoints: weights; several make an ensemble. Default: the bundle's own.
         tta: average over mirrored copies too.
@@ -92,6 +104,7 @@ def predict(
         bias_correction: False: without the bias field correction that is in the bundle's chain.
         field: also write ``<input's name>_field.nii.gz``: float32, the bias field by which the scan was divided.
         dicom_seg: also write ``<input's name>_seg.dcm``, a DICOM SEG on the series, of inputs that are DICOM.
+        report: HTML file for volumes, pictures, and how far an ensemble's networks and mirrored copies disagree.
 
     Raises:
         UsageError: unknown bundle or device, an output that would overwrite an input or lie among the slices of a
@@ -107,6 +120,10 @@ def predict(
     bundle_folder(bundle)  # a wrong name is told before anything heavy is imported
     outputs = Outputs.of(bundle)
     files = input_files(inputs, outputs)
+    if report is not None:
+        from decathlete.report.parts import check_page_file
+
+        check_page_file(report)
     parts = {"probabilities": save_probabilities, "field": field, "dicom_seg": dicom_seg}
     if dicom_seg:
         _check_dicom(files)
@@ -117,48 +134,61 @@ def predict(
 
     from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once
 
-    predictor = Predictor(bundle, checkpoints, device, tta, overrides, field)
-    report = PredictReport()
-    volumes = _read_json(folder / VOLUMES)
-    figures = _read_json(Path(statistics)) if statistics else {}
+    share = Share()
+    predictor = Predictor(bundle, checkpoints, device or share.device(), tta, overrides, field)
+    done = PredictReport()
+    pages: list[PredictedCase] | None = None if report is None else []
+    volumes = ChainMap[str, Any]({}, _read_json(folder / VOLUMES))  # this run's before those of earlier ones
+    figures = ChainMap[str, Any]({}, _read_json(Path(statistics)) if statistics else {})
     try:
-        for file in _progress(files, predictor.name):
+        for file in _progress(share.claimed(files, targets, overwrite), predictor.name, len(share.own(files)), share):
             target = targets[file]["label"]
             case = case_name(file, outputs)
             try:
-                if not overwrite and all(part.is_file() for part in targets[file].values()):
-                    report.skipped.append(target)
-                    if case not in volumes or (statistics and case not in figures):
-                        figures[case] = _figures_of_finished(predictor, file, target)
+                if not overwrite and is_finished(targets[file]):
+                    done.skipped.append(target)
+                    if case not in volumes or (statistics and case not in figures) or pages is not None:
+                        figures[case] = _figures_of_finished(predictor, file, target, case, pages)
                 else:
-                    figures[case] = _predict_one(predictor, file, targets[file], memory_gib, outputs)
-                    report.done.append(target)
+                    figures[case] = _predict_one(predictor, file, targets[file], memory_gib, outputs, pages)
+                    done.done.append(target)
             except _DiskError:
                 raise
             except Exception as error:  # whatever is wrong with one input, the others are to be predicted
-                report.failed[file] = _one_line(file, error)
+                done.failed[file] = _one_line(file, error)
                 logger.debug("%s", file, exc_info=True)
                 continue
             if case in figures:
-                volumes[case] = {name: round(f["volume_ml"], 6) for name, f in figures[case].items()}
+                volumes[case] = _millilitres(figures[case])
             if outputs.tell_volume and case in volumes:
                 said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes[case].items())
                 ProgressBar.write(f"{case}: {said}", file=sys.stdout)
     finally:
-        if report.done or report.skipped:
-            _write_json(volumes, folder / VOLUMES)
+        if done.done or done.skipped:
+            _add_to_json(volumes.maps[0], folder / VOLUMES)
             if statistics:
-                _write_json(figures, Path(statistics))
+                _add_to_json(figures.maps[0], Path(statistics))
+    done.elsewhere = share.elsewhere
+    if not _gather(done, share):
+        return done
+    done.elsewhere = [file for file in done.elsewhere if not is_finished(targets[file]) and file not in done.failed]
     if outputs.frames:
-        heartbeats({file: targets[file]["label"] for file in files if file not in report.failed}, folder)
-    _say(report, folder)
-    return report
+        heartbeats({file: targets[file]["label"] for file in files if file not in done.failed}, folder)
+    _say(done, folder, share.size)
+    share.release()
+    if report is not None and pages is not None:
+        from decathlete.report.predictions import write_prediction_page
+
+        weights = ", ".join(str(path) for path in predictor.checkpoints)
+        print(write_prediction_page(report, predictor.name, pages, done.failed, weights=weights))
+    return done
 
 
 def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | None = None) -> list[Path]:
     """Files that ``inputs`` mean, each once, folders replaced by the NIfTI files in them.
 
-    A folder of NFBS means its heads. What ``outputs`` names after another file of a folder is no input.
+    A folder of NFBS means its heads, a text file (``.txt``) the paths in it, one a line. What ``outputs`` names after
+    another file of a folder is no input.
 
     Raises:
         DataError: a path that is not there, or a folder without NIfTI files.
@@ -188,6 +218,8 @@ def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
                     what,
                     "Give the folder that holds the images themselves",
                 )
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            found = input_files(listed_inputs(path), outputs)
         elif path.exists():
             found = [path]
         else:
@@ -265,9 +297,14 @@ def _targets(
 
 
 def _predict_one(
-    predictor: Predictor, file: Path, targets: Mapping[str, Path], memory_gib: float | None, outputs: Outputs
+    predictor: Predictor,
+    file: Path,
+    targets: Mapping[str, Path],
+    memory_gib: float | None,
+    outputs: Outputs,
+    pages: list[PredictedCase] | None,
 ) -> dict[str, dict[str, Any]]:
-    """Predict one file or series, write what belongs to it, and return its statistics."""
+    """Predict one file or series, write what belongs to it, add it to a report's cases, and return its statistics."""
     from decathlete.inference.frame_outputs import write_contours
     from decathlete.transforms.masked_scan import write_masked_scan
 
@@ -276,7 +313,8 @@ def _predict_one(
     volume = predictor.read(file)
     if file.is_dir():  # a series, whose size is known now
         check_fits(predictor, file, volume.array.shape, volume.spacing, probabilities, memory_gib)
-    prediction = predictor(volume.array, volume.affine, probabilities, name=file)
+    compared = pages is not None and predictor.training_scans is not None
+    prediction = predictor(volume.array, volume.affine, probabilities, file, pages is not None, compared)
     note = f"decathlete {predictor.name}"
     if prediction.probabilities is not None:
         write_on_grid(np.moveaxis(prediction.probabilities, 0, -1), volume, targets["probabilities"], note)
@@ -297,7 +335,34 @@ def _predict_one(
         with _naming_a_full_disk(targets["dicom_seg"]):
             write_dicom_seg(prediction.label, slices, targets["dicom_seg"], predictor.name, predictor.labels)
     write_on_grid(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
-    return label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
+    figures = label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
+    if pages is not None:
+        pages.append(_page_case(predictor, case_name(file, outputs), volume, prediction, figures, pages))
+    return figures
+
+
+def _page_case(
+    predictor: Predictor,
+    case: str,
+    volume: Volume,
+    prediction: Prediction,
+    figures: Mapping[str, Any],
+    others: Sequence[PredictedCase],
+) -> PredictedCase:
+    """A case of a report, drawn while its voxels are in memory."""
+    from decathlete.report.predictions import PredictedCase
+
+    found = PredictedCase(case, _millilitres(figures), prediction.disagreement)
+    if prediction.figures is not None and predictor.training_scans is not None:
+        found.unlike = predictor.training_scans.unlike(prediction.figures)
+    if found.is_worth_drawing(others):
+        bits = prediction.disagreement_map
+        found.draw(volume.array, prediction.label, volume.affine, predictor.labels, bits)
+    return found
+
+
+def _millilitres(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {name: round(f["volume_ml"], 6) for name, f in figures.items()}
 
 
 def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float | None) -> None:
@@ -337,7 +402,8 @@ def check_fits(
     from decathlete.inference.memory import PROCESS_GIB
 
     free = memory_gib is None
-    limit = free_memory_bytes() / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's on this machine
+    limit = free_memory_bytes() / processes / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
     needed = predictor.memory_gib(shape, spacing, probabilities)
     if needed > limit:
         raise DeviceError(
@@ -350,13 +416,20 @@ def check_fits(
         )
 
 
-def _figures_of_finished(predictor: Predictor, file: Path, target: Path) -> dict[str, dict[str, Any]]:
-    """Statistics of a label map of an earlier run."""
+def _figures_of_finished(
+    predictor: Predictor, file: Path, target: Path, case: str, pages: list[PredictedCase] | None
+) -> dict[str, dict[str, Any]]:
+    """Statistics of a label map of an earlier run, which a report shows too."""
+    from decathlete.inference.predictor import Prediction
     from decathlete.transforms.read import read_nifti
 
     volume = predictor.read(file)
     label = read_nifti(target, kind="label")
-    return label_statistics(label.array, volume.array, volume.spacing, predictor.labels)
+    figures = label_statistics(label.array, volume.array, volume.spacing, predictor.labels)
+    if pages is not None:
+        earlier = Prediction(label.array, volume.affine)
+        pages.append(_page_case(predictor, case, volume, earlier, figures, pages))
+    return figures
 
 
 def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
@@ -391,8 +464,8 @@ def _naming_a_full_disk(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _progress(files: Sequence[Path], name: str) -> Iterable[Path]:
-    bar = ProgressBar(files, desc=name, unit="case")
+def _progress(files: Iterable[Path], name: str, number: int, share: Share) -> Iterable[Path]:
+    bar = ProgressBar(files, desc=name, unit="case", total=number, disable=share.rank != 0)
     for file in bar:
         bar.set_postfix_str(file.name if len(file.name) <= 30 else f"{file.name[:27]}...", refresh=True)
         yield file
@@ -403,8 +476,22 @@ def _one_line(file: Path, error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _say(report: PredictReport, folder: Path) -> None:
+def _gather(report: PredictReport, share: Share) -> bool:
+    """Whether this process is to tell of the prediction; its report then holds what all processes did."""
+    failed = [[str(path), text] for path, text in report.failed.items()]
+    paths = [[str(path) for path in part] for part in (report.done, report.skipped, report.elsewhere)]
+    everybody = share.gather([*paths, failed])
+    if share.size > 1 and everybody:
+        for n, part in enumerate((report.done, report.skipped, report.elsewhere)):
+            part[:] = [Path(path) for path in dict.fromkeys(path for process in everybody for path in process[n])]
+        report.failed = {Path(path): text for process in everybody for path, text in process[3]}
+    return bool(everybody)
+
+
+def _say(report: PredictReport, folder: Path, processes: int = 1) -> None:
     parts = [f"{len(report.done)} predicted", f"{len(report.skipped)} already there", f"{len(report.failed)} failed"]
+    parts += [f"{len(report.elsewhere)} in work elsewhere"] if report.elsewhere else []
+    parts[-1] += f", by {processes} processes" if processes > 1 else ""
     print(f"decathlete: {folder}: {', '.join(parts)}. Not for clinical use.", file=sys.stderr)
     for message in report.failed.values():
         print(f"decathlete: {message}", file=sys.stderr)
@@ -419,9 +506,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write_json(content: dict[str, Any], path: Path) -> None:
+def _add_to_json(content: Mapping[str, Any], path: Path) -> None:
+    """Put figures into a file that other processes write to as well."""
     try:
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n", encoding="utf-8")
+        with claim(path, wait=True):
+            together = {**_read_json(path), **content}
+            with atomic_write(path) as part:
+                part.write_text(json.dumps(dict(sorted(together.items())), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise _DiskError(path, "the figures must be written", str(error), "Free disk space") from error

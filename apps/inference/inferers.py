@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -31,6 +32,10 @@ class SlidingWindow(SlidingWindowInferer):
             their number, and the **logits** are averaged, as where windows overlap.
         divisible: the padded volume and window are multiples of this, which the network's strides may ask for.
         kwargs: further arguments of MONAI's SlidingWindowInferer (``sw_device``, ``device``, ``cpu_thresh``, ...).
+
+    Attributes:
+        disagreement: set to True, the output has one more channel: the bits by which the mirrored copies disagree,
+            `disagreement_bits`.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class SlidingWindow(SlidingWindowInferer):
     ) -> None:
         super().__init__(roi_size, sw_batch_size, overlap, mode, **kwargs)
         self.amp, self.mirror_axes, self.divisible = amp, tuple(mirror_axes or ()), divisible
+        self.disagreement = False
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Float32 logits (B, num_classes, *spatial) of ``inputs`` (B, C, *spatial); a MetaTensor of a MetaTensor."""
@@ -83,14 +89,18 @@ class SlidingWindow(SlidingWindowInferer):
 
     def _forward(self, x: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         total: Tensor | None = None
+        shares: list[Tensor] = []
         copies = [c for n in range(len(self.mirror_axes) + 1) for c in itertools.combinations(self.mirror_axes, n)]
         with autocast(x.device, self.amp):
             for axes in copies:
                 dims = [axis + 2 for axis in axes]
                 out = finest(network(x.flip(dims) if dims else x, *args, **kwargs)).float()
                 out = out.flip(dims) if dims else out
+                if self.disagreement:
+                    shares.append(out.softmax(1))
                 total = out if total is None else total.add_(out)
-        return total / len(copies) if len(copies) > 1 else total  # type: ignore[operator,return-value]
+        mean = total / len(copies) if len(copies) > 1 else total  # type: ignore[operator]
+        return torch.cat([mean, disagreement_bits(shares, 1)], 1) if self.disagreement else mean  # type: ignore
 
 
 class SliceWise(SlidingWindow):
@@ -156,6 +166,26 @@ class SliceWise(SlidingWindow):
         if out is None:
             raise GeometryError("SliceWise", "a volume has slices", f"shape {tuple(inputs.shape)}")
         return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
+
+
+def disagreement_bits(shares: Sequence[Tensor], dim: int) -> Tensor:
+    """Bits by which predictions disagree, voxel by voxel; ``dim`` has length 1.
+
+    The entropy of their mean less the mean of their entropies (mutual information, Houlsby et al. 2011): 0 where all
+    say the same, however unsure they are, 1 where half of them are sure of one class and half of another.
+
+    Args:
+        shares: class probabilities, one tensor a prediction.
+        dim: axis of the classes.
+    """
+    mean = torch.stack(list(shares)).mean(0) if len(shares) > 1 else shares[0]
+    own = sum(entropy_bits(p, dim) for p in shares) / len(shares)
+    return (entropy_bits(mean, dim) - own).clamp_(min=0)
+
+
+def entropy_bits(shares: Tensor, dim: int) -> Tensor:
+    """Entropy of class probabilities along ``dim``, which keeps length 1."""
+    return -torch.xlogy(shares, shares).sum(dim, keepdim=True) / math.log(2)
 
 
 def finest(output: Any) -> Tensor:

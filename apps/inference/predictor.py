@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, load_weights
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
-from decathlete.inference.inferers import SlidingWindow
+from decathlete.inference.inferers import SlidingWindow, entropy_bits
+from decathlete.inference.likeness import TrainingScans, scan_figures
 from decathlete.inference.memory import estimate_gib, window_bytes
 from decathlete.inference.outputs import Outputs
 from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
@@ -46,12 +47,19 @@ class Prediction:
         probabilities: (C, X, Y, Z), float32, summing to 1 over the classes; None unless asked for.
         field: bias field by which the scan was divided, float32, (X, Y, Z), or (X, Y, Z, C) of several channels; None
             unless asked for.
+        disagreement_map: bits by which the networks of an ensemble and mirrored copies disagree, (X, Y, Z), float32
+            (`decathlete.inference.inferers.disagreement_bits`); None unless asked for, or with a lone prediction.
+        disagreement: the sum of these bits over the expected number of foreground voxels; nan without any; or None.
+        figures: of scan and prediction, `decathlete.inference.likeness.scan_figures`; None unless asked for.
     """
 
     label: NDArray[Any]
     affine: NDArray[np.float64]
     probabilities: NDArray[np.float32] | None = None
     field: NDArray[np.float32] | None = None
+    disagreement_map: NDArray[np.float32] | None = None
+    disagreement: float | None = None
+    figures: dict[str, float] | None = None
 
 
 class Predictor:
@@ -74,6 +82,7 @@ class Predictor:
         channels: volumes that the input holds.
         classes: channels of the network's output, background included.
         labels: class name to label value, background left out.
+        checkpoints: files of the weights.
 
     Raises:
         UsageError: unknown bundle or device, or a bias field of a chain that finds none.
@@ -102,10 +111,10 @@ class Predictor:
         self._outputs = Outputs.of(self.folder)
         self.device = torch.device(self._parsed("device"))
         network = self._parsed("network").to(self.device).eval()
-        paths = self._checkpoints(checkpoints)
+        self.checkpoints = self._checkpoints(checkpoints)
         self.networks = []
-        for n, path in enumerate(paths):
-            member = network if n == len(paths) - 1 else copy.deepcopy(network)
+        for n, path in enumerate(self.checkpoints):
+            member = network if n == len(self.checkpoints) - 1 else copy.deepcopy(network)
             self.networks.append(load_weights(member, path, where=f"weights of {self.name}"))
         self.inferer = self._parsed("inferer")
         self._bytes_of_windows: dict[tuple[int, ...], int] = {}
@@ -126,12 +135,19 @@ class Predictor:
 
         return {name: value for value, name in bundle_labels(self.folder).items()}
 
+    @cached_property
+    def training_scans(self) -> TrainingScans | None:
+        """What the training scans looked like, where that was kept beside the (first) weights."""
+        return TrainingScans.beside(self.checkpoints[0])
+
     def __call__(
         self,
         array: NDArray[Any] | Tensor,
         affine: NDArray[Any] | Tensor,
         probabilities: bool = False,
         name: str | Path = "array",
+        disagreement: bool = False,
+        figures: bool = False,
     ) -> Prediction:
         """Predict a scan held in memory.
 
@@ -140,6 +156,8 @@ class Predictor:
             affine: 4x4, voxel indices to RAS mm.
             probabilities: return each class's probability too.
             name: what messages call this scan.
+            disagreement: return how far the networks of an ensemble, and mirrored copies, disagree.
+            figures: return figures by which a scan may be compared with those of training.
 
         Raises:
             DataError: another number of channels, values that are not finite, or no affine.
@@ -151,8 +169,13 @@ class Predictor:
                 data = {"image": image}
                 for transform in self._preprocessing:
                     data = apply_transform(transform, data)
-                logits = self._logits(data["image"])
-                return self._on_original_grid(data, logits, image.meta, probabilities, name)
+                logits, bits = self._logits(data["image"], disagreement)
+                prediction = self._on_original_grid(data, logits, image.meta, probabilities, name)
+                if figures:
+                    spacing = np.linalg.norm(np.asarray(data["image"].affine)[:3, :3], axis=0)
+                    found = scan_figures(_plain(data["image"]), logits, spacing)
+                    prediction = replace(prediction, figures=found)
+                return prediction if bits is None else _with_disagreement(prediction, logits, bits, data["image"])
         except Exception as error:
             if is_out_of_memory(error):
                 raise self._out_of_memory(name) from error
@@ -329,16 +352,36 @@ class Predictor:
         image = MetaTensor(voxels, meta=meta)
         return EnsureChannelFirst()(image) if self._loader._loader.ensure_channel_first else image  # type: ignore[return-value]
 
-    def _logits(self, image: MetaTensor) -> Tensor:
-        """(num_classes, *network grid), on the device."""
+    def _logits(self, image: MetaTensor, disagreement: bool) -> tuple[Tensor, Tensor | None]:
+        """(num_classes, *network grid) on the device, and bits of disagreement (1, *network grid) if there are any."""
         batch = image[None].to(self.device)
-        outputs = (self.inferer(batch, network)[0] for network in self.networks)
-        if len(self.networks) == 1:
-            return _plain(next(outputs)).float()
-        mean = _plain(next(outputs)).float().softmax(0)
+        mirrored = disagreement and bool(getattr(self.inferer, "mirror_axes", ()))
+        if mirrored:
+            self.inferer.disagreement = True
+        try:
+            outputs = (_plain(self.inferer(batch, network)[0]).float() for network in self.networks)
+            if len(self.networks) == 1:
+                output = next(outputs)
+                return (output[:-1], output[-1:]) if mirrored else (output, None)
+            return self._ensemble(outputs, mirrored, disagreement)
+        finally:
+            if mirrored:
+                self.inferer.disagreement = False
+
+    def _ensemble(self, outputs: Iterator[Tensor], mirrored: bool, disagreement: bool) -> tuple[Tensor, Tensor | None]:
+        """Logarithms of the mean of the networks' softmax, and bits, within each network's copies and between all."""
+        count = len(self.networks)
+        mean: Tensor | None = None
+        within: Tensor | float = 0.0
         for output in outputs:
-            mean += _plain(output).float().softmax(0)
-        return mean.div_(len(self.networks)).clamp_(min=SMALLEST_PROBABILITY).log_()
+            shares = output[:-1].softmax(0) if mirrored else output.softmax(0)
+            if disagreement:  # one map of entropies is kept, not every network's classes
+                within = within - entropy_bits(shares, 0) + (output[-1:] if mirrored else 0)
+            mean = shares if mean is None else mean.add_(shares)
+        assert mean is not None
+        mean.div_(count)
+        bits = (entropy_bits(mean, 0) + within / count).clamp_(min=0) if disagreement else None
+        return mean.clamp_(min=SMALLEST_PROBABILITY).log_(), bits
 
     def _on_original_grid(
         self, data: dict[str, Any], logits: Tensor, meta: Mapping[str, Any], probabilities: bool, name: str | Path
@@ -388,6 +431,13 @@ class Predictor:
             f"too little for {batch} windows of {roi}",
             "Try a smaller sw_batch_size, --device cpu, or a machine with more memory",
         )
+
+
+def _with_disagreement(prediction: Prediction, logits: Tensor, bits: Tensor, image: MetaTensor) -> Prediction:
+    foreground = float((1 - logits.softmax(0)[0]).double().sum())
+    number = float(bits.double().sum()) / foreground if foreground >= 1 else math.nan
+    restored = restore_to_grid(bits, image.affine, prediction.affine, prediction.label.shape, fill=0.0)
+    return replace(prediction, disagreement_map=restored[0].cpu().numpy(), disagreement=number)
 
 
 def _plain(x: Tensor) -> Tensor:

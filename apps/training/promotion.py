@@ -17,7 +17,7 @@ MAX_BYTES = 20 * 10**6  # what a repository and a wheel carry without complaint
 BEGIN, END = "<!-- figures: written by `decathlete promote` -->", "<!-- end of figures -->"
 
 
-def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL) -> Path:
+def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans: str | Path | None = None) -> Path:
     """Put a run's weights into a bundle as ``models/model.pt`` and its figures into the bundle's card.
 
     The weights must be the network's of the bundle, key by key, and fit into 20 MB. The old file stays as
@@ -28,6 +28,8 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL) -> Pat
         run: folder of a training's output.
         bundle: a bundle's folder or name.
         checkpoint: file of the run to take; by default its final weights, which are the ones that were scored.
+        scans: folder of the training scans: they are predicted, and what they look like is kept beside the weights, so
+            that `decathlete predict --report` can tell a scan that is unlike them.
 
     Returns:
         Path of the new weights.
@@ -35,7 +37,7 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL) -> Pat
     Raises:
         CheckpointError: no such file, another network's weights, more than 20 MB, or a full disk.
         UsageError: unknown bundle.
-        DataError: a ``summary.json`` that cannot be read.
+        DataError: a ``summary.json`` that cannot be read, or fewer than 20 scans.
     """
     from decathlete.workflow import load
 
@@ -53,6 +55,10 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL) -> Pat
         shutil.copy2(target, _free_backup(target))
     save_checkpoint(weights, target)
     _write_card(folder / "docs" / "README.md", figures)
+    if scans is not None:
+        from decathlete.inference.likeness import fit_training_scans
+
+        fit_training_scans(folder, scans)
     return target
 
 

@@ -1,0 +1,126 @@
+"""Scans that look unlike those of training, told from their image and prediction."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from decathlete.cli import main
+from decathlete.errors import DataError
+from decathlete.inference import Predictor
+from decathlete.inference.likeness import FILE, MIN_SCANS, TrainingScans, fit_training_scans, scan_figures
+
+
+def ball(seed, shape=(20, 24, 22)):
+    """A bright ball of varying size and place in noise."""
+    rng = np.random.default_rng(seed)
+    centre = np.array(shape) / 2 + rng.normal(0, 1, 3)
+    distance = np.linalg.norm(np.moveaxis(np.indices(shape), 0, -1) - centre, axis=-1)
+    return (200 / (1 + np.exp(distance - rng.uniform(5, 7))) + rng.normal(0, 5, shape)).astype(np.float32)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for n in range(24):
+        nib.save(nib.Nifti1Image(ball(n), np.eye(4)), folder / f"s{n:02}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def fitted(bundle, scans):
+    fit_training_scans(bundle, scans)
+    return bundle
+
+
+def test_scans_of_another_kind_are_told_and_others_of_the_same_are_not(fitted):
+    predictor = Predictor(fitted)
+
+    def unlike(array):
+        return predictor.training_scans.unlike(predictor(array, np.eye(4), figures=True).figures)
+
+    rng = np.random.default_rng(7)
+    odd = {
+        "noise": rng.normal(0, 50, (20, 24, 22)),
+        "inverted": 200 - ball(50),
+        "moved": np.roll(ball(51), 8, axis=1),
+        "cut": ball(52)[:10],
+        "noisy": ball(53) + rng.normal(0, 60, (20, 24, 22)),
+    }
+    told = {name: unlike(array) for name, array in odd.items()}
+    assert all(told.values()), told
+    assert sum(bool(unlike(ball(seed))) for seed in range(100, 110)) <= 1
+
+
+def test_what_is_farthest_off_is_named():
+    rng = np.random.default_rng(0)
+    fitted = TrainingScans.fit([{"a": rng.normal(), "b": rng.normal(5, 0.1), "c": rng.normal()} for _ in range(60)])
+    assert fitted.unlike({"a": 0.2, "b": 5.02, "c": -0.3}) == ""
+    assert "farthest off: b (+" in fitted.unlike({"a": 0.2, "b": 9.0, "c": -0.3})
+    assert fitted.unlike({"a": 0.2, "c": 0.0})  # a figure that the scan lacks
+
+
+def test_the_distance_knows_what_goes_together():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=200)
+    rows = [{"a": x, "b": x + e} for x, e in zip(first, rng.normal(0, 0.1, 200), strict=True)]
+    fitted = TrainingScans.fit(rows)
+    assert fitted.distance({"a": 1.5, "b": 1.5}) < fitted.limit < fitted.distance({"a": 1.5, "b": -1.5})
+
+
+def test_a_prediction_says_where_its_foreground_lies():
+    logits = torch.full((2, 10, 4, 4), -20.0)
+    logits[0] = 20.0
+    logits[:, 8:] *= -1  # foreground at the end of x
+    figures = scan_figures(torch.zeros(1, 10, 4, 4), logits, (1, 1, 2))
+    assert figures["centre of the foreground along x"] == pytest.approx(8.5 / 9, abs=1e-3)
+    assert figures["foreground at the ends of x"] == pytest.approx(0.5, abs=1e-3)
+    assert figures["log volume of class 1"] == pytest.approx(np.log(33))
+    assert figures["log extent z"] == pytest.approx(np.log(8))
+
+
+def test_it_is_kept_beside_its_weights_and_used_with_no_others(fitted, threshold_weights, tmp_path, caplog):
+    weights = fitted / "models" / "model.pt"
+    assert TrainingScans.beside(weights).scans == 24
+    assert set(json.loads((fitted / "models" / FILE).read_text())) >= {"names", "limit", "weights_sha256"}
+    torch.save(threshold_weights(first=0.9), weights)
+    assert TrainingScans.beside(weights) is None
+    assert "belongs to other weights" in caplog.text
+    assert TrainingScans.beside(tmp_path / "other.pt") is None
+
+
+def test_a_damaged_file_is_told_and_left_alone(fitted, caplog):
+    (fitted / "models" / FILE).write_text("{")
+    assert TrainingScans.beside(fitted / "models" / "model.pt") is None
+    assert "cannot be read" in caplog.text
+
+
+def test_too_few_scans_are_refused(bundle, scans):
+    for file in sorted(scans.iterdir())[MIN_SCANS - 1 :]:
+        file.unlink()
+    with pytest.raises(DataError, match="at least 20"):
+        fit_training_scans(bundle, scans)
+    assert not (bundle / "models" / FILE).exists()
+
+
+def test_the_report_flags_the_odd_scan_first(fitted, scans, tmp_path):
+    nib.save(nib.Nifti1Image(200 - ball(50), np.eye(4)), tmp_path / "inverted.nii.gz")
+    words = ["predict", str(fitted), str(scans / "s00.nii.gz"), str(tmp_path / "inverted.nii.gz")]
+    assert main([*words, "--output", str(tmp_path / "out"), "--report", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "inverted looks unlike the training scans: distance" in page
+    assert "s00 looks unlike" not in page
+    assert page.index("inverted: prediction") < page.index("s00: prediction")
+
+
+def test_promoting_weights_with_their_scans_keeps_both(bundle, scans, threshold_weights, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(threshold_weights(first=0.5), run / "model_final.pt")
+    assert main(["promote", str(run), str(bundle), "--scans", str(scans)]) == 0
+    assert TrainingScans.beside(bundle / "models" / "model.pt").scans == 24
