@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from decathlete.errors import TrainingError
 from decathlete.failures import find_error, in_one_line
 from decathlete.short_form import in_torchrun
 
+P = ParamSpec("P")
+R = TypeVar("R")
 PATIENCE_S = 15.0  # for the process where it happened to say so, and for torchrun to end this one
 _TOLD = "decathlete/told"
 
@@ -77,6 +80,21 @@ def fail_together(error: BaseException, store: bool = True) -> NoReturn:
     print(f"decathlete: {ours or f'{process_name()}: {in_one_line(error)}'}", file=sys.stderr)
     _record(ours or error)
     _end(status)
+
+
+def told_once(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose failure in several processes of torchrun ends all of them with one message."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if in_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+                fail_together(error)
+            raise
+
+    return wrapped
 
 
 def is_lost_process(error: BaseException | None) -> bool:

@@ -1,0 +1,199 @@
+"""Many cases over many processes: who predicts which, and that no two write one file.
+
+Processes of torchrun each begin with a share of their own and then take what others have not begun. Jobs that know
+nothing of each other do the same on one output folder. What keeps them apart is a lock on a hidden file of each case,
+which the system takes back when a process ends, however it ends: nothing is left to clean up after one was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from decathlete.errors import DataError
+from decathlete.short_form import in_torchrun
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+AS_LONG_AS_IT_TAKES = timedelta(days=365)
+
+
+@contextlib.contextmanager
+def claim(target: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether ``target`` is this process's to write, for as long as the block lasts.
+
+    Holds between threads, processes and, on file systems that share locks, machines (NFS does; Lustre where it is
+    mounted with ``flock``). Where a file system has no locks a line in the log says so, and the answer is yes.
+
+    Args:
+        target: file to be written; it need not be there.
+        wait: until whoever has it is done, in place of the answer no.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    lock = target.with_name(f".claim_{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}")
+    handle = None
+    try:
+        while handle is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            mine = _lock(handle, wait)
+            if mine and not _is_same(handle, lock):  # it was deleted between being opened and locked
+                os.close(handle)
+                handle = None
+    except OSError as error:
+        raise DataError(target, "the output must be written", str(error),
+                        "Free disk space, or choose another --output") from error  # fmt: skip
+    try:
+        yield mine
+    finally:
+        if mine:
+            lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(handle: int, wait: bool) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning("no locks in the output folder (%s): start no two jobs on it", error.strerror)
+    return True
+
+
+def _is_same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+class Share:
+    """This process's part of a prediction.
+
+    Args:
+        rank: number of this process; by default torchrun's.
+        size: how many processes there are.
+
+    Attributes:
+        elsewhere: files that another process had claimed, and has not finished.
+    """
+
+    def __init__(self, rank: int | None = None, size: int | None = None) -> None:
+        together = in_torchrun()
+        self.rank = int(os.environ["RANK"]) if rank is None and together else rank or 0
+        self.size = int(os.environ["WORLD_SIZE"]) if size is None and together else size or 1
+        self.elsewhere: list[Path] = []
+        self._store: Any = None
+        if together and self.size > 1 and rank is None:
+            from decathlete.training.faults import process_store
+
+            self._store = process_store()  # all meet now: the first one may have to serve it
+
+    def device(self) -> str | None:
+        """A GPU of its own for each of several processes; None: no choice is made here."""
+        if self._store is None:
+            return None
+        import torch
+
+        local = int(os.environ["LOCAL_RANK"])
+        return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else None
+
+    def claimed(
+        self, files: Sequence[Path], targets: Mapping[Path, Mapping[str, Path]], overwrite: bool = False
+    ) -> Iterator[Path]:
+        """Files that this process is to look at, each claimed until the next one is asked for.
+
+        Of its own share, every ``size``-th file, those that are finished, then the others; after these, what other
+        processes have neither finished nor claimed, unless ``overwrite`` says that finished ones are to be made again.
+        At the end it asks again for those that were claimed, since their owner may have been killed.
+        """
+        own, todo = self.own(files), self.own(files)
+        if not overwrite:
+            finished = [file for file in own if is_finished(targets[file])]
+            yield from finished
+            # of the others from the far end, which they come to last
+            there = set(finished)
+            todo = [file for file in own if file not in there]
+            todo += [file for n, file in enumerate(files) if n % self.size != self.rank][::-1]
+        passed: list[Path] = []
+        yield from self._free(todo, targets, overwrite, passed)
+        yield from self._free(passed, targets, overwrite, self.elsewhere)
+
+    def own(self, files: Sequence[Path]) -> Sequence[Path]:
+        """The files that this process begins with."""
+        return files[self.rank :: self.size]
+
+    @staticmethod
+    def _free(
+        files: Iterable[Path], targets: Mapping[Path, Mapping[str, Path]], overwrite: bool, passed: list[Path]
+    ) -> Iterator[Path]:
+        for file in files:
+            if not overwrite and is_finished(targets[file]):
+                continue
+            with claim(targets[file]["label"]) as mine:
+                if not mine:
+                    passed.append(file)
+                elif overwrite or not is_finished(targets[file]):  # it may just have been, before it was claimed
+                    yield file
+
+    def gather(self, result: Any) -> list[Any]:
+        """What every process gives, in the first process; nothing in the others, which wait for its `release`.
+
+        Args:
+            result: plain values that JSON holds.
+        """
+        if self._store is None:
+            return [result]
+        self._store.set(f"predicted/{self.rank}", json.dumps(result))
+        if self.rank:
+            with contextlib.suppress(Exception):  # the store may end with the first process
+                self._store.wait(["predicted/told"], AS_LONG_AS_IT_TAKES)
+            return []
+        keys = [f"predicted/{rank}" for rank in range(self.size)]
+        self._store.wait(keys, AS_LONG_AS_IT_TAKES)
+        return [json.loads(self._store.get(key)) for key in keys]
+
+    def release(self) -> None:
+        """Let the other processes go, once the first has told what all of them did."""
+        if self._store is not None and not self.rank:
+            self._store.set("predicted/told", "1")
+
+
+def is_finished(parts: Mapping[str, Path]) -> bool:
+    """Whether all files of a case are there; each is written whole or not at all."""
+    return all(part.is_file() for part in parts.values())
+
+
+def listed_inputs(path: Path) -> list[Path]:
+    """Paths in a text file, one a line; empty lines and those that begin with ``#`` are passed over.
+
+    A relative path counts from the list's folder.
+
+    Raises:
+        DataError: no text, or no path in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, "a list of inputs is a text file of one path a line", str(error)) from error
+    found = [path.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not found:
+        raise DataError(path, "a list of inputs is a text file of one path a line", "no path")
+    return found
