@@ -124,6 +124,9 @@ def predict(
         from decathlete.report.parts import check_page_file
 
         check_page_file(report)
+        if Share.processes() > 1:
+            raise UsageError("--report", "one process writes the page", f"{Share.processes()} of torchrun",
+                             "Predict first, then repeat the command with --report alone")  # fmt: skip
     parts = {"probabilities": save_probabilities, "field": field, "dicom_seg": dicom_seg}
     if dicom_seg:
         _check_dicom(files)

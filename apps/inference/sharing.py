@@ -96,15 +96,20 @@ class Share:
     """
 
     def __init__(self, rank: int | None = None, size: int | None = None) -> None:
-        together = in_torchrun()
-        self.rank = int(os.environ["RANK"]) if rank is None and together else rank or 0
-        self.size = int(os.environ["WORLD_SIZE"]) if size is None and together else size or 1
+        asked = rank is None and size is None
+        self.rank = int(os.environ.get("RANK", 0)) if asked and in_torchrun() else rank or 0
+        self.size = self.processes() if asked else size or 1
         self.elsewhere: list[Path] = []
         self._store: Any = None
-        if together and self.size > 1 and rank is None:
+        if asked and self.size > 1:
             from decathlete.training.faults import process_store
 
             self._store = process_store()  # all meet now: the first one may have to serve it
+
+    @staticmethod
+    def processes() -> int:
+        """How many processes torchrun started, on all machines; 1 without it."""
+        return int(os.environ["WORLD_SIZE"]) if in_torchrun() else 1
 
     def device(self) -> str | None:
         """A GPU of its own for each of several processes; None: no choice is made here."""
