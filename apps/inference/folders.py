@@ -104,7 +104,8 @@ def predict(
         bias_correction: False: without the bias field correction that is in the bundle's chain.
         field: also write ``<input's name>_field.nii.gz``: float32, the bias field by which the scan was divided.
         dicom_seg: also write ``<input's name>_seg.dcm``, a DICOM SEG on the series, of inputs that are DICOM.
-        report: HTML file for volumes, pictures, and how far an ensemble's networks and mirrored copies disagree.
+        report: HTML file for volumes, pictures, how far an ensemble's networks and mirrored copies disagree, and which
+            scans look unlike those of training.
 
     Raises:
         UsageError: unknown bundle or device, an output that would overwrite an input or lie among the slices of a
@@ -124,6 +125,8 @@ def predict(
         from decathlete.report.parts import check_page_file
 
         check_page_file(report)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError("--report", "one process writes a report", "several, by torchrun", "Predict without it")
         if Share.processes() > 1:
             raise UsageError("--report", "one process writes the page", f"{Share.processes()} of torchrun",
                              "Predict first, then repeat the command with --report alone")  # fmt: skip
@@ -357,6 +360,7 @@ def _page_case(
 
     found = PredictedCase(case, _millilitres(figures), prediction.disagreement)
     if prediction.figures is not None and predictor.training_scans is not None:
+        found.distance = predictor.training_scans.distance(prediction.figures)
         found.unlike = predictor.training_scans.unlike(prediction.figures)
     if found.is_worth_drawing(others):
         bits = prediction.disagreement_map

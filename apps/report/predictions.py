@@ -27,14 +27,16 @@ class PredictedCase:
         case: name.
         volumes: class to ml.
         disagreement: bits a foreground voxel, see `decathlete.inference.Prediction`; None: not known.
-        unlike: why the scan looks unlike the training scans; empty: it does not, None: not known.
+        distance: from the training scans, see `decathlete.inference.likeness`; None: not known.
+        unlike: why the scan looks unlike them; empty: it does not, or that is not known.
         pictures: PNG and the line below it.
     """
 
     case: str
     volumes: Mapping[str, float]
     disagreement: float | None = None
-    unlike: str | None = None
+    distance: float | None = None
+    unlike: str = ""
     pictures: list[tuple[bytes, str]] = field(default_factory=list)
 
     def draw(
@@ -102,10 +104,8 @@ def write_prediction_page(
         more: further lines of the foot.
     """
     classes = list(dict.fromkeys(name for case in cases for name in case.volumes))
-    head = ["case", *(f"{name}, ml" for name in classes), "disagreement", "like the training scans"]
-    rows = [
-        [c.case, *(shown(c.volumes.get(name), 2) for name in classes), c._number(), _likeness(c.unlike)] for c in cases
-    ]
+    head = ["case", *(f"{name}, ml" for name in classes), "disagreement", "distance from the training scans"]
+    rows = [[c.case, *(shown(c.volumes.get(name), 2) for name in classes), c._number(), _distance(c)] for c in cases]
     ranked = sorted(cases, key=lambda case: case.oddness, reverse=True)
     drawn = [case for case in ranked if case.pictures]
     parts = [
@@ -125,19 +125,22 @@ def write_prediction_page(
     return write_page(path, f"{bundle}: predictions", parts)
 
 
-def _likeness(unlike: str | None) -> str:
-    return "-" if unlike is None else "no" if unlike else "yes"
+def _distance(case: PredictedCase) -> str:
+    return shown(case.distance, 2) + (", unlike them" if case.unlike else "")
 
 
 def _about(cases: Sequence[PredictedCase]) -> str:
     known = [c.disagreement for c in cases if c.disagreement is not None and math.isfinite(c.disagreement)]
-    if not known:
-        return (
-            "<p>Disagreement: not known. --tta (mirrored copies) or several weights in --checkpoint (folds) give "
-            "predictions to compare.</p>"
-        )
-    return (
-        "<p>Disagreement: bits by which the folds, or the passes over mirrored copies, differ (mutual information), "
+    parts = [
+        "Disagreement: bits by which the folds, or the passes over mirrored copies, differ (mutual information), "
         "summed over the scan and divided by the expected number of foreground voxels. 0: all say the same. "
-        f"Median here {np.median(known):.4f}, highest {max(known):.4f}.</p>"
-    )
+        f"Median here {np.median(known):.4f}, highest {max(known):.4f}."
+        if known
+        else "Disagreement: not known. --tta (mirrored copies) or several weights in --checkpoint (folds) give "
+        "predictions to compare.",
+        "Distance: of some thirty figures of scan and prediction from those of the training scans, which are about 1 "
+        "from their own middle."
+        if any(c.distance is not None for c in cases)
+        else "Distance: not known. 'decathlete promote --scans' keeps what the training scans look like.",
+    ]
+    return f"<p>{' '.join(parts)}</p>"

@@ -44,3 +44,9 @@ def test_a_report_that_cannot_be_is_refused_before_the_work(bundle, scan_file, t
     assert predict(bundle, scan_file, "--output", tmp_path / "out", "--report", tmp_path / "report.txt") == 2
     assert "ends in .html" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_write_no_report(bundle, scan_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert predict(bundle, scan_file, "--output", tmp_path / "out", "--report", tmp_path / "report.html") == 2
+    assert "one process writes a report" in capsys.readouterr().err

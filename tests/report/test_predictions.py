@@ -11,8 +11,8 @@ from decathlete.report import PredictedCase, write_prediction_page
 from decathlete.report.predictions import MAX_PICTURES
 
 
-def case(name, disagreement=None, unlike=None, drawn=True):
-    return PredictedCase(name, {"spleen": 12.5}, disagreement, unlike, [(b"png", f"{name}: prediction")] * drawn)
+def case(name, disagreement=None, unlike="", drawn=True):
+    return PredictedCase(name, {"spleen": 12.5}, disagreement, 1.25, unlike, [(b"png", f"{name}: prediction")] * drawn)
 
 
 def test_pictures_begin_with_what_is_odd(tmp_path):
@@ -21,6 +21,8 @@ def test_pictures_begin_with_what_is_odd(tmp_path):
     order = re.findall(r"<figcaption>(\w+): prediction", page)
     assert order == ["strange", "empty", "torn", "calm"]
     assert "strange looks unlike the training scans: darker" in page
+    assert page.count("<td>1.25</td>") == 3
+    assert "<td>1.25, unlike them</td>" in page
     assert "Median here 0.0200, highest 0.4000" in page
 
 
