@@ -400,7 +400,7 @@ def _check_cases(parser: ConfigParser, processes: int, file: Path) -> None:
             if (ours := find_error(error)) is not None:
                 raise ours from None
             raise
-        if isinstance(cases, list) and len(cases) < processes:
+        if isinstance(cases, list) and len(cases) < processes and name.startswith("train::"):
             raise DataError(f"{file}, {name}", "each process needs a case", f"{len(cases)} for {processes} processes",
                             f"Pass --gpus {max(1, len(cases))}, or add cases")  # fmt: skip
 

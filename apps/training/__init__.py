@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from decathlete.training.losses import DiceCE
     from decathlete.training.muon import Muon
     from decathlete.training.precision import amp_dtype, autocast
-    from decathlete.training.processes import distributed, join_processes, leave_processes
+    from decathlete.training.processes import ValidationSampler, distributed, join_processes, leave_processes
     from decathlete.training.promotion import promote
     from decathlete.training.schedule import PolySchedule
     from decathlete.training.trainer import Trainer, seed_everything
@@ -31,6 +31,7 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "ValidationHandler",
+    "ValidationSampler",
     "WeightAverage",
     "amp_dtype",
     "autocast",
@@ -55,6 +56,7 @@ __getattr__ = lazy_names(
         "TensorBoard": "handlers",
         "Trainer": "trainer",
         "ValidationHandler": "handlers",
+        "ValidationSampler": "processes",
         "WeightAverage": "average",
         "amp_dtype": "precision",
         "autocast": "precision",

@@ -16,6 +16,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
+from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from decathlete.checkpoints import load_weights, unwrap
@@ -46,11 +47,12 @@ class ValidationHandler(monai.handlers.ValidationHandler):
             self(engine)
 
     def _check_number(self, engine: Any) -> None:
-        """Refuse fewer cases than processes: one without any would have no metric to gather."""
-        cases, processes = len(getattr(self.validator.data_loader, "dataset", ())), idist.get_world_size()
-        if 0 < cases < processes:
-            raise DataError("validate::dataset", "each process needs a case", f"{cases} for {processes} processes",
-                            f"Start {cases} processes, or add cases")  # fmt: skip
+        """Refuse a process without a case, which would have no metric to gather."""
+        loader, processes = self.validator.data_loader, idist.get_world_size()
+        cases = len(getattr(loader, "dataset", ()))
+        if 0 < cases < processes and isinstance(getattr(loader, "sampler", None), DistributedSampler):
+            raise DataError("validate::sampler", "each process needs a case", f"{cases} for {processes} processes",
+                            "Make it a decathlete.training.ValidationSampler")  # fmt: skip
 
     def _tell_shared_cases(self, engine: Any) -> None:
         trained, validated = _case_ids(engine), _case_ids(self.validator)

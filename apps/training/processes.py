@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from datetime import timedelta
 from typing import Any
 
@@ -85,6 +85,28 @@ def distributed(network: torch.nn.Module, device: torch.device | str) -> torch.n
     if norms and device.type != "cuda":
         wrapped.broadcast_buffers = False  # the first process's, before each forward pass
     return wrapped
+
+
+class ValidationSampler(torch.utils.data.Sampler[int]):
+    """Cases that this process validates: each case in one of the processes, so that it counts once in their metrics.
+
+    Where cases are fewer than processes, every process validates all of them: each counts as often as any other, and
+    the mean is the same. MONAI's metrics cannot be gathered from a process that saw no case.
+
+    Args:
+        dataset: the cases; only their number matters.
+    """
+
+    def __init__(self, dataset: Sized) -> None:
+        rank, size = (dist.get_rank(), dist.get_world_size()) if in_group() else (0, 1)
+        number = len(dataset)
+        self.indices = range(rank, number, size) if number >= size else range(number)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 def average_statistics(network: torch.nn.Module) -> None:

@@ -12,8 +12,16 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 
-from decathlete.errors import ConfigError, DeviceError
-from decathlete.training import ContourLoss, DiceCE, Trainer, WeightAverage, join_processes
+from decathlete.errors import ConfigError, DataError, DeviceError
+from decathlete.training import (
+    ContourLoss,
+    DiceCE,
+    Trainer,
+    ValidationHandler,
+    ValidationSampler,
+    WeightAverage,
+    join_processes,
+)
 from decathlete.training.losses import over_processes
 from decathlete.training.processes import average_statistics, distributed, sums_over_processes
 
@@ -180,11 +188,11 @@ def test_statistics_of_ones_and_zeros_have_their_mean(in_two_processes):
     assert in_two_processes(_mean_of_statistics) == [0.5, 0.5]
 
 
-def _dice_of_three(rank: int) -> tuple[float, int]:
-    """Mean Dice of predictions that are right, empty and right; the first process has two of the cases."""
-    cases = [{"image": torch.ones(1, 4, 4, 4) * (n != 1), "label": torch.ones(1, 4, 4, 4)} for n in range(3)]
+def _dice(rank: int, number: int) -> tuple[float, int]:
+    """Mean Dice of predictions that are right, empty and right; of three cases the first process has two."""
+    cases = [{"image": torch.ones(1, 4, 4, 4) * (n != 1), "label": torch.ones(1, 4, 4, 4)} for n in range(number)]
     data = Dataset(cases)
-    sampler = DistributedSampler(data, shuffle=False, even_divisible=False)
+    sampler = ValidationSampler(data)
     dice = MeanDice(False, num_classes=2, output_transform=from_engine(["pred", "label"]))
     evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data, sampler=sampler), torch.nn.Identity(),
                                     key_val_metric={"dice": dice})  # fmt: skip
@@ -193,8 +201,28 @@ def _dice_of_three(rank: int) -> tuple[float, int]:
 
 
 def test_each_validation_case_counts_once_where_processes_do_not_divide_them(in_two_processes):
-    for dice, count in in_two_processes(_dice_of_three):
+    for dice, count in in_two_processes(_dice, 3):
         assert (dice, count) == (pytest.approx(2 / 3), 3)
+
+
+def test_a_single_validation_case_is_every_processs(in_two_processes):
+    assert in_two_processes(_dice, 1) == [(1.0, 2), (1.0, 2)]
+
+
+def _train_with_one_case_to_validate(rank: int) -> str:
+    data = Dataset(tiny.blobs(1))
+    validator = SupervisedEvaluator(torch.device("cpu"), DataLoader(data, sampler=DistributedSampler(data)), _network())
+    try:
+        ValidationHandler(1, validator)._check_number(None)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_monais_sampler_is_refused_where_it_would_leave_a_process_without_a_case(in_two_processes):
+    first, second = in_two_processes(_train_with_one_case_to_validate)
+    assert first == second
+    assert "validate::sampler: each process needs a case. found 1 for 2 processes" in first
 
 
 def _epochs(rank: int) -> list[list[int]]:
