@@ -150,12 +150,20 @@ class OneVentricled(MapTransform):
     Args:
         keys: label maps (1, X, Y, Z) or (1, X, Y) of values 0, 1 and 2.
         opening: radius of the disc, as a share of that of a circle of the region's area; 0 for no opening.
+        reach: how far from the slice's centre, in mm, the middle of a region may lie to be compared: a short-axis frame
+            is planned on the ventricle, and what is bright far from there is another organ. None: anywhere.
         allow_missing_keys: pass over keys that a case has not.
     """
 
-    def __init__(self, keys: KeysCollection, opening: float = 0.5, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        opening: float = 0.5,
+        reach: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.opening = opening
+        self.opening, self.reach = opening, reach
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` with each label map cleaned, of the same type and meta data."""
@@ -164,17 +172,34 @@ class OneVentricled(MapTransform):
             label = torch.as_tensor(d[key])
             found = np.asarray(label.cpu())[0]
             slices = found[:, :, None] if found.ndim == 2 else found
-            clean = np.stack([one_ventricle(plane, self.opening) for plane in np.moveaxis(slices, 2, 0)], axis=2)
+            spacing = np.ones(2)
+            if isinstance(d[key], MetaTensor):
+                spacing = np.linalg.norm(d[key].affine.cpu().numpy()[:, :2], axis=0)
+            planes = [one_ventricle(plane, self.opening, self.reach, spacing) for plane in np.moveaxis(slices, 2, 0)]
+            clean = np.stack(planes, axis=2)
             new = torch.from_numpy(clean.reshape(label.shape)).to(label)
             d[key] = MetaTensor(new, meta=d[key].meta) if isinstance(d[key], MetaTensor) else new
         return d
 
 
-def one_ventricle(plane: NDArray[Any], opening: float = 0.5) -> NDArray[Any]:
-    """A slice's label map (X, Y) as `OneVentricled` leaves it."""
-    heart = _opened(_largest(plane > 0), opening)
+def one_ventricle(
+    plane: NDArray[Any],
+    opening: float = 0.5,
+    reach: float | None = None,
+    spacing: Sequence[float] | NDArray = (1.0, 1.0),
+) -> NDArray[Any]:
+    """A slice's label map (X, Y) as `OneVentricled` leaves it; ``spacing`` in mm."""
+    heart = _opened(_largest(plane > 0 if reach is None else _near_centre(plane > 0, reach, spacing)), opening)
     cavity = _opened(_largest(heart & (plane == CAVITY)), opening)
     return np.where(cavity, CAVITY, np.where(heart, MUSCLE, 0)).astype(plane.dtype)
+
+
+def _near_centre(mask: NDArray[np.bool_], reach: float, spacing: Sequence[float] | NDArray) -> NDArray[np.bool_]:
+    """Those connected regions whose centre of mass is within ``reach`` mm of the slice's centre."""
+    parts, count = ndimage.label(mask)
+    middles = np.array(ndimage.center_of_mass(mask, parts, range(1, count + 1))).reshape(count, 2)
+    distance = np.linalg.norm((middles - (np.array(mask.shape) - 1) / 2) * spacing, axis=1)
+    return np.isin(parts, 1 + np.flatnonzero(distance <= reach))
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ def trained(data, tmp_path_factory) -> Path:
     """A short training on the second patient, scored on the first."""
     folder = tmp_path_factory.mktemp("run")
     settings = {**SMALL, "dataset_dir": str(data), "output_dir": str(folder), "fold": 0}
-    run("training", "sunnybrook", settings | {"max_epochs": 35, "val_interval": 35, "train::augmentation::prob": 0.0})
+    run("training", "sunnybrook", settings | {"max_epochs": 50, "val_interval": 50, "train::augmentation::prob": 0.0})
     run("evaluating", "sunnybrook", settings)
     return folder
 

@@ -109,6 +109,19 @@ def test_a_slice_has_one_ventricle_without_holes():
     np.testing.assert_array_equal(one_ventricle(np.zeros((4, 4), np.uint8)), np.zeros((4, 4), np.uint8))
 
 
+def test_what_lies_far_from_the_centre_of_the_frame_is_no_ventricle():
+    plane = np.zeros((41, 41), np.uint8)
+    plane[18:23, 22:27] = 2  # its middle is 4 pixels from the centre
+    heart = plane.copy()
+    plane[0:9, 0:9] = 2  # larger, and 22.6 pixels off
+    np.testing.assert_array_equal(one_ventricle(plane, opening=0, reach=8.0, spacing=(1.0, 2.0)), heart)
+    np.testing.assert_array_equal(one_ventricle(plane, opening=0, reach=7.9, spacing=(1.0, 2.0)), np.zeros_like(plane))
+    np.testing.assert_array_equal(one_ventricle(plane, opening=0), plane - heart)
+    scan = MetaTensor(plane[None, :, :, None], affine=np.diag([1.0, 2.0, 8.0, 1.0]))
+    found = OneVentricled("pred", opening=0, reach=8.0)({"pred": scan})["pred"]
+    np.testing.assert_array_equal(found[0, :, :, 0].numpy(), heart)
+
+
 def test_what_hangs_on_by_a_neck_is_cut_off():
     x, y = np.indices((64, 64)) - 20
     disc = np.hypot(x, y) < 14
