@@ -77,11 +77,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> s
     )
 
 
-def picture(png: bytes, caption: str) -> str:
-    """A PNG within the page, with a line below."""
-    data = base64.b64encode(png).decode()
+def picture(jpeg: bytes, caption: str) -> str:
+    """A JPEG within the page, with a line below."""
+    data = base64.b64encode(jpeg).decode()
     below = escape(caption)
-    return f"<figure><img alt='{below}' src='data:image/png;base64,{data}'><figcaption>{below}</figcaption></figure>"
+    return f"<figure><img alt='{below}' src='data:image/jpeg;base64,{data}'><figcaption>{below}</figcaption></figure>"
 
 
 def dots(values: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float]], caption: str) -> str:

@@ -29,7 +29,7 @@ class PredictedCase:
         disagreement: bits a foreground voxel, see `decathlete.inference.Prediction`; None: not known.
         distance: from the training scans, see `decathlete.inference.likeness`; None: not known.
         unlike: why the scan looks unlike them; empty: it does not, or that is not known.
-        pictures: PNG and the line below it.
+        pictures: JPEG and the line below it.
     """
 
     case: str
@@ -56,15 +56,15 @@ class PredictedCase:
             labels: class name to value.
             bits: disagreement, (X, Y, Z).
         """
-        from decathlete.report.figures import map_png, planes_png
+        from decathlete.report.figures import map_picture, planes_picture
 
         below = image[..., 0] if image.ndim == 4 else image
         names = {value: name for name, value in labels.items()}
-        png = planes_png(below, prediction=label, affine=affine, labels=names, title=self.case)
-        self.pictures.append((png, f"{self.case}: prediction"))
+        drawn = planes_picture(below, prediction=label, affine=affine, labels=names, title=self.case)
+        self.pictures.append((drawn, f"{self.case}: prediction"))
         if bits is not None:
-            png = map_png(below, bits, affine, STRONGEST_BITS)
-            self.pictures.append((png, f"{self.case}: disagreement in bits, {self._number()} a foreground voxel"))
+            drawn = map_picture(below, bits, affine, STRONGEST_BITS)
+            self.pictures.append((drawn, f"{self.case}: disagreement in bits, {self._number()} a foreground voxel"))
 
     @property
     def oddness(self) -> tuple[bool, float]:

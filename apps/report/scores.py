@@ -95,17 +95,17 @@ def _pictures(
 def _drawn(
     case: str, value: float, prediction: Path, reference: Path, labels: Mapping[int, str], image: Path | None
 ) -> str:
-    from decathlete.report.figures import planes_png
+    from decathlete.report.figures import planes_picture
     from decathlete.transforms.read import read_nifti
 
     try:
         truth, predicted = (read_nifti(p, kind="label") for p in (reference, prediction))
         below, affine = (image, None) if image else (np.zeros(truth.array.shape, np.float32), truth.affine)
         maps = (reference, prediction) if image else (truth.array, predicted.array)
-        png = planes_png(below, *maps, affine=affine, labels=labels, title=case)
+        drawn = planes_picture(below, *maps, affine=affine, labels=labels, title=case)
     except (DecathleteError, OSError) as error:
         return f"<p class='warn'>{escape(case)}: no picture. {escape(str(error))}</p>"
-    return picture(png, f"{case}: Dice {value:.3f}. Outline: reference, fill: prediction")
+    return picture(drawn, f"{case}: Dice {value:.3f}. Outline: reference, fill: prediction")
 
 
 def _all(summary: Summary) -> str:

@@ -25,7 +25,7 @@ def test_the_page_tells_volumes_and_how_far_networks_disagree(bundle, scan_file,
     anterior = np.count_nonzero(np.asarray(label.dataobj) == 1) * np.prod(label.header.get_zooms()) / 1000
     assert f"<td>{anterior:.2f}</td>" in page
     assert float(re.search(r"disagreement in bits, ([\d.]+) a", page)[1]) > 0.05
-    assert page.count("data:image/png;base64") == 2
+    assert page.count("data:image/jpeg;base64") == 2
     assert f"weights: {weights[0]}, {weights[1]}" in page
 
 

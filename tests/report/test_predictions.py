@@ -12,7 +12,7 @@ from decathlete.report.predictions import MAX_PICTURES
 
 
 def case(name, disagreement=None, unlike="", drawn=True):
-    return PredictedCase(name, {"spleen": 12.5}, disagreement, 1.25, unlike, [(b"png", f"{name}: prediction")] * drawn)
+    return PredictedCase(name, {"spleen": 12.5}, disagreement, 1.25, unlike, [(b"jpeg", f"{name}: prediction")] * drawn)
 
 
 def test_pictures_begin_with_what_is_odd(tmp_path):
@@ -51,7 +51,7 @@ def test_pictures_show_prediction_and_disagreement():
     found = PredictedCase("a", {"spleen": 1.0}, 0.1)
     found.draw(image, label, np.diag([-1.0, 1, 2, 1]), {"spleen": 1}, np.where(label, 0.5, 0))
     (first, _), (second, words) = found.pictures
-    assert first[:4] == second[:4] == b"\x89PNG"
+    assert first[:3] == second[:3] == b"\xff\xd8\xff"
     assert words == "a: disagreement in bits, 0.1000 a foreground voxel"
 
 

@@ -41,7 +41,7 @@ def evaluate(data, *words):
 
 
 def pictures(page):
-    for code in re.findall(r"data:image/png;base64,([^']+)'", page):
+    for code in re.findall(r"data:image/jpeg;base64,([^']+)'", page):
         yield np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB")).astype(int)
 
 
