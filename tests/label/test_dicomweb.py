@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -226,3 +228,119 @@ def test_ohif_opens_in_a_browser(archive, series, tmp_path):
         command, capture_output=True, text=True, timeout=180, env=dict(os.environ) | {"HOME": str(tmp_path)}
     )
     assert "Phantom" in done.stdout, done.stdout[-2000:]
+
+
+class Browser:
+    """A page of headless Chromium, asked by its own protocol over a WebSocket."""
+
+    def __init__(self, program: str, address: str, profile: Path) -> None:
+        words = ["headless", "no-sandbox", "use-gl=angle", "use-angle=swiftshader", "enable-unsafe-swiftshader",
+                 "no-first-run", "disable-background-networking", "disable-component-update", "window-size=1280,900",
+                 f"user-data-dir={profile}", "remote-debugging-port=0"]  # fmt: skip
+        command = [program, *(f"--{word}" for word in words), address]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ, HOME=str(profile)))
+        port_file = profile / "DevToolsActivePort"
+        assert waited(lambda: port_file.is_file() and len(port_file.read_text().splitlines()) == 2, 60)
+        port = int(port_file.read_text().splitlines()[0])
+        with urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as answer:
+            [page] = [one for one in json.load(answer) if one["type"] == "page"]
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=120)
+        path = page["webSocketDebuggerUrl"].partition(str(port))[2]
+        self.socket.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        self.answers = self.socket.makefile("rb")
+        while self.answers.readline().strip():
+            pass
+        self.calls = 0
+
+    def call(self, method: str, **params) -> dict:
+        self.calls += 1
+        data = json.dumps({"id": self.calls, "method": method, "params": params}).encode()
+        size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
+        self.socket.sendall(b"\x81" + size + bytes(4) + data)  # masked with zeros
+        while (answer := json.loads(self._message())).get("id") != self.calls:
+            pass
+        return answer["result"]
+
+    def _message(self) -> bytes:
+        message, last = b"", 0
+        while not last:
+            head, size = self.answers.read(2)
+            last = head & 0x80
+            size = int.from_bytes(self.answers.read({126: 2, 127: 8}[size]), "big") if size > 125 else size
+            message += self.answers.read(size)
+        return message
+
+    def run(self, script: str):
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+    def click(self, x: float, y: float, times: int = 1) -> None:
+        for count in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+
+    def click_text(self, start: str, times: int = 1) -> None:
+        """Click the middle of the last thing whose text begins so, once it is there."""
+        is_it = f"e => !e.children.length && e.innerText?.startsWith('{start}')"
+        found = f"[...document.querySelectorAll('*')].filter({is_it}).at(-1)"
+        assert waited(lambda: self.run(f"!!{found}"), 90), self.run("document.body.innerText")
+        time.sleep(3)  # the page still moves while it loads
+        x, y = self.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({found}.getBoundingClientRect())")
+        self.click(x, y, times)
+
+    def picture(self) -> np.ndarray:
+        png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def waited(condition, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return bool(found)
+
+
+def test_ohif_shows_our_dicom_seg(archive, orthanc, series, tmp_path):
+    """The SEG that `decathlete predict --dicom-seg` writes, opened by hand: its segments by name, in their colours."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no browser here: apt-get install chromium")
+    pytest.importorskip("highdicom")
+    from decathlete.dicom import read_series, write_dicom_seg
+
+    (tmp_path / "series").mkdir()
+    for name in json.loads(orthanc.ask("GET", "/instances")):
+        content = orthanc.ask("GET", f"/instances/{name}/file")
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        if header.SeriesInstanceUID == series[0]:
+            (tmp_path / "series" / f"{name}.dcm").write_bytes(content)
+    volume = read_series(tmp_path / "series")
+    label = np.zeros(volume.array.shape, np.uint8)
+    middle = [n // 2 for n in label.shape]
+    label[middle[0] - 8 : middle[0] + 8, middle[1] - 8 : middle[1]] = 1  # on every slice
+    label[middle[0] - 8 : middle[0] + 8, middle[1] : middle[1] + 8] = 2
+    labels = {"anterior": 1, "posterior": 2}
+    seg = write_dicom_seg(label, volume.slices, tmp_path / "a_seg.dcm", "hippocampus", labels)
+    orthanc.ask("POST", "/instances", seg.read_bytes())
+    study = pydicom.dcmread(seg).StudyInstanceUID
+    address = f"http://127.0.0.1:{archive.port}/ohif/viewer?StudyInstanceUIDs={study}"
+    browser = Browser(chromium, address, tmp_path / "profile")
+    try:
+        browser.click_text("decathlete hippocampus", times=2)
+        browser.click_text("Yes")
+        assert waited(lambda: not browser.run("document.body.innerText.includes('Do you want')"), 60)
+        browser.click(1261, 101)  # the panel of segmentations
+        assert waited(lambda: browser.run("/anterior\\s+.*posterior/s.test(document.body.innerText)"), 60)
+
+        def coloured() -> bool:
+            view = browser.picture()[70:600, 290:990]
+            orange = view[..., 0] - view[..., 2] > 60
+            blue = view[..., 2] - view[..., 0] > 60
+            return min(orange.sum(), blue.sum()) > 3000
+
+        assert waited(coloured, 60)
+    finally:
+        browser.process.terminate()
+        browser.process.wait(30)
