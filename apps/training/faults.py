@@ -135,6 +135,8 @@ def _is_told(patience_s: float) -> bool:
 def _end_by_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if in_torchrun() and issubclass(kind, Exception):
         fail_together(error)
+    if in_torchrun() and issubclass(kind, KeyboardInterrupt):  # all of them got it, and what started them says so
+        _end(130)
     sys.__excepthook__(kind, error, trace)
 
 

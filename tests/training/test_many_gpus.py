@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -15,8 +17,21 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
+from decathlete.bundle import packaged_root
 from decathlete.cli import _parser
-from decathlete.data import fetch
+from decathlete.data import fetch, make_phantoms
+from decathlete.data.tasks import TASKS
+
+_path = Path(__file__).parent.parent / "bundles" / "small.py"
+_spec = importlib.util.spec_from_file_location("small", _path)
+small = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(small)
+SMALL = {
+    "lung": {**small.SLICES["lung"], "drop_mm": 0},
+    "nfbs": {"spacing": [5, 5, 5], "head_size": [48, 48, 64], "patch_size": [48, 48, 64], "roi_size": [48, 48, 64],
+             "bias_correction": False},
+    "sunnybrook": {"crop_size": [96, 96, -1], "roi_size": [96, 96]},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +113,24 @@ def agents(data: Path, output: Path, epochs: int) -> list[subprocess.Popen]:
     command = [sys.executable, "-m", "torch.distributed.run", *start, *run, *small, "--max_epochs", str(epochs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spleen", "lung", "nfbs", "sunnybrook"])
+def test_bundles_of_each_kind_train_in_two_processes(tmp_path, name):
+    """3D patches with deep supervision, slices drawn by foreground, heads, frames of which some have one contour."""
+    task = TASKS.get(name)
+    made = make_phantoms(task, 5, tmp_path, shape=(48, 40, 24)) if task else fetch(name, tmp_path, phantom=5)
+    bundle = packaged_root() / name
+    values = {"patch_size": small.patch_of(bundle), "batch_size": 1, **small.slim(bundle), **SMALL.get(name, {})}
+    words = [w for key, value in values.items() for w in (f"--{key}", json.dumps(value))]
+    command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", name, "--gpus", "2"]
+    command += ["--max_epochs", "1", "--dataset_dir", str(made), "--output_dir", str(tmp_path / "run"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "validation: epoch 1" in done.stderr
+    assert {"model.pt", "model_final.pt", "last.pt"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
 @pytest.mark.slow
