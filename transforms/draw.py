@@ -16,7 +16,7 @@ class DrawFromLabels:
     """An image of random contrast for each label map: every label gets a brightness of its own, each time another.
 
     A network that learns from such images sees shapes where it would otherwise learn one scanner's grey values
-    (Billot et al., SynthSeg, and Hoopes et al., SynthStrip, both 2022, whose idea it is). Any map will do that divides
+    (Billot et al., SynthSeg, 2023, and Hoopes et al., SynthStrip, 2022, whose idea it is). Any map will do that divides
     the scan into parts, the surroundings too; a finer one draws better. Noise, resolution, bias field and gamma are
     ``BatchAugment``'s, which calls this between its geometric and its intensity part.
 

@@ -167,6 +167,8 @@ def _copy_bundle(source: Path, copy: Path) -> None:
         shutil.rmtree(copy / part, ignore_errors=True)
     shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
     (copy / "models").mkdir(exist_ok=True)
+    for file in (source / "models").glob("*.json"):  # what is known of the training scans; other weights pass it over
+        shutil.copyfile(file, copy / "models" / file.name)
     for file in sorted((source / "models").glob("*.pt")):
         own = copy / "models" / file.name
         if not own.exists():
