@@ -24,6 +24,7 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(bundle):
     parser = load(bundle, "train")
     if is_for_gpu(bundle):  # thin where the grid is fine, which takes the time, and as it is below
         parser["network_def"]["channels"] = [4, 8, *features(bundle)[2:]]
+    torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").train()
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -44,4 +45,4 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(bundle):
     exact, rounded = gradients(torch.float32), gradients(torch.bfloat16)
     for name, grad in exact.items():
         likeness = torch.cosine_similarity(grad.flatten(), rounded[name].flatten(), 0)
-        assert likeness > 0.8, f"{name}: {likeness:.3f}"
+        assert likeness > 0.7, f"{name}: {likeness:.3f}"  # unset memory has 0; six levels of rounding 0.8

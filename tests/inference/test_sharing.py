@@ -190,12 +190,12 @@ def _second_rank(agent: int) -> int:
 def test_cases_of_a_killed_process_are_predicted_by_the_next_start(bundle, tmp_path):
     inputs, output = _scans(tmp_path / "in", 200), tmp_path / "out"
     process = _torchrun(bundle, inputs, output)
-    while process.poll() is None and (not output.is_dir() or len(list(output.glob("case_*"))) < 100):
+    while process.poll() is None and (not output.is_dir() or len(list(output.glob("case_*"))) < 60):
         time.sleep(0.02)
     os.kill(_second_rank(process.pid), signal.SIGKILL)
     process.communicate(timeout=120)
     before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in output.glob("case_*")}
-    assert 100 <= len(before) < 200
+    assert 60 <= len(before) < 200  # the other rank goes on until torchrun ends it
     again = _torchrun(bundle, inputs, output)
     text = again.communicate(timeout=300)[1]
     assert f"{200 - len(before)} predicted, {len(before)} already there, 0 failed, by 2 processes" in text, text
