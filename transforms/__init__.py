@@ -6,9 +6,10 @@ from decathlete.transforms.channels import CheckChannelsd
 from decathlete.transforms.check_head import CheckHeadd, CheckVolumed
 from decathlete.transforms.contours import ContourMaskd, contour_area, contour_mask, read_contour, write_contour
 from decathlete.transforms.crop import CropMargind, DropLowestd
+from decathlete.transforms.cut import CutAway
 from decathlete.transforms.dicom import DicomReader, read_dicom_frame
 from decathlete.transforms.dicom_series import DicomVolume, read_dicom_series
-from decathlete.transforms.draw import CutAway, DrawFromLabels
+from decathlete.transforms.draw import DrawFromLabels
 from decathlete.transforms.frames import ContourChannelsd, FrameLabeld, FrameReader, OneVentricled, read_frame
 from decathlete.transforms.head import CropHeadd
 from decathlete.transforms.ignored import LeaveOutd

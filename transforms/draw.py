@@ -1,9 +1,8 @@
-"""Images drawn from label maps, and scans cut short: what a network must see to work on scans unlike its own."""
+"""Images drawn from label maps: what a network must see to work on scans unlike its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +74,7 @@ class DrawFromLabels:
         centre = (share * mean).sum()
         spread = (share * ((mean - centre) ** 2 + deviation**2)).sum().sqrt().clamp_min(1e-3)
         mean, deviation = ((mean - centre) / spread).float(), (deviation / spread).float()
-        index = labels.clamp_max(number - 1)
-        return mean.to(labels.device)[index] + deviation.to(labels.device)[index] * self._texture(labels)
+        return mean.to(labels.device)[labels] + deviation.to(labels.device)[labels] * self._texture(labels)
 
     def _texture(self, like: Tensor) -> Tensor:
         """Noise of unit variance, half of it fine, half of a random grain."""
@@ -86,52 +84,3 @@ class DrawFromLabels:
         coarse = F.interpolate(coarse, size=tuple(like.shape), mode=mode, align_corners=True)[0, 0]
         texture = 0.7 * torch.randn(like.shape) + 0.7 * coarse / coarse.std().clamp_min(1e-3)
         return texture.to(like.device)
-
-
-class CutAway:
-    """All that lies beyond a random plane is removed from the image: a short field of view, or a face that was blanked.
-
-    The plane has a random direction and passes the foreground at a distance between the two ``margins``; what is beyond
-    takes each channel's smallest value. Labels stay. For batches that ``BatchAugment`` gave.
-
-    Args:
-        prob: share of samples that are cut.
-        margins: smallest and largest distance between foreground and plane, in voxels.
-        image_key: key of the image, (B, C, *spatial).
-        label_key: key of the class shares, (B, num_classes, *spatial), background first.
-    """
-
-    def __init__(
-        self,
-        prob: float = 0.3,
-        margins: Sequence[float] = (3.0, 20.0),
-        image_key: str = "image",
-        label_key: str = "label",
-    ) -> None:
-        if len(margins) != 2 or not 0 <= margins[0] <= margins[1]:
-            raise ConfigError("CutAway, margins", "must be a smallest and a largest number, 0 or more", str(margins))
-        self.prob, self.margins, self.image_key, self.label_key = prob, tuple(margins), image_key, label_key
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a copy of ``batch`` with its image replaced; other keys are passed on."""
-        out = dict(batch)
-        image, shares = batch[self.image_key], batch[self.label_key]
-        chosen = torch.rand(len(image)) < self.prob
-        if not bool(chosen.any()):
-            return out
-        image = image.clone()
-        axes = [torch.arange(n, device=image.device, dtype=torch.float32) for n in image.shape[2:]]
-        for n in torch.nonzero(chosen)[:, 0].tolist():
-            direction = F.normalize(torch.randn(len(axes)), dim=0).tolist()
-            margin = self.margins[0] + float(torch.rand(())) * (self.margins[1] - self.margins[0])
-            place = sum(
-                d * axis.view([-1 if a == k else 1 for a in range(len(axes))])
-                for k, (d, axis) in enumerate(zip(direction, axes, strict=True))
-            )
-            inside = shares[n, 0] < 0.5
-            if bool(inside.any()):
-                beyond = place > place[inside].max() + margin  # type: ignore[index,operator]
-                low = image[n].flatten(1).amin(1).view(-1, *[1] * len(axes))
-                image[n] = torch.where(beyond, low, image[n])
-        out[self.image_key] = image
-        return out

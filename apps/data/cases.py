@@ -127,7 +127,7 @@ def data_hash(cases: Iterable[Mapping[str, Any]]) -> str:
     """
     lines = []
     for case in cases:
-        for key in ("image", "label", "inner", "outer"):  # the latter two: files of contours
+        for key in ("image", "label", "inner", "outer", "tissues"):  # inner, outer: files of contours
             for path in map(Path, _paths(case.get(key))):
                 lines.append(f"{key}/{path.name}:{_digest(path)}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

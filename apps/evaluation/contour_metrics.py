@@ -19,10 +19,10 @@ import numpy as np
 from ignite.engine import Engine
 from numpy.typing import ArrayLike, NDArray
 
-from decathlete.errors import DataError, DecathleteError, WorkError
-from decathlete.evaluation.handler import MetricsWriter, _gathered, _items
+from decathlete.errors import DecathleteError, WorkError
+from decathlete.evaluation.handler import MetricsWriter, gathered, items_of
 from decathlete.evaluation.metrics import dice, iou, score
-from decathlete.evaluation.report import METRICS, Row, aligned, write_report
+from decathlete.evaluation.report import METRICS, Row, aligned, read_table, write_report
 from decathlete.evaluation.scoring import check_grid, files_sha256
 from decathlete.files import atomic_write
 
@@ -150,13 +150,11 @@ def read_contour_rows(path: str | Path) -> list[Row]:
     Raises:
         DataError: no such file, or another table.
     """
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows: list[Row] = list(csv.DictReader(file))
-        return [row | {name: float(row[name]) for name in COLUMNS[3:]} | {"slice": int(row["slice"])} for row in rows]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(path, f"is a table with the columns {', '.join(COLUMNS)}", f"{error}") from error
+    return read_table(
+        path,
+        COLUMNS,
+        lambda row: row | {name: float(row[name]) for name in COLUMNS[3:]} | {"slice": int(row["slice"])},
+    )
 
 
 class ContourMetricsWriter(MetricsWriter):
@@ -185,7 +183,7 @@ class ContourMetricsWriter(MetricsWriter):
         self._contours: dict[str, list[Row]] = {}
 
     def _score(self, engine: Engine) -> None:
-        for output, item in zip(_items(engine.state.output), _items(engine.state.batch), strict=True):
+        for output, item in zip(items_of(engine.state.output), items_of(engine.state.batch), strict=True):
             case = str(item["case_id"])
             reference = self.cases[case]
             files = [reference.get(key) for key in ("label", *NAMES)]
@@ -201,7 +199,7 @@ class ContourMetricsWriter(MetricsWriter):
     def _write(self, engine: Engine) -> None:
         import torch.distributed as dist
 
-        found, failed, references = _gathered(
+        found, failed, references = gathered(
             ({case: (self._contours[case], rows) for case, rows in self._rows.items()}, self._failed, self._references)
         )
         if dist.is_initialized() and dist.get_rank() != 0:

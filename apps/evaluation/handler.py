@@ -71,7 +71,7 @@ class MetricsWriter:
         self._references: dict[str, Path] = {}
 
     def _score(self, engine: Engine) -> None:
-        outputs, batch = _items(engine.state.output), _items(engine.state.batch)
+        outputs, batch = items_of(engine.state.output), items_of(engine.state.batch)
         for n, output in enumerate(outputs):
             item = {**(batch[n] if n < len(batch) else {}), **{k: v for k, v in output.items() if v is not None}}
             reference = _path_of(item.get(self.label_key), self.label_key)
@@ -97,7 +97,7 @@ class MetricsWriter:
         return score_case(case, values, truth.array, truth.spacing, self.labels, self.scored)
 
     def _write(self, engine: Engine) -> None:
-        rows, failed, references = _gathered((self._rows, self._failed, self._references))
+        rows, failed, references = gathered((self._rows, self._failed, self._references))
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         if rows:
@@ -113,7 +113,7 @@ class MetricsWriter:
             raise WorkError(self.output_dir, "every case must be scored", f"{len(failed)} that failed: {found}")
 
 
-def _items(values: Any) -> list[dict[str, Any]]:
+def items_of(values: Any) -> list[dict[str, Any]]:
     """An engine's batch or output as a list of items, as MONAI's decollation leaves them."""
     if isinstance(values, Mapping):
         raise DataError("evaluator", "items must be decollated (MONAI's default) for MetricsWriter", "a batch")
@@ -132,7 +132,7 @@ def _path_of(label: Any, key: str) -> Path:
     return Path(name)
 
 
-def _gathered(found: tuple[dict, dict, dict]) -> tuple[dict, dict, dict]:
+def gathered(found: tuple[dict, dict, dict]) -> tuple[dict, dict, dict]:
     """What all processes found, each case once: samplers repeat cases to give every process as many."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return found

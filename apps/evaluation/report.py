@@ -8,7 +8,7 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -161,18 +161,27 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         DataError: no such file, or another table.
     """
+
+    def numbers(row: Row) -> Row:
+        row |= {metric: float(row[metric] or "nan") for metric in METRICS}
+        return row | {"fold": int(row["fold"])} if "fold" in row else row
+
+    return read_table(path, COLUMNS, numbers)
+
+
+def read_table(path: str | Path, columns: Sequence[str], convert: Callable[[Row], Row]) -> list[Row]:
+    """Rows of a CSV with a header, each as ``convert`` makes it of its texts.
+
+    Raises:
+        DataError: no such file, or a row that ``convert`` fails on.
+    """
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows: list[Row] = list(csv.DictReader(file))
-        for row in rows:
-            row |= {metric: float(row[metric] or "nan") for metric in METRICS}
-            if "fold" in row:
-                row["fold"] = int(row["fold"])
+            return [convert(row) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise DataError(path, f"must be a metrics.csv with the columns {', '.join(COLUMNS)}", found) from error
-    return rows
+        raise DataError(path, f"must be a table with the columns {', '.join(columns)}", found) from error
 
 
 def table(values: Mapping[str, Any]) -> str:

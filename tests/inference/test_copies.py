@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.ndimage import affine_transform
 
 from decathlete.bundle import packaged_root
 from decathlete.inference import Predictor
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 pytestmark = pytest.mark.slow
 
@@ -45,18 +48,9 @@ def test_copies_in_other_orders(case, predictor, axes):
 # the weights of version 0.1.0 the smaller Dice of the two classes is 0.961 to 0.988 (fine), 0.917 to 0.964 (turned by
 # some degrees) and 0.934 to 0.969 (slices of 1.4 mm) on twelve cases
 @pytest.mark.parametrize(("kind", "least"), [("fine", 0.95), ("oblique", 0.9), ("thick", 0.92)])
-def test_resampled_copies(case, predictor, kind, least):
+def test_resampled_copies(case, predictor, monkeypatch, kind, least):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from copies import agreement
+
     array, affine, label = case
-    edges = {"oblique": (1, 1, 1), "fine": (0.7, 0.8, 1.0), "thick": (1, 1, 1.4)}[kind]
-    turn = nib.eulerangles.euler2mat(0.08, 0.1, -0.06) if kind == "oblique" else np.eye(3)
-    step = np.eye(4)  # voxel of the copy to voxel of the scan; the copy holds the whole scan
-    step[:3, :3] = turn @ np.diag(edges)
-    last = np.array(array.shape) - 1
-    corners = np.array(np.meshgrid(*[(0, n) for n in last])).reshape(3, -1).T @ np.linalg.inv(step[:3, :3]).T
-    shape = tuple(np.ceil(np.ptp(corners, axis=0)).astype(int) + 1)
-    step[:3, 3] = step[:3, :3] @ corners.min(axis=0)
-    copy = affine_transform(array, step, output_shape=shape, order=3, mode="nearest")
-    found = predictor(copy, affine @ step, probabilities=True)
-    back = np.linalg.inv(step)
-    shares = [affine_transform(p, back, output_shape=array.shape, order=1, mode="nearest") for p in found.probabilities]
-    assert min(dices(np.argmax(shares, axis=0), label)) >= least
+    assert agreement(predictor, array, affine, label, kind) >= least

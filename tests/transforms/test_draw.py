@@ -1,10 +1,10 @@
-"""Images drawn from label maps, and scans cut short."""
+"""Images drawn from label maps."""
 
 import pytest
 import torch
 
 from decathlete.errors import ConfigError
-from decathlete.transforms import BatchAugment, CutAway, DrawFromLabels
+from decathlete.transforms import BatchAugment, DrawFromLabels
 
 QUIET = {"prob": 0.0, "translation": 0.0, "intensity_scale": 0.0, "intensity_shift": 0.0, "noise_prob": 0.0,
          "gamma_prob": 0.0}  # fmt: skip
@@ -68,34 +68,12 @@ def test_a_map_moves_with_its_image_and_its_mask():
     assert float(different.float().mean()) < 0.05
 
 
-def test_what_lies_beyond_the_plane_is_gone_and_the_foreground_is_whole():
-    torch.manual_seed(0)
-    shares = torch.zeros(20, 2, 24, 24, 24)
-    shares[:, 1, 8:16, 8:16, 8:16] = 1
-    shares[:, 0] = 1 - shares[:, 1]
-    image = torch.rand(20, 1, 24, 24, 24) + 1
-    image[:, :, 0, 0, 0] = -5
-    out = CutAway(prob=1.0, margins=(1.0, 2.0))({"image": image, "label": shares, "case_id": ["a"]})
-    gone = (out["image"] == -5) & (image != -5)
-    assert bool(gone.flatten(1).any(1).all())
-    assert not bool((gone & (shares[:, 1:] > 0)).any())
-    assert torch.equal(out["image"][~gone], image[~gone])
-    assert out["label"] is shares
-    assert out["case_id"] == ["a"]
-
-
-def test_a_patch_without_foreground_is_left_alone():
-    batch = {"image": torch.rand(2, 1, 8, 8), "label": torch.stack([torch.ones(2, 8, 8), torch.zeros(2, 8, 8)], 1)}
-    assert torch.equal(CutAway(prob=1.0)(batch)["image"], batch["image"])
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: DrawFromLabels(mean=(1.0, 0.0)), "smallest and a largest"),
         (lambda: DrawFromLabels(deviation=(-1.0, 0.0)), "smallest and a largest"),
         (lambda: DrawFromLabels(smoothness=0.5), "1 voxel"),
-        (lambda: CutAway(margins=(3.0, 1.0)), "smallest and a largest"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(make, words):
