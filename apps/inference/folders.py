@@ -491,6 +491,8 @@ def _gather(report: PredictReport, share: Share) -> bool:
     if share.size > 1 and everybody:
         for n, part in enumerate((report.done, report.skipped, report.elsewhere)):
             part[:] = [Path(path) for path in dict.fromkeys(path for process in everybody for path in process[n])]
+        made = set(report.done)  # a process that began late finds cases of its share that others had made by then
+        report.skipped = [path for path in report.skipped if path not in made]
         report.failed = {Path(path): text for process in everybody for path, text in process[3]}
     return bool(everybody)
 

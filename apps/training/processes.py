@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence, Sized
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,8 @@ from decathlete.errors import ConfigError, DeviceError
 from decathlete.training.faults import process_store, watch_processes
 
 logger = logging.getLogger(__name__)
+
+THREADS_TURN_S = 0.5
 
 
 def join_processes(timeout_minutes: float = 30) -> torch.device:
@@ -56,8 +59,14 @@ def join_processes(timeout_minutes: float = 30) -> torch.device:
 
 def leave_processes() -> None:
     """Leave the group, if this process is in one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    gloo = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if gloo:
+        # The group's threads live on: DistributedDataParallel holds it. A thread that has yet to let go of its last
+        # tensor when the interpreter ends, since it had no turn before, aborts the process.
+        time.sleep(THREADS_TURN_S)
 
 
 def in_group() -> bool:

@@ -18,10 +18,11 @@ import pytest
 
 from decathlete.errors import DataError, UsageError
 from decathlete.inference import predict
-from decathlete.inference.folders import input_files
+from decathlete.inference.folders import PredictReport, _gather, input_files
 from decathlete.inference.sharing import Share, claim, listed_inputs
 
 FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")  # a forked process may wait for ever for threads that its parent had
 
 
 def test_what_is_claimed_is_nobody_elses_and_nothing_is_left(tmp_path):
@@ -148,29 +149,45 @@ def test_two_processes_predict_each_case_once_and_one_of_them_tells(bundle, tmp_
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    queue = FORK.Queue()
+    queue = SPAWN.Queue()
     processes = [
-        FORK.Process(target=_predict, args=(r, port, bundle, inputs, output, queue), daemon=True) for r in range(2)
+        SPAWN.Process(target=_predict, args=(r, port, bundle, inputs, output, queue), daemon=True) for r in range(2)
     ]
     for process in processes:
         process.start()
-    (_, first, failed), (_, second, _) = sorted(queue.get(timeout=120) for _ in processes)
     for process in processes:
-        process.join(30)
+        process.join(120)
+    said = [(tmp_path / f"stderr_{r}").read_text() for r in range(2)]
+    assert [process.exitcode for process in processes] == [0, 0], said
+    (_, first, failed), (_, second, _) = sorted(queue.get(timeout=10) for _ in processes)
     names = [f"case_{n:03d}.nii.gz" for n in range(7)]
     assert sorted(first) == names  # the first process returns what all of them did
     assert set(second) < set(names)
     assert list(failed) == ["case_009.nii.gz"]
     assert len(json.loads((output / "volumes.json").read_text())) == 7
     assert sorted(p.name for p in output.iterdir()) == [*names, "volumes.json"]
-    assert "7 predicted, 0 already there, 1 failed, by 2 processes" in (tmp_path / "stderr_0").read_text()
-    assert (tmp_path / "stderr_1").read_text() == ""
+    assert "7 predicted, 0 already there, 1 failed, by 2 processes" in said[0]
+    assert said[1] == ""
 
 
 def test_a_report_is_made_by_one_process(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(Share, "processes", staticmethod(lambda: 2))
     with pytest.raises(UsageError, match=r"--report: one process writes the page\. found 2 of torchrun"):
         predict(bundle, _scans(tmp_path / "in", 1), tmp_path / "out", report=tmp_path / "page.html")
+
+
+def test_a_case_that_one_process_made_and_another_found_counts_once():
+    first = PredictReport(done=[Path("a"), Path("b")], skipped=[Path("c")])
+    second = {"paths": [["d"], ["b", "c"], []], "failed": [["e", "no image"]]}
+
+    class Two(Share):
+        def gather(self, result):
+            return [result, [*second["paths"], second["failed"]]]
+
+    assert _gather(first, Two(0, 2))
+    assert [path.name for path in first.done] == ["a", "b", "d"]
+    assert first.skipped == [Path("c")]
+    assert first.failed == {Path("e"): "no image"}
 
 
 def _torchrun(bundle: Path, inputs: Path, output: Path) -> subprocess.Popen:
