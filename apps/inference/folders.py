@@ -403,6 +403,8 @@ def check_fits(
 ) -> None:
     """Refuse a prediction of voxels ``shape`` and ``spacing`` (mm) that needs more memory than there is.
 
+    One that fits with the network's output in a file gets one.
+
     Raises:
         DeviceError: the estimate exceeds ``memory_gib``, or without it what is free.
     """
@@ -412,7 +414,8 @@ def check_fits(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's on this machine
     limit = free_memory_bytes() / processes / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
     needed = predictor.memory_gib(shape, spacing, probabilities)
-    if needed > limit:
+    predictor.keep_output(on_file=needed > limit)
+    if needed > limit and predictor.memory_gib(shape, spacing, probabilities, output_on_file=True) > limit:
         raise DeviceError(
             file,
             f"the prediction must fit into {limit:.1f} GiB ({'free on this machine' if free else '--memory'})",

@@ -5,33 +5,37 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 
 from decathlete.errors import ConfigError, GeometryError
+from decathlete.inference.blending import Room, blend, or_retreat
 from decathlete.training.precision import autocast
 
 
-class SlidingWindow(SlidingWindowInferer):
-    """MONAI's sliding window under autocast, with mirrored copies by option; the output is float32 logits.
+class SlidingWindow(Inferer):
+    """A sliding window under autocast, with mirrored copies by option; the output is float32 logits.
 
-    A volume that one window covers takes a plain forward pass, without the weights and sums of blending.
+    The windows and their weights are those of MONAI's SlidingWindowInferer. Where the output lies is chosen by its
+    size: on the device, else in the machine's memory, else in a memory-mapped file; see
+    `decathlete.inference.blending`. A volume that one window covers takes a plain forward pass, without the weights and
+    sums of blending.
 
     Args:
         roi_size: window; components that are not positive take the volume's size.
-        sw_batch_size, overlap, mode: as in MONAI's SlidingWindowInferer, with other defaults.
+        sw_batch_size, overlap, mode, sigma_scale, padding_mode, cval: as in MONAI's SlidingWindowInferer, with other
+            defaults.
         amp: forward pass in bfloat16 where the device has it (see ``decathlete.training.precision``).
         mirror_axes: spatial axes (0, 1, 2) to mirror: each window is predicted in all combinations, 2 to the power of
             their number, and the **logits** are averaged, as where windows overlap.
         divisible: the padded volume and window are multiples of this, which the network's strides may ask for.
-        kwargs: further arguments of MONAI's SlidingWindowInferer (``sw_device``, ``device``, ``cpu_thresh``, ...).
+        output_on: where the output is to lie: "auto", "device", "cpu" or "file".
 
     Attributes:
         disagreement: set to True, the output has one more channel: the bits by which the mirrored copies disagree,
@@ -47,10 +51,16 @@ class SlidingWindow(SlidingWindowInferer):
         amp: bool = True,
         mirror_axes: Sequence[int] | None = None,
         divisible: Sequence[int] | int = 1,
-        **kwargs: Any,
+        sigma_scale: Sequence[float] | float = 0.125,
+        padding_mode: str = "constant",
+        cval: float = 0.0,
+        output_on: str = "auto",
     ) -> None:
-        super().__init__(roi_size, sw_batch_size, overlap, mode, **kwargs)
+        super().__init__()
+        self.roi_size, self.sw_batch_size, self.overlap, self.mode = roi_size, sw_batch_size, overlap, mode
         self.amp, self.mirror_axes, self.divisible = amp, tuple(mirror_axes or ()), divisible
+        self.sigma_scale, self.padding_mode, self.cval = sigma_scale, padding_mode, cval
+        self.output_on = output_on
         self.disagreement = False
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
@@ -64,20 +74,16 @@ class SlidingWindow(SlidingWindowInferer):
         high = [max(w - n, 0) - before for w, n, before in zip(window, size, low, strict=True)]
         if any(low) or any(high):
             pad = [n for pair in reversed(list(zip(low, high, strict=True))) for n in pair]
-            plain = F.pad(plain, pad, mode=str(self.padding_mode), value=self.cval)
+            plain = F.pad(plain, pad, mode=self.padding_mode, value=self.cval)
 
-        def forward(x: Tensor, *a: Any, **k: Any) -> Tensor:
-            return self._forward(x, network, *a, **k)
+        def forward(x: Tensor) -> Tensor:
+            return self._forward(x, network, *args, **kwargs)
 
-        if tuple(plain.shape[2:]) == window and not self.with_coord and not kwargs:
-            parts = [forward(part.to(self.sw_device or part.device), *args) for part in plain.split(self.sw_batch_size)]
-            out = torch.cat(parts).to(self.device or plain.device)
+        if tuple(plain.shape[2:]) == window:
+            out = torch.cat([forward(part) for part in plain.split(self.sw_batch_size)])
         else:
-            windows = copy(self)
-            windows.roi_size = window
-            if window != self.roi_size:
-                windows.roi_weight_map = None
-            out = SlidingWindowInferer.__call__(windows, plain.float(), forward, *args, **kwargs)  # type: ignore[assignment]
+            out = blend(plain.float(), window, forward, self.overlap, self.mode, self.sigma_scale, self.sw_batch_size,
+                        self.output_on)  # fmt: skip
         out = out[(..., *(slice(before, before + n) for before, n in zip(low, size, strict=True)))]
         # an evaluator's postprocessing expects a MetaTensor of a MetaTensor, as MONAI's inferers give
         return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
@@ -112,7 +118,8 @@ class SliceWise(SlidingWindow):
         roi_size: window in the plane of a slice, two numbers, in the order of the slice's axes in the volume. Larger
             slices are covered by windows, smaller ones padded; numbers that are not positive take the slice's size.
         sw_batch_size: slices that the network sees at a time; where a slice takes several windows, windows.
-        overlap, mode, amp, divisible, kwargs: as in :class:`SlidingWindow`, in the plane.
+        overlap, mode, amp, divisible, sigma_scale, padding_mode, cval: as in :class:`SlidingWindow`, in the plane.
+        output_on: as there.
         axis: spatial axis (0, 1, 2) along which the slices lie.
         neighbours: slices on either side that go in as channels (2.5D). For slice z they are those of z - neighbours,
             then of the next one, up to z + neighbours, each with all its channels; the volume's first and last slice
@@ -134,7 +141,10 @@ class SliceWise(SlidingWindow):
         divisible: Sequence[int] | int = 1,
         axis: int = 2,
         neighbours: int = 0,
-        **kwargs: Any,
+        sigma_scale: Sequence[float] | float = 0.125,
+        padding_mode: str = "constant",
+        cval: float = 0.0,
+        output_on: str = "auto",
     ) -> None:
         if not isinstance(roi_size, Sequence) or len(roi_size) != 2:
             raise ConfigError("SliceWise, roi_size", "must be two numbers, a window in the slice", str(roi_size))
@@ -142,7 +152,8 @@ class SliceWise(SlidingWindow):
             raise ConfigError("SliceWise, axis", "must be 0, 1 or 2", str(axis))
         if neighbours != int(neighbours) or neighbours < 0:
             raise ConfigError("SliceWise, neighbours", "must be a number of slices, 0 or more", str(neighbours))
-        super().__init__(roi_size, sw_batch_size, overlap, mode, amp, mirror_axes, divisible, **kwargs)
+        super().__init__(roi_size, sw_batch_size, overlap, mode, amp, mirror_axes, divisible, sigma_scale, padding_mode,
+                         cval, output_on)  # fmt: skip
         self.axis, self.neighbours = axis, int(neighbours)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
@@ -152,18 +163,21 @@ class SliceWise(SlidingWindow):
         volumes = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).movedim(self.axis + 2, 1)
         count = volumes.shape[1]  # volumes: (B, slices, C, *plane)
         reach = torch.arange(-self.neighbours, self.neighbours + 1)
-        out: Tensor | None = None
+        rooms: list[Room] = []
         for number, slices in enumerate(volumes):
             for start in range(0, count, self.sw_batch_size):
                 places = torch.arange(start, min(start + self.sw_batch_size, count))
                 near = (places[:, None] + reach).clamp_(0, count - 1).to(slices.device)
                 # (n, 2 * neighbours + 1, C, *plane): slice after slice, each with its channels
-                logits = super().__call__(slices[near].flatten(1, 2), network, *args, **kwargs)
-                if out is None:
-                    shape = [logits.shape[1], *inputs.shape[2:]]
-                    out = torch.empty(len(volumes), *shape, dtype=logits.dtype, device=logits.device)
-                out[number].movedim(self.axis + 1, 0)[start : start + len(places)] = logits
-        if out is None:
+                stack = slices[near].flatten(1, 2)
+                plane = super().__call__
+                logits = or_retreat(lambda: plane(stack, network, *args, **kwargs), rooms)  # noqa: B023
+                if not rooms:
+                    shape = [len(volumes), logits.shape[1], *inputs.shape[2:]]
+                    rooms.append(Room(shape, logits.device, self.output_on))
+                out = rooms[0].tensor
+                out[number].movedim(self.axis + 1, 0)[start : start + len(places)] = logits.to(out.device)
+        if not rooms:
             raise GeometryError("SliceWise", "a volume has slices", f"shape {tuple(inputs.shape)}")
         return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
 

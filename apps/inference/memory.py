@@ -31,6 +31,7 @@ def estimate_gib(
     restores_logits: bool = True,
     probabilities: bool = False,
     networks: int = 1,
+    output_on_file: bool = False,
 ) -> float:
     """Upper estimate of the memory that one case takes, in GiB, with the process's own.
 
@@ -44,6 +45,7 @@ def estimate_gib(
         restores_logits: whether all classes stand on the original grid at once.
         probabilities: whether they are kept there.
         networks: members of the ensemble.
+        output_on_file: whether the sums of windows are kept in a file, which takes no memory that cannot be had back.
     """
     original, double = math.prod(shape), 8  # MONAI resamples in float64
     resampled, preparing = float(original), 0.0
@@ -53,8 +55,9 @@ def estimate_gib(
             step += after * 2 * 3 * double  # the sampling grid: three coordinates, before and after scaling
         resampled, preparing = after, max(preparing, step)
     sums = (classes + 1) * resampled * FLOAT
-    predicting = channels * resampled * FLOAT + sums * (1 if networks == 1 else 3) + window_bytes
-    restoring = classes * resampled * FLOAT + original
+    kept = (1 if networks == 1 else 3) - output_on_file
+    predicting = channels * resampled * FLOAT + sums * kept + window_bytes
+    restoring = original + (0 if kept == 0 else classes * resampled * FLOAT)
     if restores_logits or probabilities:
         restoring += classes * original * FLOAT + original * double  # argmax gives int64
     if probabilities:

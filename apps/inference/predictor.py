@@ -213,7 +213,14 @@ class Predictor:
                             "Give a series of that kind, or a bundle for this one")  # fmt: skip
         return series
 
-    def memory_gib(self, shape: Sequence[int], spacing: Sequence[float], probabilities: bool = False) -> float:
+    def keep_output(self, on_file: bool) -> None:
+        """Keep the network's output in a file from now on, or wherever there is room for it (the default)."""
+        if hasattr(self.inferer, "output_on"):
+            self.inferer.output_on = "file" if on_file else "auto"
+
+    def memory_gib(
+        self, shape: Sequence[int], spacing: Sequence[float], probabilities: bool = False, output_on_file: bool = False
+    ) -> float:
         """Upper estimate of the peak memory for a scan of spatial ``shape`` and ``spacing`` (mm), in GiB."""
         restores_logits = not any(isinstance(t, RestoreGridd) and t.argmax for t in self._postprocessing)
         return estimate_gib(
@@ -226,6 +233,7 @@ class Predictor:
             restores_logits=restores_logits,
             probabilities=probabilities,
             networks=len(self.networks),
+            output_on_file=output_on_file and hasattr(self.inferer, "output_on"),
         )
 
     def _volumes(self) -> int:
@@ -415,7 +423,7 @@ class Predictor:
                 f"{self._config}, postprocessing",
                 f"must end in one channel of labels on the scan's grid, (1, {', '.join(map(str, shape))})",
                 f"{tuple(label.shape)} for {name}",
-                "Use RestoreGridd, then AsDiscreted with argmax",
+                "Use RestoreGridd with argmax: true",
             )
         dtype = np.uint8 if self.classes <= 256 else np.uint16
         if field is not None:  # of the grid that it was fitted on

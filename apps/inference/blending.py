@@ -1,0 +1,208 @@
+"""Overlapping windows blended into one volume, which lies where there is room for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from torch import Tensor
+
+from decathlete.data.cache import cache_folder
+from decathlete.errors import ConfigError, DataError
+from decathlete.failures import is_out_of_memory
+from decathlete.machine import free_memory_bytes
+
+logger = logging.getLogger(__name__)
+
+PLACES = ("device", "cpu", "file")
+SHARE_OF_FREE = 0.8  # the rest is for what comes after: resampling, the next layer's buffers
+FLOAT = 4
+
+
+class Room:
+    """Zeros, float32, in the first of three places that has room: the device, the machine's memory, a temporary file.
+
+    What is free is asked before. Where memory runs out nevertheless, now or later (`retreat`), the next place is taken;
+    values are the same in all of them. The file is memory-mapped and has no name: it goes with the last tensor on it.
+
+    Args:
+        shape: of the tensor.
+        device: what computes.
+        place: "auto", or the one to begin with.
+
+    Attributes:
+        tensor: the values.
+        place: where they are.
+
+    Raises:
+        ConfigError: an unknown place.
+        DataError: the disk is full too.
+    """
+
+    def __init__(self, shape: Sequence[int], device: torch.device, place: str = "auto") -> None:
+        self.shape, self.device = tuple(int(n) for n in shape), device
+        if place not in ("auto", *PLACES):
+            raise ConfigError("sliding window, output_on", f"must be auto, {', '.join(PLACES)}", repr(place))
+        self.place = self._first_with_room() if place == "auto" else place
+        self.tensor = self._allocate()
+
+    @property
+    def bytes(self) -> int:
+        """Size of the values."""
+        return math.prod(self.shape) * FLOAT
+
+    def retreat(self, error: BaseException) -> None:
+        """Move the values to the next place, because of ``error``; raised again if there is none, or if it is another.
+
+        The processor's memory is no other place than that of a device that is the processor.
+        """
+        after = self._next()
+        if after is None or not is_out_of_memory(error):
+            raise error
+        logger.warning("memory ran out: the network's output goes on in %s", _SAID[after])
+        self._move(after)
+
+    def follow(self, other: Room) -> None:
+        """Move the values to where another's are."""
+        if self.place != other.place:
+            self._move(other.place)
+
+    def _move(self, place: str) -> None:
+        before, self.place = self.tensor, place
+        self.tensor = self._allocate().copy_(before)
+        if before.device.type == "cuda":
+            del before
+            torch.cuda.empty_cache()
+
+    def _next(self) -> str | None:
+        places = PLACES if self.device.type != "cpu" else ("cpu", "file")
+        own = "cpu" if self.device.type == "cpu" and self.place == "device" else self.place
+        later = places[places.index(own) + 1 :]
+        return later[0] if later else None
+
+    def _first_with_room(self) -> str:
+        if self.device.type == "cuda" and self.bytes <= SHARE_OF_FREE * torch.cuda.mem_get_info(self.device)[0]:
+            return "device"
+        if self.bytes <= SHARE_OF_FREE * free_memory_bytes():
+            return "cpu"
+        logger.info("the network's output of %.1f GiB is kept in %s", self.bytes / 2**30, _SAID["file"])
+        return "file"
+
+    def _allocate(self) -> Tensor:
+        while True:
+            try:
+                if self.place == "file":
+                    return _mapped(self.shape)
+                return torch.zeros(self.shape, device=self.device if self.place == "device" else "cpu")
+            except (RuntimeError, MemoryError) as error:
+                after = self._next()
+                if after is None or not is_out_of_memory(error):
+                    raise
+                self.place = after
+
+
+_SAID = {"cpu": "the machine's memory", "file": "a temporary file"}
+
+
+def _mapped(shape: tuple[int, ...]) -> Tensor:
+    """Zeros in a file without a name, whose place on the disk is taken now: a full one later would end the process."""
+    folder, size = cache_folder(), max(1, math.prod(shape) * FLOAT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+    except OSError as error:
+        raise DataError(folder, f"the network's output ({size / 2**30:.1f} GiB) must fit into memory or on the disk",
+                        str(error), "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
+
+
+def or_retreat(work: Callable[[], Tensor], rooms: Sequence[Room]) -> Tensor:
+    """What ``work`` gives, which may need the memory that rooms take up: these retreat then, together."""
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not rooms:
+                raise
+            rooms[0].retreat(error)
+            for room in rooms[1:]:
+                room.follow(rooms[0])
+
+
+def blend(
+    volumes: Tensor,
+    window: Sequence[int],
+    forward: Callable[[Tensor], Tensor],
+    overlap: float | Sequence[float] = 0.5,
+    mode: str = "gaussian",
+    sigma_scale: float | Sequence[float] = 0.125,
+    batch_size: int = 4,
+    place: str = "auto",
+) -> Tensor:
+    """Weighted mean of what ``forward`` gives for overlapping windows, as MONAI's ``sliding_window_inference``.
+
+    Unlike there the result may lie elsewhere than the volumes (`Room`), chosen by its size, and a shortage of memory in
+    the middle of the work moves it rather than ends it.
+
+    Args:
+        volumes: (B, C, *spatial), no axis shorter than the window's.
+        window: spatial shape of a window.
+        forward: windows (n, C, *window) to values (n, D, *window), float32.
+        overlap: share of a window's edge that its neighbour covers too, at least 0 and below 1; one number, or one an
+            axis.
+        mode: weights within a window, "gaussian" or "constant".
+        sigma_scale: standard deviation of the Gaussian, in edges of the window.
+        batch_size: windows that go forward at a time.
+        place: "auto", or where the result begins to be kept: "device", "cpu", "file".
+
+    Returns:
+        (B, D, *spatial), float32.
+    """
+    size, window = tuple(volumes.shape[2:]), tuple(int(n) for n in window)
+    weights = compute_importance_map(
+        window, mode=mode, sigma_scale=sigma_scale, device=volumes.device, dtype=torch.float32
+    )
+    slices = dense_patch_slices(size, window, _steps(size, window, overlap))
+    todo = [(b, where) for b in range(len(volumes)) for where in slices]
+    rooms: list[Room] = []
+    for start in range(0, len(todo), batch_size):
+        part = todo[start : start + batch_size]
+        stacked = torch.stack([volumes[(b, slice(None), *where)] for b, where in part])
+        values = or_retreat(lambda: forward(stacked) * weights, rooms)  # noqa: B023
+        if not rooms:
+            sums = Room((len(volumes), values.shape[1], *size), volumes.device, place)
+            rooms = [sums, Room(size, volumes.device, sums.place)]
+        sums, total = rooms
+        values, added = values.to(sums.tensor.device), weights.to(total.tensor.device)
+        for value, (b, where) in zip(values, part, strict=True):
+            sums.tensor[(b, slice(None), *where)] += value
+            if b == 0:
+                total.tensor[where] += added
+    for thick in _slabs(size):  # no temporary tensor of the volume's size
+        sums.tensor[:, :, thick] /= total.tensor[thick].to(sums.tensor.device)
+    return sums.tensor
+
+
+def _steps(size: Sequence[int], window: Sequence[int], overlap: float | Sequence[float]) -> tuple[int, ...]:
+    """Voxels from a window to the next, per axis."""
+    shares = [overlap] * len(size) if isinstance(overlap, (int, float)) else list(overlap)
+    if len(shares) != len(size) or not all(0 <= share < 1 for share in shares):
+        raise ConfigError("sliding window, overlap", f"must be at least 0 and below 1, one number or {len(size)}",
+                          str(overlap))  # fmt: skip
+    return tuple(
+        w if w == n else max(1, int(w * (1 - share))) for n, w, share in zip(size, window, shares, strict=True)
+    )
+
+
+def _slabs(size: Sequence[int], voxels: int = 2**24) -> Iterator[slice]:
+    thickness = max(1, voxels // max(1, math.prod(size[1:])))
+    for start in range(0, size[0], thickness):
+        yield slice(start, start + thickness)

@@ -1,0 +1,168 @@
+"""Blended windows are MONAI's, wherever they lie; where memory runs out, they move, with the same values."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from decathlete.errors import ConfigError, DataError
+from decathlete.inference import SliceWise, SlidingWindow, blending
+from decathlete.inference.blending import Room, blend
+
+CPU = torch.device("cpu")
+OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DECATHLETE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def volume():
+    return torch.randn(2, 1, 21, 17, 9, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Conv3d(1, 3, 3, padding=1).eval()
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether the values lie in a mapped file."""
+    pointer = tensor.data_ptr()
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            start, stop = (int(n, 16) for n in line.split()[0].split("-"))
+            if start <= pointer < stop:
+                return "(deleted)" in line
+    raise AssertionError("no such address")
+
+
+@pytest.mark.parametrize("place", ["auto", "device", "cpu", "file"])
+@pytest.mark.parametrize("mode", ["gaussian", "constant"])
+@torch.no_grad()
+def test_everywhere_the_values_are_monais(volume, place, mode, cache):
+    ours = blend(volume, (8, 8, 4), network(), (0.5, 0.25, 0.0), mode, batch_size=3, place=place)
+    theirs = SlidingWindowInferer((8, 8, 4), 3, (0.5, 0.25, 0.0), mode)(volume, network())
+    torch.testing.assert_close(ours, theirs)
+    assert is_mapped(ours) == (place == "file")
+    assert not list(cache.glob("*"))  # the file has no name
+
+
+@torch.no_grad()
+def test_places_differ_in_nothing(volume):
+    kept = [SlidingWindow((8, 8, 4), output_on=place)(volume, network()) for place in ("cpu", "file")]
+    assert torch.equal(*kept)
+    planes = nn.Conv2d(1, 2, 3, padding=1)
+    kept = [SliceWise((8, 8), output_on=place)(volume, planes) for place in ("cpu", "file")]
+    assert torch.equal(*kept)
+    assert [is_mapped(one) for one in kept] == [False, True]
+
+
+def test_a_file_is_taken_where_the_values_exceed_what_is_free(monkeypatch):
+    monkeypatch.setattr(blending, "free_memory_bytes", lambda: 4 * 1000.0)
+    assert Room((800,), CPU).place == "cpu"
+    room = Room((801,), CPU)
+    assert room.place == "file"
+    assert room.tensor.count_nonzero() == 0
+
+
+def test_an_allocation_that_fails_goes_to_the_next_place(monkeypatch):
+    def none_left(*_args, **_kwargs):
+        raise RuntimeError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr(blending.torch, "zeros", none_left)
+    assert Room((10,), CPU, "cpu").place == "file"
+
+
+class Hungry(nn.Module):
+    """Finds no memory at its third call."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError(OUT_OF_MEMORY)
+        return self.inner(x)
+
+
+@torch.no_grad()
+def test_windows_that_find_no_memory_move_their_sums_and_go_on(volume, caplog):
+    hungry = Hungry(network())
+    moved = SlidingWindow((8, 8, 4), amp=False)(volume, hungry)
+    assert "memory ran out: the network's output goes on in a temporary file" in caplog.text
+    assert is_mapped(moved)
+    calm = Hungry(network())
+    calm.calls = 3
+    assert torch.equal(moved, SlidingWindow((8, 8, 4), amp=False)(volume, calm))
+    assert hungry.calls == calm.calls - 3 + 1  # one batch of windows again, not all of them
+
+
+@torch.no_grad()
+def test_slices_that_find_no_memory_move_their_volume_and_go_on(volume):
+    planes = nn.Conv2d(1, 2, 3, padding=1)
+    moved = SliceWise((-1, -1), amp=False)(volume, Hungry(planes))
+    assert is_mapped(moved)
+    assert torch.equal(moved, SliceWise((-1, -1), amp=False)(volume, planes))
+
+
+def test_memory_that_never_suffices_and_other_errors_are_told(volume):
+    def starved(_x):
+        raise RuntimeError(OUT_OF_MEMORY)
+
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        blend(volume, (8, 8, 4), starved)
+    hungry, calls = network(), []
+
+    def wrong(x):
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("shapes differ")
+        return hungry(x)
+
+    with pytest.raises(RuntimeError, match="shapes differ"), torch.no_grad():
+        blend(volume, (8, 8, 4), wrong)
+    assert len(calls) == 2
+
+
+def test_a_full_disk_is_one_line(monkeypatch, cache):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(blending.os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=rf"{cache}: the network's output \(0.0 GiB\).*No space left"):
+        Room((10,), CPU, "file")
+
+
+def test_what_cannot_be_is_refused(volume):
+    with pytest.raises(ConfigError, match="output_on: must be auto, device, cpu, file"):
+        SlidingWindow((8, 8, 4), output_on="moon")(volume, network())
+    for overlap in (1.0, -0.1, (0.5, 0.5)):
+        with pytest.raises(ConfigError, match="overlap"):
+            SlidingWindow((8, 8, 4), overlap=overlap)(volume, network())
+
+
+def test_the_file_goes_with_its_last_tensor(cache):
+    def mapped():
+        with open("/proc/self/maps") as maps:
+            return sum(str(cache) in line for line in maps)
+
+    tensor = Room((3, 4, 5), CPU, "file").tensor
+    part = tensor[1:]
+    del tensor
+    part += 1
+    assert (float(part.sum()), mapped()) == (40, 1)
+    del part
+    gc.collect()
+    assert mapped() == 0
