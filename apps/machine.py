@@ -1,10 +1,12 @@
-"""What this machine has left. Imports nothing heavy."""
+"""What this machine has left, and what was taken. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 
 def free_memory_bytes() -> float:
@@ -20,3 +22,16 @@ def free_memory_bytes() -> float:
         group = Path("/sys/fs/cgroup")
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return max(0, min(free))
+
+
+def peak_memory_gib(device: Any = "cpu") -> float:
+    """Most memory that tensors took on a GPU, or that this process took at all, in GiB; nan where none can be told."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30

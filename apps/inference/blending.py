@@ -120,8 +120,9 @@ def _mapped(shape: tuple[int, ...]) -> Tensor:
                 os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
     except OSError as error:
-        raise DataError(folder, f"the network's output ({size / 2**30:.1f} GiB) must fit into memory or on the disk",
-                        str(error), "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
+        need = f"the network's output ({size / 2**30:.1f} GiB) must fit into memory or on the disk"
+        raise DataError(folder, need, str(error),
+                        "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
 
 
 def or_retreat(work: Callable[[], Tensor], rooms: Sequence[Room]) -> Tensor:

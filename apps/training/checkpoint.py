@@ -75,6 +75,7 @@ class Checkpoint:
     def attach(self, engine: Any) -> None:
         """Follow a :class:`~decathlete.training.Trainer`, whose network, optimizer, schedule and average are saved."""
         self.trainer = engine
+        engine.state.settings = self.settings  # for whoever tells of the training
         engine.add_event_handler(Events.STARTED, self._start)
 
     def _start(self, engine: Any) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from decathlete.checkpoints import load_weights, unwrap
 from decathlete.errors import ConfigError, DataError
+from decathlete.machine import peak_memory_gib
 
 logger = logging.getLogger(__name__)
 
@@ -188,11 +189,15 @@ class Progress:
 
 
 class TensorBoard:
-    """Loss and learning rate while training, the metrics of each validation, and pictures of the first cases.
+    """Loss, learning rate, speed and memory while training, metrics and pictures of each validation, hyperparameters.
 
-    Scalars: ``train/loss``, ``train/learning_rate``; of each validation ``validation/<metric>`` and, where the metric
-    keeps its details, ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with most
-    foreground, reference as outline and prediction as fill; of several axes side by side.
+    Scalars: ``train/loss``, ``train/learning_rate``, ``train/samples_per_second`` (with loading, without validation),
+    ``train/memory_gib`` (the GPU's peak, else that of this process); of each validation ``validation/<metric>`` and,
+    where the metric keeps its details, ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with
+    most foreground, reference as outline and prediction as fill; of several axes side by side. At the end the
+    hyperparameters, what the checkpoint calls its settings and what network and optimizer tell, with the last metrics.
+
+    Trainings whose folders lie in one folder, such as folds, stand side by side in a TensorBoard of that one.
 
     Args:
         log_dir: folder of the event file.
@@ -220,6 +225,7 @@ class TensorBoard:
         self._writer: Any = None
         self._trainer: Any = None
         self._drawn = 0
+        self._samples, self._seconds, self._batch_from = 0, 0.0, 0.0
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer and its validator."""
@@ -227,7 +233,9 @@ class TensorBoard:
             return
         self._trainer = engine
         engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_loss)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_progress)
+        engine.add_event_handler(Events.COMPLETED, self._write_hyperparameters)
         engine.add_event_handler(Events.COMPLETED, self._close)
         if self.validator is not None:
             self.validator.add_event_handler(Events.EPOCH_STARTED, self._restart_pictures)
@@ -240,12 +248,29 @@ class TensorBoard:
         # what a killed run wrote after its last checkpoint is purged: the resumed run writes it again
         self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1, flush_secs=30)
 
-    def _write_loss(self, engine: Any) -> None:
+    def _start_clock(self, engine: Any) -> None:
+        self._batch_from = time.perf_counter()
+
+    def _write_progress(self, engine: Any) -> None:
         step = engine.state.iteration
+        self._samples += _batch_size(engine.state.batch) * idist.get_world_size()
+        self._seconds += time.perf_counter() - self._batch_from
         if step % self.interval and step != 1:
             return
         self._writer.add_scalar("train/loss", loss_of(engine.state.output), step)
-        self._writer.add_scalar("train/learning_rate", self._trainer.optimizer.param_groups[0]["lr"], step)
+        self._writer.add_scalar("train/learning_rate", engine.optimizer.param_groups[0]["lr"], step)
+        self._writer.add_scalar("train/samples_per_second", self._samples / self._seconds, step)
+        self._writer.add_scalar("train/memory_gib", peak_memory_gib(engine.state.device), step)
+        self._samples, self._seconds = 0, 0.0
+
+    def _write_hyperparameters(self, engine: Any) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        metrics = {} if self.validator is None else self.validator.state.metrics
+        # scalars of that name are there, from the last validation
+        final = {f"validation/{k}": float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+        for part in hparams(hyperparameters(engine), final):
+            self._writer.file_writer.add_summary(part)
 
     def _restart_pictures(self, evaluator: Any) -> None:
         self._drawn = 0
@@ -289,10 +314,32 @@ class TensorBoard:
         self._writer = None
 
 
+def hyperparameters(trainer: Any) -> dict[str, str | float | int | bool]:
+    """What a training was made with, by name; plain values."""
+    network, group = unwrap(trainer.network), trainer.optimizer.param_groups[0]
+    found = {
+        **getattr(trainer.state, "settings", {}),
+        "network": type(network).__name__,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "loss": type(trainer.loss).__name__,
+        "optimizer": type(trainer.optimizer).__name__,
+        "lr": peaks[0] if (peaks := getattr(trainer.schedule, "peaks", None)) else group["lr"],
+        "weight_decay": group.get("weight_decay", 0.0),
+        "iterations": trainer.state.iteration,
+        "processes": idist.get_world_size(),
+        "device": torch.device(trainer.state.device).type,
+    }
+    return {k: v if isinstance(v, (str, float, int, bool)) else str(v) for k, v in found.items()}
+
+
+def _batch_size(batch: Any) -> int:
+    """Samples of a batch, a list of cases or a dictionary of tensors."""
+    return len(batch) if isinstance(batch, list) else len(next(iter(batch.values())))
+
+
 def loss_of(output: Any) -> float:
-    """The loss in a trainer's output, of a batch or of its cases."""
-    first = output[0] if isinstance(output, list) else output
-    loss = first[CommonKeys.LOSS]
+    """The loss in a trainer's output."""
+    loss = output[0][CommonKeys.LOSS]
     return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 

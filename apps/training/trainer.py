@@ -49,6 +49,7 @@ class Trainer(SupervisedTrainer):
         batch_transform: random augmentation of a whole batch: a callable that takes and returns
             ``{"image": (B, C, *spatial), "label": (B, 1, *spatial)}`` on the device.
         decollate: split each batch into cases for postprocessing and metrics; by default only where there are such.
+            Either way ``state.output`` is a list, as MONAI's handlers expect: of cases, or of one whole batch.
         kwargs: as MONAI's SupervisedTrainer; ``amp=True`` means the fastest type that the device computes in.
 
     Raises:
@@ -83,6 +84,7 @@ class Trainer(SupervisedTrainer):
         self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
         self.batch_transform, self.schedule, self.average = batch_transform, schedule, average
         self._prepare = prepare_batch
+        self.loss = loss_function  # as given
         self._loss = over_processes(loss_function) if in_group() else loss_function
         self._names: list[str] = []
         needs_scaler = amp_dtype(device, amp) == torch.float16
@@ -114,6 +116,8 @@ class Trainer(SupervisedTrainer):
         self.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
         if in_group():  # before the average takes them in
             self.add_event_handler(Events.ITERATION_COMPLETED, lambda e: average_statistics(self.network))
+        if not decollate:
+            self.add_event_handler(IterationEvents.MODEL_COMPLETED, self._wrap_output)
         for part in (schedule, average):  # after the handlers, which may load weights at the start
             if part is not None:
                 part.attach(self)
@@ -173,6 +177,9 @@ class Trainer(SupervisedTrainer):
             if in_group():  # the mean over all processes: each of them is here, and any may be the cause
                 self._names = [f"{', '.join(names)} (process {n})" for n, names in enumerate(_gather(self._names))]
             raise self._stop("norm of the gradients", norm.item(), self.state.rank != 0)
+
+    def _wrap_output(self, engine: Any) -> None:
+        self.state.output = [self.state.output]
 
     @staticmethod
     def _is_finite_here(output: Mapping) -> bool:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
+import json
 import logging
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -218,6 +225,99 @@ def test_tensorboard_has_loss_rate_dice_per_class_and_pictures(tmp_path):
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 4, 6, 8]
     assert [e.step for e in events.Scalars("validation/val_mean_dice/blob")] == [8]
     assert events.Tags()["images"] == ["validation/blob_0"]
+
+
+def test_tensorboard_has_speed_and_memory(tmp_path):
+    trainer = tiny.build(tmp_path / "run", max_epochs=2)
+    TensorBoard(tmp_path / "logs", interval=2).attach(trainer)
+    before = time.perf_counter()
+    trainer.run()
+    seconds = time.perf_counter() - before
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    speed, memory = events.Scalars("train/samples_per_second"), events.Scalars("train/memory_gib")
+    assert [e.step for e in speed] == [e.step for e in memory] == [1, 2, 4, 6, 8]
+    assert sum(n / e.value for n, e in zip([2, 2, 4, 4, 4], speed, strict=True)) < seconds  # 8 batches of 2 samples
+    assert 0.05 < memory[0].value <= memory[-1].value < 64
+
+
+def test_hyperparameters_stand_with_the_last_metrics(tmp_path):
+    trainer = tiny.build(tmp_path / "run", max_epochs=2)
+    validator = validator_of(trainer)
+    settings = {"fold": 3, "patch_size": [8, 8, 8]}
+    Checkpoint(tmp_path / "run", validator, settings=settings, every_s=0).attach(trainer)
+    TensorBoard(tmp_path / "logs", validator).attach(trainer)
+    trainer.run()
+    start = hparams_of(tmp_path / "logs", "_hparams_/session_start_info").session_start_info
+    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert found.pop("lr") == pytest.approx(0.01)
+    assert found == {
+        "fold": 3,
+        "patch_size": "[8, 8, 8]",
+        "network": "Sequential",
+        "parameters": 674,
+        "loss": "DiceCELoss",
+        "optimizer": "AdamW",
+        "weight_decay": 0.01,
+        "iterations": 8,
+        "processes": 1,
+        "device": "cpu",
+    }
+    experiment = hparams_of(tmp_path / "logs", "_hparams_/experiment").experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["validation/val_mean_dice"]
+
+
+def hparams_of(folder, tag):
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content)
+
+
+@pytest.mark.slow
+def test_a_running_tensorboard_shows_folds_side_by_side(tmp_path):
+    for fold in (0, 1):
+        trainer = tiny.build(tmp_path / f"runs/fold_{fold}", max_epochs=2)
+        TensorBoard(tmp_path / f"runs/fold_{fold}", validator_of(trainer), {"background": 0, "blob": 1}).attach(trainer)
+        trainer.run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "runs"), "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        scalars = ask(server, port, "plugin/scalars/tags", lambda answer: len(answer) == 2)
+        assert sorted(scalars) == ["fold_0", "fold_1"]
+        for tags in scalars.values():
+            assert {"train/loss", "train/memory_gib", "validation/val_mean_dice/blob"} <= set(tags)
+        pictures = ask(server, port, "plugin/images/tags", lambda answer: len(answer) == 2)
+        assert set(pictures["fold_1"]) == {"validation/blob_0", "validation/blob_1"}
+        values = ask(server, port, "plugin/scalars/scalars?run=fold_0&tag=train/loss", bool)
+        assert [step for _, step, _ in values] == [1]
+        words = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "colParams": [], "sliceSize": 9}
+        sessions = ask(server, port, "plugin/hparams/session_groups", bool, words)["sessionGroups"]
+        assert [group["hparams"]["optimizer"] for group in sessions] == ["AdamW", "AdamW"]
+        assert all(group["metricValues"] for group in sessions)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ask(server, port, path, is_there, body=None):
+    """The server's answer, once it is up and has read what is asked for."""
+    until = time.monotonic() + 120
+    while True:
+        assert server.poll() is None
+        with contextlib.suppress(OSError):
+            data = None if body is None else json.dumps(body).encode()
+            request = Request(f"http://127.0.0.1:{port}/data/{path}", data, {"Content-Type": "application/json"})
+            answer = json.load(urlopen(request, timeout=10))
+            if is_there(answer):
+                return answer
+        assert time.monotonic() < until, path
+        time.sleep(0.2)
 
 
 def test_pictures_have_the_proportions_of_the_body(tmp_path):

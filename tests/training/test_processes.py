@@ -93,7 +93,7 @@ def _losses(rank: int | None, loss_function: torch.nn.Module, steps: int = 1) ->
     trainer = Trainer("cpu", 10, loader, network, optimizer, copy.deepcopy(loss_function), accumulation_steps=steps,
                       average=WeightAverage(network))  # fmt: skip
     losses: list[float] = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"].item()))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output[0]["loss"].item()))
     trainer.run()
     return losses
 

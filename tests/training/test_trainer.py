@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Events
+from monai.handlers import from_engine
 
 from decathlete.errors import TrainingError
 from decathlete.training import autocast, seed_everything
@@ -165,7 +166,7 @@ def test_all_scales_of_deep_supervision_reach_the_loss_and_the_finest_the_metric
                          loss_function=DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True)))  # fmt: skip
     trainer.network = Deep()
     shapes = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: shapes.append(e.state.output["pred"].shape))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: shapes.append(e.state.output[0]["pred"].shape))
     trainer.run()
     assert shapes[0] == (2, 2, 8, 8, 8)
 
@@ -186,3 +187,12 @@ def test_channels_last_trains_with_the_same_numbers(tmp_path):
         tiny.build(tmp_path / str(layout), max_epochs=1, channels_last=layout).run()
     a, b = weights(tmp_path / "False"), weights(tmp_path / "True")
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-2) for k in a)
+
+
+def test_monais_handlers_find_the_loss_where_they_look_for_it(tmp_path):
+    trainer, losses = tiny.build(tmp_path, max_epochs=1), []
+    loss_of = from_engine(["loss"], first=True)  # as of MLFlowHandler and StatsHandler
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(float(loss_of(e.state.output))))
+    trainer.run()
+    assert len(losses) == 4
+    assert all(0 < loss < 5 for loss in losses)
