@@ -15,6 +15,7 @@ from torch import Tensor
 
 from decathlete.errors import GeometryError
 
+SLAB_CHANNELS = 3
 SLAB_VOXELS = 4_000_000  # of the original grid; about 100 MB of float32 for three classes with the sampling grid
 SNAP = 1e-3  # voxels; affines are float32 in NIfTI headers, which moves far voxels by up to about 1e-4
 
@@ -48,7 +49,8 @@ def restore_to_grid(
             channel (multi-label logits, where no channel is background, want a low number).
         argmax: return the channel with the largest value, taken slab by slab, so that the restored
             channels are never in memory as a whole. AsDiscreted's argmax must not follow.
-        slab_voxels: output voxels restored at a time; bounds memory, has no effect on values.
+        slab_voxels: output voxels restored at a time, fewer of more than three channels; bounds memory, has no
+            effect on values.
 
     Returns:
         (C, X, Y, Z) on the device of ``x``: float32 if "linear", dtype of ``x`` if "nearest"; with ``argmax``
@@ -82,7 +84,8 @@ def restore_to_grid(
     channels = 1 if argmax else x.shape[0]
     dtype = (torch.uint8 if x.shape[0] <= 256 else torch.int16) if argmax else sampler.dtype
     out = torch.empty((channels, *size), dtype=dtype, device=x.device)
-    thickness = max(1, slab_voxels // max(1, size[1] * size[2]))
+    per_voxel = max(1.0, x.shape[0] / SLAB_CHANNELS)
+    thickness = max(1, int(slab_voxels / per_voxel) // max(1, size[1] * size[2]))
     for start in range(0, size[0], thickness):
         stop = min(start + thickness, size[0])
         slab = sampler(start, stop, values)
