@@ -43,6 +43,7 @@ SHORTER = (  # what makes a command one of seconds
     (r"--phantom \d+", "--phantom 5"),
     (r"--minutes \S+", ""),
     (r"^(.*(?:run training|cross-validate) (?!.*--max_epochs).*?)$", r"\1 --max_epochs 1"),
+    (r"(cross-validate \S+)", r"\1 --folds 4"),
     (r"(--config lung\b)", r"\1 --slice_size '[64, 64]' --patch_size '[64, 64]' --roi_size '[64, 64]'"),
     (r"(--config heart\b)", r"\1 --patch_size '[96, 96]' --roi_size '[96, 96]'"),
     (r"(--config nfbs\b)", r"\1 --spacing '[4, 4, 4]' --head_size '[48, 64, 80]' --patch_size '[48, 64, 80]'"),
