@@ -29,13 +29,15 @@ logger = logging.getLogger(__name__)
 class ValidationHandler(monai.handlers.ValidationHandler):
     """MONAI's ValidationHandler, which validates after the last epoch too, whatever the interval is.
 
-    Where cases are trained on and validated on, a line in the log says that the metric is no estimate then.
+    Where cases are trained on and validated on, a line in the log says that the metric is no estimate then. Where an
+    inferer leaves its output off the device, which was too small for it, the label follows it to the metrics.
     """
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer."""
         engine.add_event_handler(Events.STARTED, self._check_number)
         engine.add_event_handler(Events.STARTED, self._tell_shared_cases)
+        self.validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, _label_beside_prediction)
         if not self.epoch_level:
             super().attach(engine)
             return
@@ -312,6 +314,13 @@ class TensorBoard:
     def _close(self, engine: Any) -> None:
         self._writer.close()
         self._writer = None
+
+
+def _label_beside_prediction(evaluator: Any) -> None:
+    output = evaluator.state.output
+    pred, label = output[CommonKeys.PRED], output[CommonKeys.LABEL]
+    if isinstance(pred, torch.Tensor) and isinstance(label, torch.Tensor):
+        output[CommonKeys.LABEL] = label.to(pred.device)
 
 
 def hyperparameters(trainer: Any) -> dict[str, str | float | int | bool]:

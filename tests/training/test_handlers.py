@@ -16,6 +16,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
+from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from decathlete.checkpoints import load_weights
@@ -209,6 +210,15 @@ def test_average_takes_batch_norm_statistics_without_sharing_them():
     assert average.network.num_batches_tracked.item() == 1
     net(torch.full((4, 2), 9.0))
     assert not torch.equal(average.network.running_mean, net.running_mean)
+
+
+def test_a_label_follows_an_output_that_lies_elsewhere(tmp_path):
+    trainer = tiny.build(tmp_path, max_epochs=1)
+    validator = validator_of(trainer)
+    validator.state.output = {"pred": torch.empty(2, device="meta"), "label": torch.ones(2), "image": torch.ones(2)}
+    validator.fire_event(IterationEvents.FORWARD_COMPLETED)
+    devices = {key: value.device.type for key, value in validator.state.output.items()}
+    assert devices == {"pred": "meta", "label": "meta", "image": "cpu"}
 
 
 # --- TensorBoard, Progress
