@@ -39,7 +39,8 @@ NOT_RUN = {  # how a command begins, or a word in it: why it is not run here
     "spleen": "a network for a GPU; tests/bundles/test_contract.py",
     "python benchmarks/": "measures for an hour",
 }
-SHORTER = (  # what makes a command one of seconds
+SHORTER = (  # what makes a command one of seconds, on phantoms
+    ("SCD0000301", "PHANTOM05"),
     (r"--phantom \d+", "--phantom 5"),
     (r"--minutes \S+", ""),
     (r"^(.*(?:run training|cross-validate) (?!.*--max_epochs).*?)$", r"\1 --max_epochs 1"),
