@@ -121,7 +121,7 @@ def segments_there(label: str, named: list[Any]) -> list[Any]:
     """What is said of the label values that occur: MONAI Label gives the first name to the first that does."""
     if not isinstance(named, list) or not all(isinstance(info, dict) for info in named):
         raise UsageError("label_info", "is a list of objects, one a label value from 1 on", f"{str(named)[:80]}")
-    there = np.unique(SimpleITK.GetArrayViewFromImage(SimpleITK.ReadImage(label)))
+    there = np.unique(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(label)))  # a view would outlive its image
     return [named[int(value) - 1] for value in there if 0 < value <= len(named)]
 
 

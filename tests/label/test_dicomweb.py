@@ -206,6 +206,22 @@ def test_segments_of_other_names_are_told(archive, series, label_environment, tm
     assert not (tmp_path / "label.nii.gz").exists()
 
 
+def test_names_go_to_the_values_that_occur(label_environment, tmp_path):
+    """A view of an image that is gone shows whatever is written there next: here the allocator overwrites it."""
+    voxels = np.zeros((32, 51, 33), np.uint8)
+    voxels[10:20, 10:20, 10:20] = 2
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "label.nii.gz")
+    code = (
+        "import sys; from decathlete.label.routes import segments_there\n"
+        "names = [{'name': 'anterior'}, {'name': 'posterior'}]\n"
+        "assert segments_there(sys.argv[1], names) == names[1:]"
+    )
+    words = [str(word) for word in (label_environment, "-c", code, tmp_path / "label.nii.gz")]
+    environment = os.environ | {"MALLOC_PERTURB_": "254"}  # freed bytes become 1
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_ohif_and_its_way_to_the_archive(archive, series):
     assert "<title>OHIF Viewer</title>" in archive.ask("GET", "/ohif/").text
     found = archive.get("/proxy/dicom/qido/series?Modality=MR")
