@@ -24,7 +24,9 @@ class ProgressBar(tqdm):
         self._every_s, self._line_at = every_s, time.monotonic()
         kwargs = {"file": sys.stderr, "dynamic_ncols": True} | kwargs
         if self._in_lines:
-            kwargs["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed}, {remaining} left"
+            unit = kwargs.get("unit", "it")
+            many = unit if unit in ("it", "B") else f"{unit}s"  # tqdm's own bar has the one: case/s, s/case
+            kwargs["bar_format"] = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {many}, {{elapsed}}, {{remaining}} left"
         super().__init__(*args, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:

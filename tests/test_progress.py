@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("stream", "every_s", "expected"), [(Terminal, 10, "100%"), (io.StringIO, 0, "read: 2 of 2 case")]
+    ("stream", "every_s", "expected"), [(Terminal, 10, "100%"), (io.StringIO, 0, "read: 2 of 2 cases, ")]
 )
 def test_bar_on_a_terminal_and_lines_in_a_log(monkeypatch, stream, every_s, expected):
     monkeypatch.setattr(sys, "stderr", written := stream())

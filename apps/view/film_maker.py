@@ -122,7 +122,7 @@ def film(
         if suffix == ".png":
             drawer.sheet(_spread(chosen, scan, axis, tiles)).save(part, format="PNG", optimize=True)
         else:
-            bar = ProgressBar(chosen, desc=output.name, unit="slices")
+            bar = ProgressBar(chosen, desc=output.name, unit="slice")
             _KINDS[suffix](part, (drawer.frame(n) for n in bar), fps)
     return output
 
