@@ -24,6 +24,15 @@ def free_memory_bytes() -> float:
     return max(0, min(free))
 
 
+def free_device_bytes(device: Any) -> float:
+    """What :func:`free_memory_bytes` is, for a GPU; of the CPU the same."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.mem_get_info(device)[0])
+    return free_memory_bytes()
+
+
 def peak_memory_gib(device: Any = "cpu") -> float:
     """Most memory that tensors took on a GPU, or that this process took at all, in GiB; nan where none can be told."""
     if str(device).startswith("cuda"):

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor
 from monai.transforms import Compose, RandomizableTrait, Transform, reset_ops_id
+from monai.utils import convert_to_tensor
 
 import decathlete
 from decathlete.errors import DataError
 from decathlete.failures import find_error
 from decathlete.files import atomic_write
-from decathlete.machine import free_memory_bytes
+from decathlete.machine import free_device_bytes, free_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class CachedDataset(CacheDataset):
         transform: a Compose, or transforms in order.
         mode: ``auto``, ``ram``, ``disk``, or ``none`` to transform each time anew.
         cache_dir: folder of the entries on disk; by default ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``.
+        device: a GPU that keeps the cases, if half of its free memory holds them all; then no batch travels, and random
+            crops are cut there. Only without worker processes of the loader. By default they stay in memory.
         num_workers: threads that fill the memory.
         progress: show a bar while the memory fills, if stderr is a terminal.
         kwargs: further arguments of CacheDataset, such as ``copy_cache``.
@@ -69,6 +72,7 @@ class CachedDataset(CacheDataset):
         transform: Sequence[Callable] | Callable | None = None,
         mode: Literal["auto", "ram", "disk", "none"] = "auto",
         cache_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
         num_workers: int | None = 1,
         progress: bool = True,
         **kwargs: Any,
@@ -77,6 +81,7 @@ class CachedDataset(CacheDataset):
             raise ValueError(f"mode (={mode!r}) must be 'auto', 'ram', 'disk' or 'none'")
         self._asked = mode
         self.mode: str = mode
+        self.device = None if device is None else torch.device(device)
         self.cache_dir = cache_folder(cache_dir)
         super().__init__(
             data, transform or [], num_workers=num_workers, progress=progress and sys.stderr.isatty(), **kwargs
@@ -90,6 +95,7 @@ class CachedDataset(CacheDataset):
         self.mode = self._choose() if self._asked == "auto" else self._asked
         if self.mode == "ram":
             super().set_data(data)
+            self._move()
         else:
             self.cache_num = 0
             self._cache: list = []
@@ -108,6 +114,17 @@ class CachedDataset(CacheDataset):
         where = "memory" if mode == "ram" else f"{self.cache_dir} (half of the free memory is less)"
         logger.info("%d cases of about %.2f GiB in all are kept in %s", len(self.data), needed / 2**30, where)
         return mode
+
+    def _move(self) -> None:
+        """Take what is kept to the device, where it fits."""
+        if self.device is None:
+            return
+        needed, free = size_bytes(self._cache), free_device_bytes(self.device)
+        fits = needed <= free / 2
+        where = str(self.device) if fits else f"memory (half of what is free on {self.device} is less)"
+        logger.info("%.2f GiB of cases are kept in %s", needed / 2**30, where)
+        if fits:
+            self._cache = [convert_to_tensor(item, device=self.device, track_meta=True) for item in self._cache]
 
     def _load_cache_item(self, idx: int) -> Any:
         if idx == 0 and self._first is not None:

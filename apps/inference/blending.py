@@ -16,7 +16,7 @@ from torch import Tensor
 from decathlete.data.cache import cache_folder
 from decathlete.errors import ConfigError, DataError
 from decathlete.failures import is_out_of_memory
-from decathlete.machine import free_memory_bytes
+from decathlete.machine import free_device_bytes, free_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Room:
         return later[0] if later else None
 
     def _first_with_room(self) -> str:
-        if self.device.type == "cuda" and self.bytes <= SHARE_OF_FREE * torch.cuda.mem_get_info(self.device)[0]:
+        if self.device.type == "cuda" and self.bytes <= SHARE_OF_FREE * free_device_bytes(self.device):
             return "device"
         if self.bytes <= SHARE_OF_FREE * free_memory_bytes():
             return "cpu"

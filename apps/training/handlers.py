@@ -194,7 +194,9 @@ class TensorBoard:
     """Loss, learning rate, speed and memory while training, metrics and pictures of each validation, hyperparameters.
 
     Scalars: ``train/loss``, ``train/learning_rate``, ``train/samples_per_second`` (with loading, without validation),
-    ``train/memory_gib`` (the GPU's peak, else that of this process); of each validation ``validation/<metric>`` and,
+    ``train/data_wait`` (share of that time in which the network waited for a batch; on a GPU, whose work ends with each
+    iteration's loss, the share in which the card had nothing to do), ``train/memory_gib`` (the GPU's peak, else that of
+    this process); of each validation ``validation/<metric>`` and,
     where the metric keeps its details, ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with
     most foreground, reference as outline and prediction as fill; of several axes side by side. At the end the
     hyperparameters, what the checkpoint calls its settings and what network and optimizer tell, with the last metrics.
@@ -227,7 +229,7 @@ class TensorBoard:
         self._writer: Any = None
         self._trainer: Any = None
         self._drawn = 0
-        self._samples, self._seconds, self._batch_from = 0, 0.0, 0.0
+        self._samples, self._seconds, self._waited, self._batch_from = 0, 0.0, 0.0, 0.0
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer and its validator."""
@@ -236,6 +238,7 @@ class TensorBoard:
         self._trainer = engine
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_clock)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._add_wait)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write_progress)
         engine.add_event_handler(Events.COMPLETED, self._write_hyperparameters)
         engine.add_event_handler(Events.COMPLETED, self._close)
@@ -253,6 +256,9 @@ class TensorBoard:
     def _start_clock(self, engine: Any) -> None:
         self._batch_from = time.perf_counter()
 
+    def _add_wait(self, engine: Any) -> None:
+        self._waited += time.perf_counter() - self._batch_from
+
     def _write_progress(self, engine: Any) -> None:
         step = engine.state.iteration
         self._samples += _batch_size(engine.state.batch) * idist.get_world_size()
@@ -262,8 +268,9 @@ class TensorBoard:
         self._writer.add_scalar("train/loss", loss_of(engine.state.output), step)
         self._writer.add_scalar("train/learning_rate", engine.optimizer.param_groups[0]["lr"], step)
         self._writer.add_scalar("train/samples_per_second", self._samples / self._seconds, step)
+        self._writer.add_scalar("train/data_wait", self._waited / self._seconds, step)
         self._writer.add_scalar("train/memory_gib", peak_memory_gib(engine.state.device), step)
-        self._samples, self._seconds = 0, 0.0
+        self._samples, self._seconds, self._waited = 0, 0.0, 0.0
 
     def _write_hyperparameters(self, engine: Any) -> None:
         from torch.utils.tensorboard.summary import hparams

@@ -92,6 +92,7 @@ class Trainer(SupervisedTrainer):
             decollate = kwargs.get("postprocessing") is not None or kwargs.get("key_train_metric") is not None
         # `amp` of MONAI's engine means torch.autocast("cuda") and a GradScaler; only float16 needs the scaler
         kwargs.setdefault("optim_set_to_none", True)
+        kwargs.setdefault("non_blocking", True)  # batches in pinned memory travel while the card computes
         super().__init__(
             device,
             max_epochs,

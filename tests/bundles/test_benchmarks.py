@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
 
+from decathlete.data import make_phantoms
 from decathlete.data.tasks import TASKS
 from decathlete.workflow import BundleWorkflow, load
 
@@ -15,9 +18,19 @@ PLANNED = ("brain_tumour", "liver", "prostate", "pancreas", "hepatic_vessel", "s
 
 
 @pytest.fixture
-def phantoms(root, monkeypatch) -> ModuleType:
+def benchmark_named(root, monkeypatch) -> Callable[[str], ModuleType]:
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    return importlib.import_module("phantoms")
+    return importlib.import_module
+
+
+@pytest.fixture
+def phantoms(benchmark_named) -> ModuleType:
+    return benchmark_named("phantoms")
+
+
+@pytest.fixture
+def gpu(benchmark_named) -> ModuleType:
+    return benchmark_named("gpu")
 
 
 @pytest.mark.parametrize("bundle", PLANNED)
@@ -41,3 +54,28 @@ def test_a_class_that_no_case_holds_is_said_to(phantoms):
     (row,) = phantoms.lines(result, phantoms.goal_of)
     assert "no case" in row
     assert "below" not in row
+
+
+@pytest.mark.parametrize("bundle", ["hippocampus", "spleen", "brain_tumour", "prostate"])
+def test_ways_of_training_on_a_gpu_fit_the_bundles(gpu, bundle):
+    options = argparse.Namespace(set={"device": "cpu"}, workers=None)
+    for way in gpu.WAYS:
+        values = gpu.overrides(bundle, way, options)
+        BundleWorkflow(bundle, "training", **values)  # an id that the bundle has not is refused
+        network = load(bundle, "train", {**values, **({"network": "@network_def"} if "network" in values else {})})
+        assert isinstance(network.get_parsed_content("network_def"), torch.nn.Module)
+
+
+@pytest.mark.parametrize("way", ["plain", "on_card"])
+def test_iterations_are_counted_after_the_warm_up(gpu, tmp_path, way):
+    data = make_phantoms("hippocampus", 3, tmp_path)
+    small = {"patch_size": [32, 32, 32], "margin_size": [36, 36, 36], "batch_size": 2, "num_workers": 0}
+    options = argparse.Namespace(set=small, workers=None)
+    values = gpu.overrides("hippocampus", way, options)
+    found = gpu.train("hippocampus", str(data), values, "cpu", iterations=3, warm_up=2)
+    assert len(found["marks"]) == 3
+    assert all(0 < wait < whole for wait, whole in found["marks"])
+    assert found["tflop"] > 0
+    row = {"bundle": "hippocampus", "way": way, **found}
+    assert "iterations/s" in gpu.line(row)
+    assert "exit status 1" in gpu.line({**row, "failed": "exit status 1, see above"})

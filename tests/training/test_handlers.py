@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import itertools
 import json
 import logging
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import Request, urlopen
 
 import pytest
@@ -21,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from decathlete.checkpoints import load_weights
 from decathlete.errors import CheckpointError, ConfigError
-from decathlete.training import Checkpoint, EarlyStop, Progress, TensorBoard, ValidationHandler, WeightAverage
+from decathlete.training import Checkpoint, EarlyStop, Progress, TensorBoard, ValidationHandler, WeightAverage, handlers
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(_spec)
@@ -249,6 +251,17 @@ def test_tensorboard_has_speed_and_memory(tmp_path):
     assert [e.step for e in speed] == [e.step for e in memory] == [1, 2, 4, 6, 8]
     assert sum(n / e.value for n, e in zip([2, 2, 4, 4, 4], speed, strict=True)) < seconds  # 8 batches of 2 samples
     assert 0.05 < memory[0].value <= memory[-1].value < 64
+
+
+def test_tensorboard_tells_how_long_the_network_waited(tmp_path, monkeypatch):
+    ticks = itertools.count()  # of a clock that moves by one whenever it is read: asked, given, computed
+    monkeypatch.setattr(handlers, "time", SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=time.monotonic))
+    trainer = tiny.build(tmp_path / "run", max_epochs=1)
+    TensorBoard(tmp_path / "logs", interval=2).attach(trainer)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("train/data_wait")] == [0.5, 0.5, 0.5]
 
 
 def test_hyperparameters_stand_with_the_last_metrics(tmp_path):
