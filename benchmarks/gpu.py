@@ -150,7 +150,7 @@ def train(
         "train::handlers": [],
         "train::dataloader": {  # one epoch: a new one starts the loader's processes again
             "_target_": "DataLoader", "dataset": "@train::dataset", "batch_size": "@batch_size",
-            "num_workers": "@num_workers", "pin_memory": "$@num_workers > 0 and @device.type == 'cuda'",
+            "num_workers": "@num_workers", "pin_memory": "$@num_workers > 0 and 'cuda' in str(@device)",
             "sampler": {"_target_": "torch.utils.data.RandomSampler", "data_source": "@train::dataset",
                         "replacement": True, "num_samples": f"$@batch_size * {warm_up + iterations}"},
         },
