@@ -220,7 +220,9 @@ def test_metadata_names_what_monai_label_reads(bundle):
     config = read(bundle, "train")
     assert next(iter(formats["inputs"])) == "image"
     assert next(iter(formats["outputs"])) == "pred"
-    assert formats["inputs"]["image"]["num_channels"] == config["channels"]
+    # neighbouring slices are channels too
+    seen = config["channels"] * (2 * config.get("neighbours", 0) + 1)
+    assert formats["inputs"]["image"]["num_channels"] == len(formats["inputs"]["image"]["channel_def"]) == seen
     named = {name: int(value) for value, name in formats["outputs"]["pred"]["channel_def"].items()}
     assert named == config["labels"]
 

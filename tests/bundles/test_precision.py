@@ -29,10 +29,10 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(bundle):
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # bfloat16 draws other voxels than float32
-    patch, channels = parser.get_parsed_content("patch_size"), parser.get_parsed_content("channels")
+    patch = parser.get_parsed_content("patch_size")
     torch.manual_seed(0)
     batch = 1 if is_for_gpu(bundle) else min(2, parser.get_parsed_content("batch_size"))
-    image = torch.randn(batch, channels, *patch)
+    image = torch.randn(batch, network.in_channels, *patch)
 
     def gradients(dtype):
         network.zero_grad()
