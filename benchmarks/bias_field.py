@@ -104,17 +104,19 @@ def simple_itk(threads: int) -> Method:
 
 
 def ants(image: NDArray, affine: NDArray, shrink: int, threshold: float) -> NDArray:
-    """ANTs with the same mask as the others."""
+    """ANTs with the same mask as the others; its field is read, since its image is not the image over the field."""
     import ants
     import SimpleITK as sitk  # noqa: N813
 
     mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(image), 0, 1, 200))
-    return ants.n4_bias_field_correction(
+    field = ants.n4_bias_field_correction(
         ants.from_numpy(image),
         mask=ants.from_numpy(mask.astype(np.float32)),
         shrink_factor=shrink,
         convergence={"iters": list(ITERATIONS), "tol": threshold},
+        return_bias_field=True,
     ).numpy()
+    return image / field
 
 
 class Head:
