@@ -25,7 +25,7 @@ from hippocampus import machine  # the benchmark beside this one
 
 from decathlete.bundle import bundle_folder, bundle_names
 from decathlete.data import fetch
-from decathlete.data.tasks import TASKS, get_task
+from decathlete.data.tasks import get_task
 from decathlete.files import atomic_write
 from decathlete.planning.rules import topology
 from decathlete.workflow import load
@@ -95,8 +95,7 @@ def main() -> None:
 
 def draw(bundle: str, cases: int, seed: int, root: Path) -> Path:
     """Folder of a bundle's phantoms; those that are there are kept."""
-    name = bundle.removesuffix("_3d")
-    return fetch(get_task(name).name if name in TASKS else name, root / f"{cases}_{seed}", phantom=cases, seed=seed)
+    return fetch(bundle, root / f"{cases}_{seed}", phantom=cases, seed=seed)
 
 
 def small(bundle: str, patch: tuple[int, ...] | None = None) -> dict[str, Any]:

@@ -311,12 +311,14 @@ _BY_KEY = {
 def get_task(name: str | int) -> Task:
     """Task of a name: ``hippocampus``, ``Task04_Hippocampus``, ``4`` or ``04``, in any case, ``-`` for ``_`` allowed.
 
+    A bundle in 3D beside one on slices has the same task: ``heart_3d`` is ``heart``.
+
     Raises:
         UsageError: no such task; the nearest known name is given.
     """
-    task = _BY_KEY.get(_key(str(name)))
+    task = _BY_KEY.get(_key(str(name)).removesuffix("3d"))
     if task is None:
-        near = nearest(str(name).lower(), [*TASKS, "nfbs"])  # which has its own module
+        near = nearest(str(name).lower(), [*TASKS, "nfbs", "sunnybrook"])  # which have their own modules
         raise UsageError(str(name), "must be one of the ten MSD tasks, by name, number or folder", "no such task", near)
     return task
 

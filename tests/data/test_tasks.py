@@ -22,6 +22,11 @@ def test_names_of_two_words_find_the_task(name):
     assert get_task(name).name == "hepatic_vessel"
 
 
+@pytest.mark.parametrize(("bundle", "task"), [("heart_3d", "heart"), ("lung_3d", "lung")])
+def test_a_bundle_in_3d_has_the_task_of_its_sibling_on_slices(bundle, task):
+    assert get_task(bundle).name == task
+
+
 def test_unknown_task_names_the_nearest():
     with pytest.raises(UsageError, match="Did you mean 'hippocampus'") as caught:
         get_task("hipocampus")
