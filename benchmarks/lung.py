@@ -1,10 +1,11 @@
 """Lung tumours: what drawing tumour slices more often is worth, and whether the chains can learn five scans by heart.
 
-    python benchmarks/lung.py phantoms --minutes 5
+    python benchmarks/lung.py phantoms --minutes 10
+    python benchmarks/lung.py phantoms --minutes 8 --fold 1 --neighbours 0
     python benchmarks/lung.py overfit --minutes 20
     python benchmarks/lung.py leave-one-out --minutes 20
 
-``phantoms`` draws 20 chests with one to three small tumours each, trains ``lung`` on fold 0's 16 with half of the
+``phantoms`` draws 20 chests with one to three small tumours each, trains ``lung`` on a fold's 16 with half of the
 slices from tumours and again with slices as they come, and scores the other 4. ``overfit`` trains ``lung`` and
 ``lung_3d`` on all five scans and scores those same five: a test that the chain can represent what it is given, no
 estimate of anything. ``leave-one-out`` trains on four and scores the fifth. Thresholded Dice per case, on each scan's
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("what", choices=("phantoms", "overfit", "leave-one-out"))
     parser.add_argument("--bundles", nargs="+", default=["lung", "lung_3d"], help="of overfit and leave-one-out")
     parser.add_argument("--minutes", type=float, default=20.0, help="of each training")
+    parser.add_argument("--fold", type=int, default=0, help="of the phantoms")
     parser.add_argument("--dataset_dir", default=dataset_folder(FOLDER))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_lung"))
     parser.add_argument("--output", type=Path)
@@ -49,7 +52,7 @@ def main() -> None:
     root = options.runs / options.what
     if options.what == "phantoms":
         data = make_phantoms("lung", NUM_PHANTOMS, options.runs / "phantoms", shape=SHAPE)
-        train, test = (datalist(data, 0, part, "lung") for part in ("training", "validation"))
+        train, test = (datalist(data, options.fold, part, "lung") for part in ("training", "validation"))
         jobs = [("lung", f"foreground_share {share}", train, test, ["--foreground_share", share])
                 for share in ("0.5", "null")]  # fmt: skip
     else:
@@ -59,12 +62,14 @@ def main() -> None:
                 for bundle in options.bundles for train, test in groups]  # fmt: skip
     results = []
     for bundle, name, train, test, more in jobs:
-        run = root / name.replace(" ", "_")
+        settings = [name, f"fold {options.fold}", f"{options.minutes:g} min", *overrides]
+        run = root / re.sub(r"[^\w.]+", "_", " ".join(settings))  # a run of other settings is another
         dice = train_and_score(bundle, train, test, run, options.minutes, [*more, *overrides])
         results.append({"name": name, "dice": dice, "mean": sum(dice.values()) / len(dice)})
         print(f"{name:<28} mean Dice {results[-1]['mean']:.4f}  "
               + "  ".join(f"{case} {value:.3f}" for case, value in dice.items()), flush=True)  # fmt: skip
-    document = {"machine": machine(), "minutes": options.minutes, "overrides": overrides, "results": results}
+    given = {"minutes": options.minutes, "fold": options.fold, "overrides": overrides}
+    document = {"machine": machine(), **given, "results": results}
     with atomic_write(options.output or Path(f"lung_{options.what}.json")) as part:
         part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

@@ -306,6 +306,7 @@ def _key(word: str) -> str:
 _BY_KEY = {
     _key(word): t for t in TASKS.values() for word in (t.name, t.folder, t.folder[7:], str(t.number), t.folder[4:6])
 }
+_BY_KEY |= {_key(f"{name}_3d"): TASKS[name] for name in ("heart", "lung")}  # bundles beside those on slices
 
 
 def get_task(name: str | int) -> Task:
@@ -316,7 +317,7 @@ def get_task(name: str | int) -> Task:
     Raises:
         UsageError: no such task; the nearest known name is given.
     """
-    task = _BY_KEY.get(_key(str(name)).removesuffix("3d"))
+    task = _BY_KEY.get(_key(str(name)))
     if task is None:
         near = nearest(str(name).lower(), [*TASKS, "nfbs", "sunnybrook"])  # which have their own modules
         raise UsageError(str(name), "must be one of the ten MSD tasks, by name, number or folder", "no such task", near)

@@ -194,12 +194,12 @@ class TensorBoard:
     """Loss, learning rate, speed and memory while training, metrics and pictures of each validation, hyperparameters.
 
     Scalars: ``train/loss``, ``train/learning_rate``, ``train/samples_per_second`` (with loading, without validation),
-    ``train/data_wait`` (share of that time in which the network waited for a batch; on a GPU, whose work ends with each
-    iteration's loss, the share in which the card had nothing to do), ``train/memory_gib`` (the GPU's peak, else that of
-    this process); of each validation ``validation/<metric>`` and, where the metric keeps its details,
-    ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with
-    most foreground, reference as outline and prediction as fill; of several axes side by side. At the end the
-    hyperparameters, what the checkpoint calls its settings and what network and optimizer tell, with the last metrics.
+    ``train/data_wait`` (share of that time in which the network waited for a batch; on a GPU, whose work ends with
+    each iteration's loss, the share in which the card had nothing to do), ``train/memory_gib`` (the GPU's peak, else
+    that of this process); of each validation ``validation/<metric>`` and, where the metric keeps its details,
+    ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with most foreground, reference as
+    outline and prediction as fill; of several axes side by side. At the end the hyperparameters, what the checkpoint
+    calls its settings and what network and optimizer tell, with the last metrics.
 
     Trainings whose folders lie in one folder, such as folds, stand side by side in a TensorBoard of that one.
 

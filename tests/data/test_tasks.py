@@ -27,6 +27,12 @@ def test_a_bundle_in_3d_has_the_task_of_its_sibling_on_slices(bundle, task):
     assert get_task(bundle).name == task
 
 
+@pytest.mark.parametrize("name", ["hippocampus_3d", "4_3d"])
+def test_no_other_name_may_end_in_3d(name):
+    with pytest.raises(UsageError, match="no such task"):
+        get_task(name)
+
+
 def test_unknown_task_names_the_nearest():
     with pytest.raises(UsageError, match="Did you mean 'hippocampus'") as caught:
         get_task("hipocampus")
