@@ -81,6 +81,7 @@ def train_and_score(
     if not (run / FINAL).is_file():
         command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", bundle, "--resume"]
         command += ["--minutes", str(minutes), "--output_dir", str(run), *options]
+        command += ["--val_interval", "1000000"]  # once, at the end
         command += ["--dataset_dir", str(Path(train[0]["image"]).parents[1])]
         command += ["--train_datalist", json.dumps(train), "--val_datalist", json.dumps(test)]
         subprocess.run(command, check=True)
