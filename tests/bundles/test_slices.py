@@ -42,16 +42,18 @@ def test_heart_takes_volumes_that_are_cropped_already_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "loss"), [("bce", "BCEWithLogitsLoss"), ("dice", "DiceLoss"), ("dice_ce", "DiceCELoss")]
+    ("bundle", "name", "loss"),
+    [
+        ("lung", "bce", "BCEWithLogitsLoss"),
+        ("lung", "dice", "DiceLoss"),
+        ("lung", "dice_ce", "DiceCELoss"),
+        ("heart", "dice", "DiceLoss"),
+        ("heart", "dice_ce", "DiceCELoss"),
+    ],
 )
-def test_lung_loss_is_chosen_by_name(name, loss):
-    parser = load("lung", "train", {"loss_name": name})
-    assert type(parser.get_parsed_content("loss")).__name__ == loss
-
-
-@pytest.mark.parametrize("loss", ["bce", "dice", "dice_ce"])
-def test_lung_losses_fall_towards_the_truth(loss):
-    criterion = load("lung", "train", {"loss_name": loss}).get_parsed_content("loss")
+def test_losses_are_chosen_by_name_and_fall_towards_the_truth(bundle, name, loss):
+    criterion = load(bundle, "train", {"loss_name": name}).get_parsed_content("loss")
+    assert type(criterion).__name__ == loss
     label = torch.zeros(2, 2, 8, 8)
     label[:, 1, 2:5, 2:5] = 1
     label[:, 0] = 1 - label[:, 1]
