@@ -1,6 +1,7 @@
 """The left atrium in 2D and in 3D on the same folds, and the figure of the notebook that the 2D bundle comes from.
 
     python benchmarks/heart.py --output heart.json
+    python benchmarks/heart.py --bundles heart --loss_name dice
 
 Cross-validates ``heart`` and ``heart_3d`` over nnU-Net's five folds: thresholded Dice per case on each scan's own grid,
 final weights. Then trains ``heart`` once more on the first 17 cases by sorted id and gives the last 3's soft Dice,
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", nargs="+", choices=BUNDLES, default=BUNDLES)
     parser.add_argument("--folds", default="0-4")
+    parser.add_argument("--loss_name", choices=("dice", "dice_ce"), default="dice_ce", help="of heart")
     parser.add_argument("--dataset_dir", default=dataset_folder(FOLDER))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=Path("heart.json"))
@@ -44,22 +46,26 @@ def main() -> None:
     cases = datalist(options.dataset_dir, "all", "all", "heart")
     results: dict[str, Any] = {"machine": machine(), "data_sha256": data_hash(cases)}
     for bundle in options.bundles:
-        summary = cross_validate(bundle, options.folds, None, options.runs / bundle, dataset_dir=options.dataset_dir)
+        overrides = {"loss_name": options.loss_name} if bundle == "heart" else {}
+        root = options.runs / "_".join([bundle, *overrides.values()])  # a run with another loss is another
+        summary = cross_validate(bundle, options.folds, overrides, root, dataset_dir=options.dataset_dir)
         results[bundle] = summary.values
         print(f"{bundle}: mean Dice {summary.mean_dice:.4f}\n", flush=True)
     if "heart" in options.bundles:
-        results["notebook"] = notebook(cases, options.dataset_dir, options.runs / "heart_notebook_split")
+        run = options.runs / f"heart_notebook_split_{options.loss_name}"
+        results["notebook"] = notebook(cases, options.dataset_dir, run, options.loss_name)
         print(f"soft Dice pooled over the last {len(cases) - TRAINED} cases: {results['notebook']:.4f}")
     with atomic_write(options.output) as part:
         part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def notebook(cases: list[dict[str, Any]], dataset_dir: str, run: Path) -> float:
+def notebook(cases: list[dict[str, Any]], dataset_dir: str, run: Path, loss_name: str) -> float:
     """Soft Dice of the last cases, pooled, by a network that was trained on the first ones."""
     if not (run / FINAL).is_file():
         every = "datalist(@dataset_dir, 'all', 'all', 'heart')"
         command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", "heart"]
         command += ["--dataset_dir", str(dataset_dir), "--output_dir", str(run), "--resume"]
+        command += ["--loss_name", loss_name]
         command += ["--train_datalist", f"${every}[:{TRAINED}]", "--val_datalist", f"${every}[{TRAINED}:]"]
         subprocess.run(command, check=True)
     predictor = Predictor("heart", run / FINAL)
