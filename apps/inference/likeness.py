@@ -107,9 +107,7 @@ class TrainingScans:
         Raises:
             DataError: fewer scans.
         """
-        if len(figures) < MIN_SCANS:
-            raise DataError("training scans", f"at least {MIN_SCANS} are needed to say what they look like",
-                            str(len(figures)), "Promote without --scans")  # fmt: skip
+        _check_count(len(figures))
         names = [name for name in figures[0] if all(name in one for one in figures)]
         rows = np.array([[one[name] for name in names] for one in figures])
         part = np.arange(len(rows)) % FOLDS
@@ -161,6 +159,20 @@ class TrainingScans:
         return found
 
 
+def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files of the training scans.
+
+    Raises:
+        DataError: none, or too few to say what they look like.
+    """
+    from decathlete.inference.folders import input_files
+    from decathlete.inference.outputs import Outputs
+
+    files = input_files(scans, Outputs.of(bundle_folder(bundle)))
+    _check_count(len(files))
+    return files
+
+
 def fit_training_scans(
     bundle: str | Path, scans: str | Path | Sequence[str | Path], weights: str | Path | None = None
 ) -> Path:
@@ -177,11 +189,9 @@ def fit_training_scans(
     Raises:
         DataError: too few scans, or none; one that cannot be read is left out, with a warning.
     """
-    from decathlete.inference.folders import input_files
-    from decathlete.inference.outputs import Outputs
     from decathlete.inference.predictor import Predictor
 
-    files = input_files(scans, Outputs.of(bundle_folder(bundle)))
+    files = scan_files(bundle, scans)
     files = files[:: -(-len(files) // MAX_SCANS)]
     predictor = Predictor(bundle, weights)
     figures = []
@@ -195,6 +205,12 @@ def fit_training_scans(
         figures.append(found or {})
     path = predictor.checkpoints[0]
     return TrainingScans.fit(figures, file_sha256(path)).save(path.with_name(FILE))
+
+
+def _check_count(scans: int) -> None:
+    if scans < MIN_SCANS:
+        raise DataError("training scans", f"at least {MIN_SCANS} are needed to say what they look like", str(scans),
+                        "Promote without --scans")  # fmt: skip
 
 
 def file_sha256(path: str | Path) -> str:

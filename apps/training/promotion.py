@@ -37,8 +37,10 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
     Raises:
         CheckpointError: no such file, another network's weights, more than 20 MB, or a full disk.
         UsageError: unknown bundle.
-        DataError: a ``summary.json`` that cannot be read, or fewer than 20 scans.
+        DataError: a ``summary.json`` that cannot be read, or fewer than 20 files of scans: nothing has changed then.
+            Or fewer than 20 scans that can be read: the weights are in, what the scans look like is not.
     """
+    from decathlete.inference.likeness import fit_training_scans, scan_files
     from decathlete.workflow import load
 
     folder, run = bundle_folder(bundle), Path(run)
@@ -51,14 +53,13 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
         raise CheckpointError(source, "weights of a bundle are at most 20 MB", f"{size / 10**6:.1f} MB",
                               "Use fewer channels")  # fmt: skip
     figures = _figures(run, checkpoint)
+    files = None if scans is None else scan_files(folder, scans)  # before anything is written
     if target.is_file():
         shutil.copy2(target, _free_backup(target))
     save_checkpoint(weights, target)
     _write_card(folder / "docs" / "README.md", figures)
-    if scans is not None:
-        from decathlete.inference.likeness import fit_training_scans
-
-        fit_training_scans(folder, scans)
+    if files is not None:
+        fit_training_scans(folder, files)
     return target
 
 

@@ -124,3 +124,14 @@ def test_promoting_weights_with_their_scans_keeps_both(bundle, scans, threshold_
     torch.save(threshold_weights(first=0.5), run / "model_final.pt")
     assert main(["promote", str(run), str(bundle), "--scans", str(scans)]) == 0
     assert TrainingScans.beside(bundle / "models" / "model.pt").scans == 24
+
+
+def test_promoting_with_a_folder_without_scans_changes_nothing(bundle, threshold_weights, tmp_path, capsys):
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    run.mkdir()
+    empty.mkdir()
+    torch.save(threshold_weights(first=0.5), run / "model_final.pt")
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    assert main(["promote", str(run), str(bundle), "--scans", str(empty)]) != 0
+    assert "must hold NIfTI files" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
