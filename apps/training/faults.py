@@ -22,6 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 PATIENCE_S = 15.0  # for the process where it happened to say so, and for torchrun to end this one
 _TOLD = "decathlete/told"
+_ENDING = threading.Lock()  # never released: of several threads of a process that fail, one tells
+_parent: int | None = None  # torchrun, which started this process
 
 
 class FaultElsewhereError(TrainingError):
@@ -48,21 +50,26 @@ def process_store() -> Any:
 
 def watch_processes() -> None:
     """Have this process end with one message where it fails, or where the torchrun that started it is gone."""
+    global _parent
+    _parent = os.getppid()
     sys.excepthook = _end_by_exception
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True, name="watch-torchrun").start()
+    threading.Thread(target=_watch_parent, daemon=True, name="watch-torchrun").start()
 
 
-def fail_together(error: BaseException, store: bool = True) -> NoReturn:
+def fail_together(error: BaseException) -> NoReturn:
     """End this process at once because of ``error``, which is told on stderr unless another process has told of one.
 
     At once: ends of the interpreter wait for collectives that nobody joins any more. An error of ours is one line;
     any other one has its traceback before. Either names this process.
 
     Args:
-        error: what happened.
-        store: whether the processes' store is still there.
+        error: what happened. Where torchrun has ended, that is told instead of an exchange that failed: the processes
+            see it one after the other, and those that go first are missed by the others.
     """
+    _ENDING.acquire()
     ours = find_error(error)
+    if ours is None and is_lost_process(error) and _is_orphan():
+        ours = error = _torchrun_is_gone()
     status = ours.exit_status if ours is not None else 1
     effect = isinstance(ours, FaultElsewhereError) or (ours is None and is_lost_process(error))
     if effect and _is_told(PATIENCE_S):
@@ -73,6 +80,8 @@ def fail_together(error: BaseException, store: bool = True) -> NoReturn:
                              "Look for the machine or the process that ended, then go on with --resume")  # fmt: skip
     elif ours is not None:
         ours = type(ours)(f"{process_name()}, {ours.where}", ours.rule, ours.found, ours.remedy)
+    # the store is on the first machine, and ends with its torchrun
+    store = not (_is_orphan() and os.environ.get("GROUP_RANK", "0") == "0")
     if not _claim_telling(store):
         (_end_quietly if store else _end)(status)
     if ours is None:
@@ -140,13 +149,20 @@ def _end_by_exception(kind: type[BaseException], error: BaseException, trace: Tr
     sys.__excepthook__(kind, error, trace)
 
 
-def _watch_parent(parent: int) -> None:
+def _watch_parent() -> None:
     """End this process once its parent is another one: torchrun was killed, and nobody would end what it started."""
-    while os.getppid() == parent:
+    while not _is_orphan():
         time.sleep(1)
-    error = TrainingError("torchrun", "must stay, it watches over its processes", "it has ended",
-                          "Start it again with --resume")  # fmt: skip
-    fail_together(error, store=os.environ.get("GROUP_RANK", "0") != "0")  # the first machine's has ended with it
+    fail_together(_torchrun_is_gone())
+
+
+def _is_orphan() -> bool:
+    return _parent is not None and os.getppid() != _parent
+
+
+def _torchrun_is_gone() -> TrainingError:
+    return TrainingError("torchrun", "must stay, it watches over its processes", "it has ended",
+                         "Start it again with --resume")  # fmt: skip
 
 
 def _record(error: BaseException) -> None:

@@ -37,23 +37,26 @@ NAN_IN_THE_SECOND = (
 )
 
 
-def _fail(rank: int, port: int, folder: Path, error: Exception) -> None:
+def _fail(rank: int, port: int, folder: Path, error: Exception, parent: int | None) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="localhost")
     os.environ["MASTER_PORT"] = str(port)
     os.dup2(os.open(folder / f"{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w")
     faults.process_store()
     faults.PATIENCE_S = 2.0  # the first process holds the store
+    faults._parent = parent
     fail_together(error)
 
 
-def _messages(folder: Path, errors: list[Exception]) -> tuple[list[str], list[int | None]]:
-    """What two failing processes write on stderr, and their exit statuses."""
+def _messages(folder: Path, errors: list[Exception], parent: int | None = None) -> tuple[list[str], list[int | None]]:
+    """What two failing processes, once started by ``parent``, write on stderr, and their exit statuses."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_fail, args=(r, port, folder, errors[r]), daemon=True) for r in range(2)]
+    processes = [
+        context.Process(target=_fail, args=(r, port, folder, errors[r], parent), daemon=True) for r in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -79,6 +82,16 @@ def test_a_lost_process_is_told_where_nobody_says_why(tmp_path):
     text = "".join(_messages(tmp_path, lost)[0])
     assert text.count("decathlete:") == 1
     assert "all processes must go on. found another one that does not answer" in text
+
+
+def test_torchrun_that_ended_is_told_and_not_the_process_that_saw_it_first_and_went(tmp_path):
+    lost = RuntimeError("[gloo/pair.cc:5] Connection closed by peer")
+    gone = TrainingError("torchrun", "must stay", "it has ended")
+    (first, second), statuses = _messages(tmp_path, [lost, gone], parent=1 << 30)  # no process has this number
+    assert first.startswith("decathlete: process 0 of 2")
+    assert "torchrun: must stay, it watches over its processes. found it has ended" in first
+    assert second == ""
+    assert statuses == [1, 1]
 
 
 def test_exchanges_that_fail_are_told_from_other_errors():
