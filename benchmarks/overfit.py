@@ -12,18 +12,15 @@ own, since finer ones hold nothing more. The time is that of the iterations.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-from hippocampus import machine  # the benchmarks beside this one
-from phantoms import PATCHES, lines, small, train_and_score
+from phantoms import lines, small, train_and_score, write  # the benchmark beside this one
 
 from decathlete.data import datalist, get_task
-from decathlete.files import atomic_write
 
 GOALS: Mapping[str, Mapping[str, float]] = {  # Dice on the case that was trained on
     "brain_tumour": {"edema": 0.9, "non-enhancing tumour": 0.9, "enhancing tumour": 0.9},
@@ -41,7 +38,7 @@ COARSE = 2.0  # times a bundle's spacing
 def main() -> None:
     """Train and score the bundles that are asked for; print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundles", nargs="+", choices=PATCHES, default=list(PATCHES), metavar="BUNDLE")
+    parser.add_argument("--bundles", nargs="+", choices=GOALS, default=list(GOALS), metavar="BUNDLE")
     parser.add_argument("--minutes", type=float, default=12.0, help="of each training")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DECATHLETE_DATA", "data")))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_overfit"))
@@ -58,9 +55,7 @@ def main() -> None:
         found = train_and_score(bundle, options.minutes, values, options.runs / bundle)
         results.append({"bundle": bundle, "case": case["case_id"], "spacing": spacing, **found})
         print("\n".join(lines(results[-1], goal_of)), flush=True)
-    document = {"machine": machine(), "minutes": options.minutes, "results": results}
-    with atomic_write(options.output) as part:
-        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write(options.output, {"minutes": options.minutes, "results": results})
     print("\noverfit: each bundle scored on the one case that it was trained on")
     for result in results:
         print("\n".join(lines(result, goal_of)))

@@ -12,7 +12,6 @@ same fold; thresholded Dice per case, on each scan's own grid, final weights.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -20,11 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hippocampus import machine  # the benchmarks beside this one
-from phantoms import train_and_score
+from phantoms import train_and_score, write  # the benchmark beside this one
 
 from decathlete.data import dataset_folder
-from decathlete.files import atomic_write
 from decathlete.planning import new_bundle
 from decathlete.planning.fingerprints import take_fingerprint
 from decathlete.planning.layouts import find_layout
@@ -43,6 +40,7 @@ def main() -> None:
     parser.add_argument("--limits", type=float, nargs="+", default=[0.8, 1.0, 4.0], metavar="GIB")
     parser.add_argument("--minutes", type=float, default=10.0, help="of each training")
     parser.add_argument("--fold", type=int, default=1)
+    parser.add_argument("--bundles", nargs="+", choices=SETS, default=list(SETS), metavar="BUNDLE", help="of dice")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_planning"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -50,10 +48,9 @@ def main() -> None:
     if options.what == "memory":
         results = [memory(folder, limit, options.runs) for folder in folders for limit in options.limits]
     else:
-        results = [dice(bundle, name, options) for bundle, name in SETS.items()]
-    document = {"machine": machine(), "minutes": options.minutes, "fold": options.fold, "results": results}
-    with atomic_write(options.output or Path(f"planning_{options.what}.json")) as part:
-        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        results = [dice(bundle, SETS[bundle], options) for bundle in options.bundles]
+    output = options.output or Path(f"planning_{options.what}.json")
+    write(output, {"minutes": options.minutes, "fold": options.fold, "results": results})
     print("\n" + "\n".join(result["told"] for result in results))
 
 
