@@ -82,9 +82,19 @@ def predict():
     return made.predict_sliding_window_return_logits(volume[0])
 """
 DRAW = """
-import json, sys
+import json, shutil, sys, tempfile
+from pathlib import Path
+import nibabel as nib
 from decathlete.data import make_phantoms
-make_phantoms(sys.argv[1], 1, sys.argv[2], shape=json.loads(sys.argv[3]))
+task, target, shape, spacing = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
+with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    made = make_phantoms(task, 1, folder, shape=shape)
+    drawn = nib.load(next((made / "imagesTr").iterdir()))
+    affine = drawn.affine.copy()
+    affine[:3, :3] *= [s / own for s, own in zip(spacing, drawn.header.get_zooms())]  # columns: voxel axes
+    part = Path(folder) / target.name
+    nib.save(nib.Nifti1Image(drawn.dataobj, affine, drawn.header), part)
+    shutil.move(part, target)
 """
 LARGE = """
 import json, resource, sys, time
@@ -113,6 +123,7 @@ def main() -> None:
     part.add_argument("--nnunet", type=Path, help="virtual environment that holds nnU-Net")
     part = parts.add_parser("large")
     part.add_argument("--shape", type=int, nargs=3, default=(512, 512, 800))
+    part.add_argument("--spacing", type=float, nargs=3, default=(0.8, 0.8, 1.0), help="mm, of the phantom's voxels")
     part.add_argument("--bundle", default="liver")
     part.add_argument("--memory", type=float, default=0.0, help="GiB allowed; 0: what is free")
     options = parser.parse_args()
@@ -157,21 +168,29 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
 
     bundle = bundle_folder(options.bundle)
     name = "x".join(map(str, options.shape))
-    folder = options.runs / name
-    if not folder.is_dir():
-        words = [bundle.name, str(folder), json.dumps(options.shape)]
+    image = options.runs / f"{bundle.name}_{name}_{'x'.join(f'{s:g}' for s in options.spacing)}_mm.nii.gz"
+    if not image.is_file():
+        words = [bundle.name, str(image), json.dumps(options.shape), json.dumps(options.spacing)]
         subprocess.run([sys.executable, "-c", textwrap.dedent(DRAW), *words], check=True)
-    image = next(folder.glob("*/imagesTr/*.nii.gz"))
     weights, output = options.runs / "weights.pt", options.runs / "predictions"
     torch.manual_seed(0)
     torch.save(load(bundle, "inference", SLIM).get_parsed_content("network").state_dict(), weights)
     words = [str(bundle), str(image), str(output), str(weights), json.dumps(SLIM), str(options.memory)]
     found = call(sys.executable, LARGE, words)
+    if found["failed"]:
+        raise SystemExit(f"{bundle.name}, {name} voxels: {found['failed'][0]}")
     scan, label = nib.load(image), nib.load(output / image.name)
     on_grid = scan.shape == label.shape and bool(np.array_equal(scan.affine, label.affine))
     print(f"{bundle.name}, {name} voxels: {found['seconds']:.0f} s, peak {found['peak_gib']:.2f} GiB, "
           f"label map on the scan's grid: {on_grid}")  # fmt: skip
-    return {"bundle": bundle.name, "shape": options.shape, "allowed_gib": options.memory, "on_grid": on_grid, **found}
+    return {
+        "bundle": bundle.name,
+        "shape": options.shape,
+        "spacing": options.spacing,
+        "allowed_gib": options.memory,
+        "on_grid": on_grid,
+        **found,
+    }
 
 
 def call(python: str, code: str, words: Sequence[str]) -> dict[str, Any]:

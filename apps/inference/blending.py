@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 PLACES = ("device", "cpu", "file")
 SHARE_OF_FREE = 0.8  # the rest is for what comes after: resampling, the next layer's buffers
+SLAB_VOXELS = 2**24  # of the volume, worked on at a time
 FLOAT = 4
 
 
@@ -67,11 +68,6 @@ class Room:
             raise error
         logger.warning("memory ran out: the network's output goes on in %s", _SAID[after])
         self._move(after)
-
-    def follow(self, other: Room) -> None:
-        """Move the values to where another's are."""
-        if self.place != other.place:
-            self._move(other.place)
 
     def _move(self, place: str) -> None:
         before, self.place = self.tensor, place
@@ -126,7 +122,7 @@ def _mapped(shape: tuple[int, ...]) -> Tensor:
 
 
 def or_retreat(work: Callable[[], Tensor], rooms: Sequence[Room]) -> Tensor:
-    """What ``work`` gives, which may need the memory that rooms take up: these retreat then, together."""
+    """What ``work`` gives, which may need the memory that a room takes up: it retreats then. No or one room."""
     while True:
         try:
             return work()
@@ -134,8 +130,6 @@ def or_retreat(work: Callable[[], Tensor], rooms: Sequence[Room]) -> Tensor:
             if not rooms:
                 raise
             rooms[0].retreat(error)
-            for room in rooms[1:]:
-                room.follow(rooms[0])
 
 
 def blend(
@@ -179,17 +173,36 @@ def blend(
         stacked = torch.stack([volumes[(b, slice(None), *where)] for b, where in part])
         values = or_retreat(lambda: forward(stacked) * weights, rooms)  # noqa: B023
         if not rooms:
-            sums = Room((len(volumes), values.shape[1], *size), volumes.device, place)
-            rooms = [sums, Room(size, volumes.device, sums.place)]
-        sums, total = rooms
-        values, added = values.to(sums.tensor.device), weights.to(total.tensor.device)
-        for value, (b, where) in zip(values, part, strict=True):
-            sums.tensor[(b, slice(None), *where)] += value
-            if b == 0:
-                total.tensor[where] += added
-    for thick in _slabs(size):  # no temporary tensor of the volume's size
-        sums.tensor[:, :, thick] /= total.tensor[thick].to(sums.tensor.device)
-    return sums.tensor
+            rooms.append(Room((len(volumes), values.shape[1], *size), volumes.device, place))
+        sums = rooms[0].tensor
+        for value, (b, where) in zip(values.to(sums.device), part, strict=True):
+            sums[(b, slice(None), *where)] += value
+    rows = or_retreat(lambda: _rows(weights.to(rooms[0].tensor.device), slices, size), rooms)
+    sums = rooms[0].tensor
+    for thick, total in _totals(rows, slices, size):
+        sums[:, :, thick] /= total
+    return sums
+
+
+def _rows(weights: Tensor, slices: Sequence[tuple[slice, ...]], size: Sequence[int]) -> Tensor:
+    """Sum of the weights of all windows that begin at the same place of the first axis, (window, *size[1:])."""
+    rows = weights.new_zeros(len(weights), *size[1:])
+    for where in (where for where in slices if where[0] == slices[0][0]):
+        rows[(slice(None), *where[1:])] += weights
+    return rows
+
+
+def _totals(rows: Tensor, slices: Sequence[tuple[slice, ...]], size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+    """Slabs across the first axis, and the sum of all weights in each: no tensor of the volume's size is made."""
+    starts = sorted({where[0].start for where in slices})
+    for thick in _slabs(size):
+        stop = min(thick.stop, size[0])
+        total = rows.new_zeros(stop - thick.start, *size[1:])
+        for start in starts:
+            first, last = max(start, thick.start), min(start + len(rows), stop)
+            if first < last:
+                total[first - thick.start : last - thick.start] += rows[first - start : last - start]
+        yield thick, total
 
 
 def _steps(size: Sequence[int], window: Sequence[int], overlap: float | Sequence[float]) -> tuple[int, ...]:
@@ -203,7 +216,7 @@ def _steps(size: Sequence[int], window: Sequence[int], overlap: float | Sequence
     )
 
 
-def _slabs(size: Sequence[int], voxels: int = 2**24) -> Iterator[slice]:
-    thickness = max(1, voxels // max(1, math.prod(size[1:])))
+def _slabs(size: Sequence[int]) -> Iterator[slice]:
+    thickness = max(1, SLAB_VOXELS // max(1, math.prod(size[1:])))
     for start in range(0, size[0], thickness):
         yield slice(start, start + thickness)

@@ -18,6 +18,9 @@ PROCESS_GIB = 0.6  # Python with torch and MONAI imported
 LIVE_OUTPUTS = 6  # of a network at a time: skip connections, and what goes in and out of a layer
 SLAB_GIB = 0.2  # what restore_to_grid works on at a time
 FLOAT = 4
+MONAIS = 12  # bytes a voxel where MONAI resamples: float64, and float32
+OURS = 8  # axis by axis in float32: what goes in and out, and what lies between two axes
+GRID = 48  # bytes a voxel of MONAI's sampling grid: three float64 coordinates, before and after scaling
 
 
 def estimate_gib(
@@ -28,6 +31,7 @@ def estimate_gib(
     classes: int,
     preprocessing: Compose,
     window_bytes: int = 0,
+    window_edge: float = 0,
     restores_logits: bool = True,
     probabilities: bool = False,
     networks: int = 1,
@@ -42,46 +46,50 @@ def estimate_gib(
         preprocessing: deterministic chain; Spacingd and Resized in it set the size of the network's grid. Crops are not
             counted.
         window_bytes: see :func:`window_bytes`.
+        window_edge: voxels of a window along the first axis, so far are the windows' weights kept; 0 without windows.
         restores_logits: whether all classes stand on the original grid at once.
         probabilities: whether they are kept there.
         networks: members of the ensemble.
         output_on_file: whether the sums of windows are kept in a file, which takes no memory that cannot be had back.
     """
-    original, double = math.prod(shape), 8  # MONAI resamples in float64
-    resampled, preparing = float(original), 0.0
-    for after, with_grid in _resampling(preprocessing, shape, spacing) or [(resampled, False)]:
-        step = channels * (resampled + after) * (double + FLOAT)
-        if with_grid:
-            step += after * 2 * 3 * double  # the sampling grid: three coordinates, before and after scaling
-        resampled, preparing = after, max(preparing, step)
-    sums = (classes + 1) * resampled * FLOAT
+    original = math.prod(shape)
+    sizes, preparing = [float(n) for n in shape], 0.0
+    for after, bytes_each, grid_bytes in _resampling(preprocessing, shape, spacing) or [(sizes, MONAIS, 0)]:
+        voxels = math.prod(sizes) + math.prod(after)
+        sizes, preparing = after, max(preparing, channels * voxels * bytes_each + math.prod(after) * grid_bytes)
+    resampled = math.prod(sizes)
+    # what the windows add up to: all classes, and their weights, kept for one row of windows
+    sums = classes * resampled * FLOAT
+    weights = resampled * min(1.0, window_edge / min(sizes)) * FLOAT
     kept = (1 if networks == 1 else 3) - output_on_file
-    predicting = channels * resampled * FLOAT + sums * kept + window_bytes
-    restoring = original + (0 if kept == 0 else classes * resampled * FLOAT)
+    predicting = channels * resampled * FLOAT + sums * kept + weights + window_bytes
+    restoring = original + sums * min(kept, 1)
     if restores_logits or probabilities:
-        restoring += classes * original * FLOAT + original * double  # argmax gives int64
+        restoring += classes * original * FLOAT + original * 8  # argmax gives int64
     if probabilities:
         restoring += 2 * classes * original * FLOAT
     read = channels * original * FLOAT  # the file's voxels stay until the statistics are made
     return PROCESS_GIB + SLAB_GIB + (read + max(preparing, predicting, restoring)) / 2**30
 
 
-def _resampling(preprocessing: Compose, shape: Sequence[int], spacing: Sequence[float]) -> list[tuple[float, bool]]:
-    """Voxels after each transform that changes their number, and whether it interpolates on a sampling grid."""
+def _resampling(
+    preprocessing: Compose, shape: Sequence[int], spacing: Sequence[float]
+) -> list[tuple[list[float], int, int]]:
+    """Each transform that changes the number of voxels: axes after it, bytes a voxel before and after, of its grid."""
     size, edges = [float(n) for n in shape], [float(s) for s in spacing]
     steps = []
     for transform in preprocessing.flatten().transforms:
-        before, with_grid = size, False
+        before, bytes_each, grid_bytes = size, MONAIS, 0
         if isinstance(transform, (Spacingd, ResampleSpacingd)):
-            cubic = isinstance(transform, ResampleSpacingd)
-            wanted = [float(s) for s in (transform.pixdim if cubic else transform.spacing_transform.pixdim)]
+            ours = isinstance(transform, ResampleSpacingd)
+            wanted = [float(s) for s in (transform.pixdim if ours else transform.spacing_transform.pixdim)]
             wanted = (wanted * len(edges) if len(wanted) == 1 else wanted)[: len(edges)]
             if not all(s > 0 for s in wanted):
                 continue
-            # ours goes axis by axis, without a grid
-            with_grid = not cubic and any(
-                abs(a - b) > 1e-3 for a, b in zip(sorted(edges), sorted(wanted), strict=False)
-            )
+            if ours:
+                bytes_each = OURS
+            elif any(abs(a - b) > 1e-3 for a, b in zip(sorted(edges), sorted(wanted), strict=False)):
+                grid_bytes = GRID
             size = [n * s / w for n, s, w in zip(size, edges, wanted, strict=False)] + size[len(wanted) :]
         elif isinstance(transform, Resized):
             target = transform.resizer.spatial_size
@@ -91,7 +99,7 @@ def _resampling(preprocessing: Compose, shape: Sequence[int], spacing: Sequence[
         else:
             continue
         edges = [s * b / n for s, b, n in zip(edges, before, size, strict=False)]
-        steps.append((math.prod(size), with_grid))
+        steps.append((size, bytes_each, grid_bytes))
     return steps
 
 

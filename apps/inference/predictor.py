@@ -23,7 +23,7 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, load_weights
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
-from decathlete.inference.inferers import SlidingWindow, entropy_bits
+from decathlete.inference.inferers import SliceWise, SlidingWindow, entropy_bits
 from decathlete.inference.likeness import TrainingScans, scan_figures
 from decathlete.inference.memory import estimate_gib, window_bytes
 from decathlete.inference.outputs import Outputs
@@ -230,6 +230,7 @@ class Predictor:
             classes=self.classes,
             preprocessing=Compose(self._preprocessing),
             window_bytes=self._window_bytes(shape),
+            window_edge=self._window_edge(shape),
             restores_logits=restores_logits,
             probabilities=probabilities,
             networks=len(self.networks),
@@ -254,6 +255,13 @@ class Predictor:
             return int(self._parsed("network_def::spatial_dims"))
         roi = getattr(self.inferer, "roi_size", None)
         return len(roi) if isinstance(roi, Sequence) else 3
+
+    def _window_edge(self, shape: Sequence[int]) -> float:
+        """Voxels along the first axis for which the windows' weights are kept; MONAI's inferers keep them all."""
+        if isinstance(self.inferer, SliceWise) or not hasattr(self.inferer, "roi_size"):
+            return 0
+        ours = isinstance(self.inferer, SlidingWindow)
+        return self.inferer.window(sorted(shape, reverse=True)[: self._dims])[0] if ours else math.inf
 
     def _window_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of a forward pass for a scan of spatial ``shape``."""

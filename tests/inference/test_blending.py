@@ -57,6 +57,14 @@ def test_everywhere_the_values_are_monais(volume, place, mode, cache):
     assert not list(cache.glob("*"))  # the file has no name
 
 
+@pytest.mark.parametrize("slab_voxels", [1, 500])
+@torch.no_grad()
+def test_slabs_of_any_thickness_are_divided_by_their_windows_weights(volume, slab_voxels, monkeypatch):
+    whole = blend(volume, (8, 8, 4), network())
+    monkeypatch.setattr(blending, "SLAB_VOXELS", slab_voxels)  # one row of voxels, or three
+    assert torch.equal(whole, blend(volume, (8, 8, 4), network()))
+
+
 @torch.no_grad()
 def test_places_differ_in_nothing(volume):
     kept = [SlidingWindow((8, 8, 4), output_on=place)(volume, network()) for place in ("cpu", "file")]

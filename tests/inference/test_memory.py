@@ -6,14 +6,15 @@ import pytest
 from monai.transforms import Compose, Resized, Spacingd
 
 from decathlete.inference.memory import PROCESS_GIB, SLAB_GIB, estimate_gib
+from decathlete.transforms import ResampleSpacingd
 
 VOXELS = 512 * 512 * 64  # 2^24
 
 
-def bytes_per_voxel(*chain):
+def bytes_per_voxel(*chain, **more):
     """Of the file, without what the process takes."""
-    gib = estimate_gib((512, 512, 64), (0.8, 0.8, 5.0), channels=1, classes=2, preprocessing=Compose(chain),
-                       restores_logits=False)  # fmt: skip
+    gib = estimate_gib((512, 512, 64), (0.8, 0.8, 5.0), channels=1, preprocessing=Compose(chain),
+                       restores_logits=False, **{"classes": 2, **more})  # fmt: skip
     return (gib - PROCESS_GIB - SLAB_GIB) * 2**30 / VOXELS
 
 
@@ -30,3 +31,12 @@ def test_resampling_needs_its_sampling_grid_too():
     # what follows is smaller and hides in that peak
     both = Spacingd("image", [0.8, 0.8, 2.5]), Resized("image", [256, 256, -1])
     assert bytes_per_voxel(*both) == bytes_per_voxel(both[0])
+
+
+def test_the_output_of_many_classes_is_the_peak_and_may_lie_in_a_file():
+    thick = ResampleSpacingd("image", [0.8, 0.8, 5.0])  # no voxel moves: 8 bytes each, before and after
+    assert bytes_per_voxel(thick) == pytest.approx(4 + 8 + 8)
+    # the image, ten classes, and the weights of a row of windows, which the shortest axis bounds from above
+    assert bytes_per_voxel(thick, classes=10, window_edge=16) == pytest.approx(4 + 4 + 40 + 4 * 16 / 64)
+    assert bytes_per_voxel(thick, classes=10, window_edge=500) == pytest.approx(4 + 4 + 40 + 4)
+    assert bytes_per_voxel(thick, classes=10, window_edge=16, output_on_file=True) == pytest.approx(4 + 16)
