@@ -3,9 +3,10 @@
     python benchmarks/inference.py windows --nnunet path/to/nnunet/environment --repeats 3
     python benchmarks/inference.py large --shape 512 512 800 --runs runs/benchmark_inference
 
-``windows``: one network (TorchScript, float32), one volume, equal patch and overlap (0.5, Gaussian weights). What is
-timed is the way from the volume to the logits; memory is what that way takes beyond what the process held before. The
-ways take turns, and the median is told. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8.
+``windows``: one network (TorchScript), one volume, equal patch and overlap (0.5, Gaussian weights), in float32, and in
+bfloat16 as the bundles compute where the processor can; nnU-Net's predictor knows float32 only there. What is timed is
+the way from the volume to the logits; memory is what that way takes beyond what the process held before. The ways take
+turns, and the median is told. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8.
 
 ``large``: a phantom CT goes through `decathlete predict` with a CT bundle's chain and window and a slim network of
 random weights: seconds and peak of the whole process, and whether the label map lies on the scan's grid.
@@ -34,7 +35,7 @@ from decathlete.networks import UNet
 BATCHES = (1, 4)
 SLIM = {"network_def::channels": [4, 8, 16, 32, 32, 32], "network_def::deep_supervision": False}
 BEFORE = """
-import json, os, resource, sys, time, warnings
+import json, sys, time, warnings
 import numpy as np, torch
 warnings.filterwarnings("ignore")
 torch.set_num_threads(int(sys.argv[2]))
@@ -42,24 +43,27 @@ torch.manual_seed(0)
 volume = torch.randn(1, 1, *json.loads(sys.argv[3]))
 patch = json.loads(sys.argv[4])
 network = torch.jit.load(sys.argv[1]).eval()
-with torch.no_grad():
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=json.loads(sys.argv[6])):
     for batch in (1, 1, 1, 4, 4, 4):  # the first calls compile
         network(torch.rand(batch, 1, *patch))
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
 """
 AFTER = """
-before, start = peak(), time.perf_counter()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak is counted anew
+before, start = status("VmRSS"), time.perf_counter()
 with torch.no_grad():
     logits = predict()
 seconds = time.perf_counter() - start
-logits = logits.float()
-figures = {"seconds": seconds, "gib": peak() - before, "mean": float(logits.mean()), "std": float(logits.std())}
+peak, logits = status("VmHWM"), logits.float()
+figures = {"seconds": seconds, "gib": peak - before, "mean": float(logits.mean()), "std": float(logits.std())}
 print(json.dumps(figures))
 """
 OURS = """
 from decathlete.inference import SlidingWindow
-inferer = SlidingWindow(patch, sw_batch_size={batch}, amp=False)
+inferer = SlidingWindow(patch, sw_batch_size={batch}, amp={amp})
 def predict():
     return inferer(volume, network)[0]
 """
@@ -141,22 +145,25 @@ def windows(options: argparse.Namespace) -> list[dict[str, Any]]:
     network = UNet(3, 1, options.classes, channels=(8, 16, 32, 64, 64), strides=(1, 2, 2, 2, 2)).eval()
     script = options.runs / "network.ts"
     torch.jit.script(network).save(str(script))
-    ways = [(f"ours, sw_batch_size {b}", sys.executable, OURS.format(batch=b)) for b in BATCHES]
-    ways += [(f"MONAI, sw_batch_size {b}", sys.executable, MONAIS.format(batch=b)) for b in BATCHES]
+    own = sys.executable
+    ways = [("ours as in the bundles: bfloat16, sw_batch_size 4", own, OURS.format(batch=4, amp=True), "true")]
+    ways += [(f"ours, sw_batch_size {b}", own, OURS.format(batch=b, amp=False), "false") for b in BATCHES]
+    ways += [(f"MONAI, sw_batch_size {b}", own, MONAIS.format(batch=b), "false") for b in BATCHES]
     if options.nnunet:
-        ways.append(("nnU-Net", str(options.nnunet / "bin" / "python"), NNUNETS))
+        ways.append(("nnU-Net", str(options.nnunet / "bin" / "python"), NNUNETS, "false"))
     arguments = [str(script), str(options.threads), json.dumps(options.shape), json.dumps(options.patch)]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in ways}
+    arguments.append(str(options.classes))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name, *_ in ways}
     for _ in range(options.repeats):
-        for name, python, code in ways:
-            found[name].append(call(python, BEFORE + code + AFTER, [*arguments, str(options.classes)]))
+        for name, python, code, half in ways:
+            found[name].append(call(python, BEFORE + code + AFTER, [*arguments, half]))
     first = statistics.median(one["seconds"] for one in found[ways[-1][0]])
     rows = []
-    print(f"{'way':24} seconds  of the last   GiB   mean and std of the logits")
+    print(f"{'way':50} seconds  of the last   GiB   mean and std of the logits")
     for name, runs in found.items():
         row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         rows.append({"way": name, **row, "ratio": row["seconds"] / first})
-        print(f"{name:24} {row['seconds']:7.1f} {row['seconds'] / first:12.2f} {row['gib']:5.2f}   "
+        print(f"{name:50} {row['seconds']:7.1f} {row['seconds'] / first:12.2f} {row['gib']:5.2f}   "
               f"{row['mean']:.5f} {row['std']:.5f}")  # fmt: skip
     return rows
 
