@@ -146,7 +146,7 @@ def windows(options: argparse.Namespace) -> list[dict[str, Any]]:
     script = options.runs / "network.ts"
     torch.jit.script(network).save(str(script))
     own = sys.executable
-    ways = [("ours as in the bundles: bfloat16, sw_batch_size 4", own, OURS.format(batch=4, amp=True), "true")]
+    ways = [(f"ours, bfloat16, sw_batch_size {b}", own, OURS.format(batch=b, amp=True), "true") for b in BATCHES]
     ways += [(f"ours, sw_batch_size {b}", own, OURS.format(batch=b, amp=False), "false") for b in BATCHES]
     ways += [(f"MONAI, sw_batch_size {b}", own, MONAIS.format(batch=b), "false") for b in BATCHES]
     if options.nnunet:
@@ -159,11 +159,11 @@ def windows(options: argparse.Namespace) -> list[dict[str, Any]]:
             found[name].append(call(python, BEFORE + code + AFTER, [*arguments, half]))
     first = statistics.median(one["seconds"] for one in found[ways[-1][0]])
     rows = []
-    print(f"{'way':50} seconds  of the last   GiB   mean and std of the logits")
+    print(f"{'way':32} seconds  of the last   GiB   mean and std of the logits")
     for name, runs in found.items():
         row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         rows.append({"way": name, **row, "ratio": row["seconds"] / first})
-        print(f"{name:50} {row['seconds']:7.1f} {row['seconds'] / first:12.2f} {row['gib']:5.2f}   "
+        print(f"{name:32} {row['seconds']:7.1f} {row['seconds'] / first:12.2f} {row['gib']:5.2f}   "
               f"{row['mean']:.5f} {row['std']:.5f}")  # fmt: skip
     return rows
 
