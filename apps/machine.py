@@ -39,6 +39,9 @@ def peak_memory_gib(device: Any = "cpu") -> float:
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**30
+    with contextlib.suppress(OSError, StopIteration):  # Linux, where getrusage hands on the parent's peak
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
     try:
         import resource
     except ImportError:  # Windows

@@ -46,6 +46,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from decathlete.data import ForegroundSampler, SliceDataset, datalist, make_phantoms
 from decathlete.files import atomic_write
+from decathlete.machine import peak_memory_gib
 from decathlete.networks import UNet
 from decathlete.training import Muon, autocast
 from decathlete.transforms import BatchAugment, CropMargind
@@ -295,20 +296,14 @@ def child(data: Path, cache: Path, steps: int) -> None:
     large = Compose((*chain(PLANE).transforms[:4], NormalizeIntensityd("image"), ScaleIntensityd("image")))
     store = SliceDataset(cases, large, cache_dir=cache, progress=False)
     built = time.perf_counter() - start
-    after_build = own_peak_gib()
+    after_build = peak_memory_gib()
     step = our_step()
     for batch in itertools.islice(store_batches(store, PLANE), steps):
         step(batch)
-    peak = own_peak_gib()
+    peak = peak_memory_gib()
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     print(json.dumps({"build_s": built, "store_gib": size / 2**30,
                       "peak_after_build_gib": after_build, "peak_gib": peak}))  # fmt: skip
-
-
-def own_peak_gib() -> float:
-    """Peak memory of this program; getrusage's counts the process that started it too, which has trained before."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def main() -> None:
