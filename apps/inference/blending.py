@@ -121,15 +121,15 @@ def _mapped(shape: tuple[int, ...]) -> Tensor:
                         "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
 
 
-def or_retreat(work: Callable[[], Tensor], rooms: Sequence[Room]) -> Tensor:
-    """What ``work`` gives, which may need the memory that a room takes up: it retreats then. No or one room."""
+def or_retreat(work: Callable[[], Tensor], room: Room | None) -> Tensor:
+    """What ``work`` gives, which may need the memory that a room takes up: it retreats then, if there is one yet."""
     while True:
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if not rooms:
+            if room is None:
                 raise
-            rooms[0].retreat(error)
+            room.retreat(error)
 
 
 def blend(
@@ -167,18 +167,17 @@ def blend(
     )
     slices = dense_patch_slices(size, window, _steps(size, window, overlap))
     todo = [(b, where) for b in range(len(volumes)) for where in slices]
-    rooms: list[Room] = []
+    room: Room | None = None
     for start in range(0, len(todo), batch_size):
         part = todo[start : start + batch_size]
         stacked = torch.stack([volumes[(b, slice(None), *where)] for b, where in part])
-        values = or_retreat(lambda: forward(stacked) * weights, rooms)  # noqa: B023
-        if not rooms:
-            rooms.append(Room((len(volumes), values.shape[1], *size), volumes.device, place))
-        sums = rooms[0].tensor
+        values = or_retreat(lambda: forward(stacked) * weights, room)  # noqa: B023
+        kept = room = room or Room((len(volumes), values.shape[1], *size), volumes.device, place)
+        sums = room.tensor
         for value, (b, where) in zip(values.to(sums.device), part, strict=True):
             sums[(b, slice(None), *where)] += value
-    rows = or_retreat(lambda: _rows(weights.to(rooms[0].tensor.device), slices, size), rooms)
-    sums = rooms[0].tensor
+    rows = or_retreat(lambda: _rows(weights.to(kept.tensor.device), slices, size), kept)
+    sums = kept.tensor
     for thick, total in _totals(rows, slices, size):
         sums[:, :, thick] /= total
     return sums

@@ -163,7 +163,7 @@ class SliceWise(SlidingWindow):
         volumes = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).movedim(self.axis + 2, 1)
         count = volumes.shape[1]  # volumes: (B, slices, C, *plane)
         reach = torch.arange(-self.neighbours, self.neighbours + 1)
-        rooms: list[Room] = []
+        room: Room | None = None
         for number, slices in enumerate(volumes):
             for start in range(0, count, self.sw_batch_size):
                 places = torch.arange(start, min(start + self.sw_batch_size, count))
@@ -171,13 +171,13 @@ class SliceWise(SlidingWindow):
                 # (n, 2 * neighbours + 1, C, *plane): slice after slice, each with its channels
                 stack = slices[near].flatten(1, 2)
                 plane = super().__call__
-                logits = or_retreat(lambda: plane(stack, network, *args, **kwargs), rooms)  # noqa: B023
-                if not rooms:
+                logits = or_retreat(lambda: plane(stack, network, *args, **kwargs), room)  # noqa: B023
+                if room is None:
                     shape = [len(volumes), logits.shape[1], *inputs.shape[2:]]
-                    rooms.append(Room(shape, logits.device, self.output_on))
-                out = rooms[0].tensor
+                    room = Room(shape, logits.device, self.output_on)
+                out = room.tensor
                 out[number].movedim(self.axis + 1, 0)[start : start + len(places)] = logits.to(out.device)
-        if not rooms:
+        if room is None:
             raise GeometryError("SliceWise", "a volume has slices", f"shape {tuple(inputs.shape)}")
         return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
 
