@@ -1,12 +1,16 @@
 """Sliding windows beside MONAI's and nnU-Net's, and the largest CT: time and peak memory, each in its own process.
 
     python benchmarks/inference.py windows --nnunet path/to/nnunet/environment --repeats 3
+    python benchmarks/inference.py batches
     python benchmarks/inference.py large --shape 512 512 800 --runs runs/benchmark_inference
 
 ``windows``: one network (TorchScript), one volume, equal patch and overlap (0.5, Gaussian weights), in float32, and in
 bfloat16 as the bundles compute where the processor can; nnU-Net's predictor knows float32 only there. What is timed is
 the way from the volume to the logits; memory is what that way takes beyond what the process held before. The ways take
 turns, and the median is told. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8.
+
+``batches``: milliseconds a window of the processor's forward pass, of windows of several sizes and 1 to 8 of them at a
+time, in the number format of the bundles; the least of the repeats, in which the batches take turns.
 
 ``large``: a phantom CT goes through `decathlete predict` with a CT bundle's chain and window and a slim network of
 random weights: seconds and peak of the whole process, and whether the label map lies on the scan's grid.
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +36,11 @@ from hippocampus import machine  # the benchmark beside this one
 
 from decathlete.files import atomic_write
 from decathlete.networks import UNet
+from decathlete.training.precision import autocast
 
 BATCHES = (1, 4)
+SIZES = {2: (128, 192, 256, 384, 512), 3: (32, 48, 64, 96)}  # edges of the windows of ``batches``, by dimensions
+FEATURES = {2: (16, 32, 64, 128, 256), 3: (8, 16, 32, 64, 64)}
 SLIM = {"network_def::channels": [4, 8, 16, 32, 32, 32], "network_def::deep_supervision": False}
 BEFORE = """
 import json, sys, time, warnings
@@ -125,6 +133,8 @@ def main() -> None:
     part.add_argument("--classes", type=int, default=3)
     part.add_argument("--repeats", type=int, default=3)
     part.add_argument("--nnunet", type=Path, help="virtual environment that holds nnU-Net")
+    part = parts.add_parser("batches")
+    part.add_argument("--repeats", type=int, default=3)
     part = parts.add_parser("large")
     part.add_argument("--shape", type=int, nargs=3, default=(512, 512, 800))
     part.add_argument("--spacing", type=float, nargs=3, default=(0.8, 0.8, 1.0), help="mm, of the phantom's voxels")
@@ -133,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
 
     options.runs.mkdir(parents=True, exist_ok=True)
-    measured = windows(options) if options.part == "windows" else large(options)
+    measured = {"windows": windows, "batches": batches, "large": large}[options.part](options)
     document = {"machine": machine(), "threads": options.threads, options.part: measured}
     with atomic_write(options.output) as file:
         file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -165,6 +175,29 @@ def windows(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({"way": name, **row, "ratio": row["seconds"] / first})
         print(f"{name:32} {row['seconds']:7.1f} {row['seconds'] / first:12.2f} {row['gib']:5.2f}   "
               f"{row['mean']:.5f} {row['std']:.5f}")  # fmt: skip
+    return rows
+
+
+@torch.no_grad()
+def batches(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds a window, by the windows' size and the number of them that go through the network together."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    most, rows = 8, []
+    print(f"{'window':16}" + "".join(f"{count:8} at a time" for count in (1, 2, 4, most)) + "   ms a window")
+    for dims, edges in SIZES.items():
+        network = UNet(dims, 1, 2, channels=FEATURES[dims], channels_last=True).eval()
+        for edge in edges:
+            volume = torch.rand(most, 1, *[edge] * dims)
+            best = dict.fromkeys((1, 2, 4, most), float("inf"))
+            for count in [*best, *list(best) * options.repeats]:  # the first calls compile
+                with autocast(volume.device, True):
+                    start = time.perf_counter()
+                    for part in volume.split(count):
+                        network(part)
+                best[count] = min(best[count], (time.perf_counter() - start) * 1000 / most)
+            rows.append({"window": [edge] * dims, "milliseconds": best})
+            print(f"{'x'.join([str(edge)] * dims):16}" + "".join(f"{ms:18.1f}" for ms in best.values()), flush=True)
     return rows
 
 

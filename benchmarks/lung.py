@@ -1,7 +1,7 @@
 """Lung tumours: what drawing tumour slices more often is worth, and whether the chains can learn five scans by heart.
 
     python benchmarks/lung.py phantoms --minutes 10
-    python benchmarks/lung.py phantoms --minutes 8 --fold 1 --neighbours 0
+    python benchmarks/lung.py phantoms --minutes 8 --fold 1 --shares 0.5 --neighbours 0
     python benchmarks/lung.py overfit --minutes 20
     python benchmarks/lung.py leave-one-out --minutes 20
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--bundles", nargs="+", default=["lung", "lung_3d"], help="of overfit and leave-one-out")
     parser.add_argument("--minutes", type=float, default=20.0, help="of each training")
     parser.add_argument("--fold", type=int, default=0, help="of the phantoms")
+    parser.add_argument("--shares", nargs="+", default=["0.5", "null"], help="foreground_share, one training each")
     parser.add_argument("--dataset_dir", default=dataset_folder(FOLDER))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_lung"))
     parser.add_argument("--output", type=Path)
@@ -54,7 +55,7 @@ def main() -> None:
         data = make_phantoms("lung", NUM_PHANTOMS, options.runs / "phantoms", shape=SHAPE)
         train, test = (datalist(data, options.fold, part, "lung") for part in ("training", "validation"))
         jobs = [("lung", f"foreground_share {share}", train, test, ["--foreground_share", share])
-                for share in ("0.5", "null")]  # fmt: skip
+                for share in options.shares]  # fmt: skip
     else:
         cases = datalist(options.dataset_dir, "all", "all", "lung")
         groups = [(cases, cases)] if options.what == "overfit" else [(_without(cases, c), [c]) for c in cases]

@@ -18,6 +18,9 @@ from decathlete.errors import ConfigError, GeometryError
 from decathlete.inference.blending import Room, blend, or_retreat
 from decathlete.training.precision import autocast
 
+MOST_WINDOWS = 4  # at a time
+CPU_BATCH_VOXELS = 2**18  # on a processor; measured: python benchmarks/inference.py batches
+
 
 class SlidingWindow(Inferer):
     """A sliding window under autocast, with mirrored copies by option; the output is float32 logits.
@@ -29,8 +32,9 @@ class SlidingWindow(Inferer):
 
     Args:
         roi_size: window; components that are not positive take the volume's size.
-        sw_batch_size, overlap, mode, sigma_scale, padding_mode, cval: as in MONAI's SlidingWindowInferer, with other
-            defaults.
+        sw_batch_size: windows that the network sees at a time; None for four, or on a processor, where larger batches
+            take more memory and more time, as many of four as hold `CPU_BATCH_VOXELS` voxels, and one at least.
+        overlap, mode, sigma_scale, padding_mode, cval: as in MONAI's SlidingWindowInferer, with other defaults.
         amp: forward pass in bfloat16 where the device has it (see ``decathlete.training.precision``).
         mirror_axes: spatial axes (0, 1, 2) to mirror: each window is predicted in all combinations, 2 to the power of
             their number, and the **logits** are averaged, as where windows overlap.
@@ -45,7 +49,7 @@ class SlidingWindow(Inferer):
     def __init__(
         self,
         roi_size: Sequence[int] | int,
-        sw_batch_size: int = 4,
+        sw_batch_size: int | None = None,
         overlap: Sequence[float] | float = 0.5,
         mode: str = "gaussian",
         amp: bool = True,
@@ -76,13 +80,15 @@ class SlidingWindow(Inferer):
             pad = [n for pair in reversed(list(zip(low, high, strict=True))) for n in pair]
             plain = F.pad(plain, pad, mode=self.padding_mode, value=self.cval)
 
+        batch = self.windows_at_a_time(window, plain.device)
+
         def forward(x: Tensor) -> Tensor:
             return self._forward(x, network, *args, **kwargs)
 
         if tuple(plain.shape[2:]) == window:
-            out = torch.cat([forward(part) for part in plain.split(self.sw_batch_size)])
+            out = torch.cat([forward(part) for part in plain.split(batch)])
         else:
-            out = blend(plain.float(), window, forward, self.overlap, self.mode, self.sigma_scale, self.sw_batch_size,
+            out = blend(plain.float(), window, forward, self.overlap, self.mode, self.sigma_scale, batch,
                         self.output_on)  # fmt: skip
         out = out[(..., *(slice(before, before + n) for before, n in zip(low, size, strict=True)))]
         # an evaluator's postprocessing expects a MetaTensor of a MetaTensor, as MONAI's inferers give
@@ -92,6 +98,14 @@ class SlidingWindow(Inferer):
         """Spatial shape of the windows of a volume of spatial shape ``size``; smaller volumes are padded to it."""
         roi = fall_back_tuple(self.roi_size, tuple(size))
         return tuple(-(-n // k) * k for n, k in zip(roi, ensure_tuple_rep(self.divisible, len(size)), strict=True))
+
+    def windows_at_a_time(self, window: Sequence[int], device: torch.device) -> int:
+        """Windows of spatial shape ``window`` that the network sees at a time on ``device``."""
+        if self.sw_batch_size is not None:
+            return self.sw_batch_size
+        if device.type != "cpu":
+            return MOST_WINDOWS
+        return min(max(CPU_BATCH_VOXELS // math.prod(window), 1), MOST_WINDOWS)
 
     def _forward(self, x: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         total: Tensor | None = None
@@ -117,7 +131,8 @@ class SliceWise(SlidingWindow):
     Args:
         roi_size: window in the plane of a slice, two numbers, in the order of the slice's axes in the volume. Larger
             slices are covered by windows, smaller ones padded; numbers that are not positive take the slice's size.
-        sw_batch_size: slices that the network sees at a time; where a slice takes several windows, windows.
+        sw_batch_size: slices that the network sees at a time, None as there; where a slice takes several windows,
+            windows.
         overlap, mode, amp, divisible, sigma_scale, padding_mode, cval: as in :class:`SlidingWindow`, in the plane.
         output_on: as there.
         axis: spatial axis (0, 1, 2) along which the slices lie.
@@ -133,7 +148,7 @@ class SliceWise(SlidingWindow):
     def __init__(
         self,
         roi_size: Sequence[int],
-        sw_batch_size: int = 4,
+        sw_batch_size: int | None = None,
         overlap: Sequence[float] | float = 0.5,
         mode: str = "gaussian",
         amp: bool = True,
@@ -164,9 +179,10 @@ class SliceWise(SlidingWindow):
         count = volumes.shape[1]  # volumes: (B, slices, C, *plane)
         reach = torch.arange(-self.neighbours, self.neighbours + 1)
         room: Room | None = None
+        step = self.windows_at_a_time(self.window(volumes.shape[3:]), inputs.device)
         for number, slices in enumerate(volumes):
-            for start in range(0, count, self.sw_batch_size):
-                places = torch.arange(start, min(start + self.sw_batch_size, count))
+            for start in range(0, count, step):
+                places = torch.arange(start, min(start + step, count))
                 near = (places[:, None] + reach).clamp_(0, count - 1).to(slices.device)
                 # (n, 2 * neighbours + 1, C, *plane): slice after slice, each with its channels
                 stack = slices[near].flatten(1, 2)

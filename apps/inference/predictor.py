@@ -273,7 +273,9 @@ class Predictor:
         ours = isinstance(self.inferer, SlidingWindow)
         window = self.inferer.window(longest) if ours else fall_back_tuple(roi, longest)
         if window not in self._bytes_of_windows:
-            batch = getattr(self.inferer, "sw_batch_size", 1)
+            device = self.device
+            batch = (self.inferer.windows_at_a_time(window, device) if ours
+                     else getattr(self.inferer, "sw_batch_size", 1))  # fmt: skip
             size = (batch, self.channels * self._slices, *window)
             self._bytes_of_windows[window] = window_bytes(self.networks[0], size)
         return self._bytes_of_windows[window]
@@ -440,12 +442,12 @@ class Predictor:
         return Prediction(label[0].cpu().numpy().astype(dtype), affine.copy(), shares, field)
 
     def _out_of_memory(self, name: str | Path) -> DecathleteError:
-        roi, batch = getattr(self.inferer, "roi_size", "?"), getattr(self.inferer, "sw_batch_size", 1)
+        on_cpu = self.device.type == "cpu"
         return DeviceError(
             name,
             f"the prediction must fit into the memory of {self.device}",
-            f"too little for {batch} windows of {roi}",
-            "Try a smaller sw_batch_size, --device cpu, or a machine with more memory",
+            f"too little for windows of {getattr(self.inferer, 'roi_size', '?')}",
+            "Free memory, or crop the image" if on_cpu else "Try --inferer::sw_batch_size 1, or --device cpu",
         )
 
 

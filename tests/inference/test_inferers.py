@@ -139,6 +139,21 @@ def test_slices_agree_with_monai_along_each_axis(two_channels, axis, roi):
     torch.testing.assert_close(ours, theirs(two_channels, plane_network()), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("window", "cpu"), [((32, 32, 32), 4), ((48, 48, 48), 2), ((96, 96, 96), 1), ((256, 256), 4)])
+def test_large_windows_go_one_by_one_on_a_processor(window, cpu):
+    inferer = SlidingWindow(window)
+    assert inferer.windows_at_a_time(window, torch.device("cpu")) == cpu
+    assert inferer.windows_at_a_time(window, torch.device("cuda")) == 4
+    assert SlidingWindow(window, sw_batch_size=7).windows_at_a_time(window, torch.device("cpu")) == 7
+
+
+def test_windows_that_the_network_sees_at_a_time(volume):
+    for roi, most in (((8, 8, 4), 4), ((64, 64, 64), 1)):
+        windows = Windows()
+        SlidingWindow(roi, amp=False)(volume.repeat(3, 1, 1, 1, 1), windows)
+        assert max(shape[0] for shape in windows.shapes) == most
+
+
 def test_slices_go_in_batches_and_windows_in_the_plane(two_channels):
     windows = Windows()
     SliceWise((-1, -1), sw_batch_size=4, amp=False)(two_channels, windows)
