@@ -118,7 +118,13 @@ def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
     from decathlete.evaluation import evaluate
 
     summary = evaluate(
-        a.bundle, prediction=a.prediction, label=a.label, output=a.output, report=a.report, image=a.image
+        a.bundle,
+        prediction=a.prediction,
+        label=a.label,
+        output=a.output,
+        report=a.report,
+        image=a.image,
+        largest_component=a.largest_component,
     )
     return 1 if summary.failed else 0
 
@@ -134,6 +140,7 @@ def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
         minutes=a.minutes,
         dataset_dir=a.dataset_dir,
         reference=a.reference,
+        largest_component=a.largest_component,
     )
     return 1 if summary.failed else 0
 
@@ -327,6 +334,12 @@ def _parser() -> _Parser:
     p.add_argument("--output", metavar="DIR", help="folder for metrics.csv and summary.json (default: PREDICTION)")
     p.add_argument("--report", metavar="FILE.html", help="also write a page of tables, points and pictures")
     p.add_argument("--image", metavar="DIR", help="scans for the report's pictures (default: imagesTr beside labelsTr)")
+    p.add_argument(
+        "--largest-component",
+        "--largest_component",
+        action="store_true",
+        help="also score with the largest component of each class alone, and say whether it helps",
+    )
 
     p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.")
     p.add_argument("bundle", metavar="BUNDLE")
@@ -335,6 +348,12 @@ def _parser() -> _Parser:
     p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
     p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")
+    p.add_argument(
+        "--largest-component",
+        "--largest_component",
+        action="store_true",
+        help="also score with the largest component of each class alone, and say whether it helps",
+    )
     p.epilog = "Any other --id value overrides that id of the config, as in 'decathlete run training'."
 
     p = verb("explore", _explore, "Study what thresholds can do, before a network: a page, tables and pictures.")

@@ -79,10 +79,10 @@ def compare(metrics_csv: str | Path, reference_csv: str | Path, labels: Mapping[
     if not rows:
         raise DataError(reference_csv, f"must hold cases and classes of {metrics_csv}", "none of them")
     matched = {row["case"] for row in rows}
-    groups = {name: _group([row for row in rows if row["class"] == name]) for name in names}
+    groups = {name: paired([row for row in rows if row["class"] == name]) for name in names}
     groups = {name: group for name, group in groups.items() if group["cases"]}
     if len(groups) > 1:
-        groups["mean"] = _group([_mean([r for r in rows if r["case"] == case]) for case in sorted(matched)])
+        groups["mean"] = paired([_mean([r for r in rows if r["case"] == case]) for case in sorted(matched)])
     return Comparison(rows, groups, sorted({row["case"] for row in ours} - matched))
 
 
@@ -105,7 +105,8 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in rows])) for key in ("dice", "reference", "difference")}
 
 
-def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def paired(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of ``dice``, ``reference`` and ``difference`` of ``rows``, one a case, with what `Comparison` adds."""
     if not rows:
         return {"cases": 0}
     differences = np.array([row["difference"] for row in rows])

@@ -7,9 +7,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, LAST
@@ -19,6 +19,9 @@ from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import files_sha256, score_pairs
 from decathlete.files import atomic_write, check_output_folder, strip_nifti_suffix
+
+if TYPE_CHECKING:
+    from decathlete.evaluation.components import Components
 
 Case = dict[str, Any]
 
@@ -36,6 +39,7 @@ def cross_validate(
     minutes: float | None = None,
     dataset_dir: str | Path | None = None,
     reference: str | Path | None = None,
+    largest_component: bool = False,
 ) -> Summary:
     """Train each fold, predict its validation cases with its final weights, score them, and pool the scores.
 
@@ -54,6 +58,8 @@ def cross_validate(
         minutes: wall time of each fold's training, in place of the config's epochs.
         dataset_dir: folder of the data; default: as for a training.
         reference: CSV with the columns case, label, dice, to be compared with case by case on stdout.
+        largest_component: also score the folds' label maps with the largest component of each class alone, and say
+            whether that helps; see `decathlete.evaluation.evaluate`.
 
     Returns:
         The pooled scores; cases without a score are in ``failed`` and named on stderr.
@@ -74,6 +80,9 @@ def cross_validate(
     plans = [_Fold(folder, number, root / f"fold_{number}", overrides, minutes, dataset_dir) for number in numbers]
     for plan in plans:  # all of them before the first costs time
         plan.check()
+        if largest_component and not plan.has_label_maps:
+            raise UsageError("--largest-component", "needs references that are label maps",
+                             f"others in {folder.resolve().name}", "Leave it out")  # fmt: skip
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for position, plan in enumerate(plans, 1):
@@ -83,6 +92,12 @@ def cross_validate(
         failed |= plan.failed()
     for message in failed.values():
         print(f"decathlete: {message}", file=sys.stderr)
+    found: Components | None = None
+    if largest_component:
+        from decathlete.evaluation.components import compare_components
+
+        pairs = {case: pair for plan in plans for case, pair in plan.pairs(failed).items()}
+        found = compare_components(pairs, bundle_labels(folder), bundle_scored(folder))
     summary = write_report(
         rows,
         root,
@@ -92,8 +107,11 @@ def cross_validate(
         minutes=minutes,
         training_s={str(plan.number): plan.state().get("training_s") for plan in plans},
         label_sha256=files_sha256(path for plan in plans for case in plan.validation for path in _references(case)),
+        **({"largest_component": found.steps} if found else {}),
     )
     print(summary.table())
+    if found:
+        print(f"\n{found.table()}")
     if reference is not None:
         from decathlete.evaluation.comparison import compare
 
@@ -222,38 +240,52 @@ class _Fold:
             raise TrainingError(f"fold {self.number}", "the training must finish", found, remedy)
         self._write_state("trained", seconds)
 
-    def _score(self, overwrite: bool) -> None:
-        if any("label" not in case for case in self.validation):
-            self._score_by_config()
-            return
-        from decathlete.inference import predict
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether the references are label maps."""
+        return all("label" in case for case in self.validation)
+
+    def pairs(self, without: Container[str] = ()) -> dict[str, tuple[Path, Path]]:
+        """Case to its label map and its reference, but for some cases."""
         from decathlete.inference.outputs import Outputs
 
         outputs = Outputs.of(self.bundle)
+        return {
+            case["case_id"]: (
+                outputs.label_file(self.predictions, strip_nifti_suffix(Path(case["image"]).name)),
+                Path(case["label"]),
+            )
+            for case in self.validation
+            if case["case_id"] not in without
+        }
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the fold's label maps."""
+        return self.folder / "predictions"
+
+    def _score(self, overwrite: bool) -> None:
+        if not self.has_label_maps:
+            self._score_by_config()
+            return
+        from decathlete.inference import predict
+
         seconds = self.state().get("training_s")
-        predictions = self.folder / "predictions"
         images = {case["case_id"]: Path(case["image"]) for case in self.validation}
         report = predict(
             self.bundle,
             list(images.values()),
-            predictions,
+            self.predictions,
             [self.folder / FINAL],
             overwrite=overwrite,
             overrides=self._prediction_overrides(),
         )
         failed = {case: report.failed[image] for case, image in images.items() if image in report.failed}
-        pairs = {
-            case["case_id"]: (
-                outputs.label_file(predictions, strip_nifti_suffix(images[case["case_id"]].name)),
-                Path(case["label"]),
-            )
-            for case in self.validation
-            if case["case_id"] not in failed
-        }
-        rows, faults = score_pairs(pairs, self.labels, f"evaluate fold {self.number}", self.scored)
+        rows, faults = score_pairs(self.pairs(failed), self.labels, f"evaluate fold {self.number}", self.scored)
         failed |= faults
         if not rows:
-            raise DataError(predictions, "at least one case must be scored", "; ".join(failed.values()) or "no case")
+            found = "; ".join(failed.values()) or "no case"
+            raise DataError(self.predictions, "at least one case must be scored", found)
         write_report(rows, self.folder, failed, fold=self.number, training_s=seconds)
         self._write_state("done", seconds, failed=failed)
 

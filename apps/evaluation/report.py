@@ -8,7 +8,7 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from decathlete import __version__
 from decathlete.errors import DataError
 from decathlete.evaluation.labels import Scored
-from decathlete.evaluation.metrics import score
+from decathlete.evaluation.metrics import Mask, score
 from decathlete.files import atomic_write
 
 METRICS = ("dice", "iou", "nsd_1mm", "hd95_mm", "volume_ml", "reference_volume_ml")
@@ -83,16 +83,23 @@ def score_case(
     scored: Scored | None = None,
 ) -> list[Row]:
     """One row per class, or per region, for two label maps (X, Y, Z) on one grid with ``spacing`` in mm."""
-    scored = scored or Scored()
     rows = []
+    for name, ours, theirs in judged_masks(pred, label, labels, scored or Scored()):
+        found = score(ours, theirs, spacing)
+        found["nsd_1mm"] = found.pop("nsd")
+        rows.append({"case": case, "class": name} | {metric: found[metric] for metric in METRICS})
+    return rows
+
+
+def judged_masks(
+    pred: NDArray[Any], label: NDArray[Any], labels: Mapping[int, str], scored: Scored
+) -> Iterator[tuple[str, Mask, Mask]]:
+    """Each class's, or region's, name and masks in two label maps, without the voxels that nobody judged."""
     if scored.ignore:
         judged = ~np.isin(label, scored.ignore)
         pred, label = pred * judged, label * judged
     for name, values in (scored.regions or {name: (value,) for value, name in labels.items()}).items():
-        found = score(np.isin(pred, values), np.isin(label, values), spacing)
-        found["nsd_1mm"] = found.pop("nsd")
-        rows.append({"case": case, "class": name} | {metric: found[metric] for metric in METRICS})
-    return rows
+        yield name, np.isin(pred, values), np.isin(label, values)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from decathlete.files import check_output_folder, nifti_files, strip_nifti_suffi
 from decathlete.inference.outputs import Outputs
 from decathlete.progress import ProgressBar
 
+if TYPE_CHECKING:
+    from decathlete.evaluation.components import Components
+
 logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE_MM = 1e-3
@@ -33,6 +36,7 @@ def evaluate(
     output: str | Path | None = None,
     report: str | Path | None = None,
     image: str | Path | None = None,
+    largest_component: bool = False,
 ) -> Summary:
     """Score label maps, print a table, and write ``metrics.csv`` and ``summary.json``, and a page if asked for.
 
@@ -49,6 +53,8 @@ def evaluate(
         report: HTML file for tables, a point for each case, and pictures of the worst and best cases.
         image: folder of the scans, or one file, for the pictures; default: ``imagesTr`` beside references in
             ``labelsTr``, or the heads of NFBS, if they are there.
+        largest_component: also score the maps with the largest component of each class alone, print whether that helps,
+            and add it to ``summary.json``.
 
     Returns:
         The scores; cases that could not be scored are in ``failed`` and named on stderr.
@@ -76,6 +82,11 @@ def evaluate(
     if not rows:
         raise DataError(prediction, "at least one case must be scored", f"{len(failed)} that failed")
     scored = [case for case in pairs if case not in failed]
+    found: Components | None = None
+    if largest_component:
+        from decathlete.evaluation.components import compare_components
+
+        found = compare_components({case: pairs[case] for case in scored}, labels, bundle_scored(bundle))
     summary = write_report(
         rows,
         folder,
@@ -85,8 +96,11 @@ def evaluate(
         label=label,
         prediction_sha256=files_sha256(pairs[case][0] for case in scored),
         label_sha256=files_sha256(pairs[case][1] for case in scored),
+        **({"largest_component": found.steps} if found else {}),
     )
     print(summary.table())
+    if found:
+        print(f"\n{found.table()}")
     print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
     if report is not None:
         from decathlete.report.scores import write_score_page

@@ -114,9 +114,14 @@ def test_folds_are_pooled_and_a_second_call_keeps_them(oracle, data, tmp_path, c
     assert summary.values["folds"]["1"]["dice"] == 0.875
     weights = tmp_path / "out" / "fold_0" / "model_final.pt"
     before = weights.stat().st_mtime_ns
-    assert cross_validate(oracle, **arguments).mean_dice == summary.mean_dice
+    again = cross_validate(oracle, largest_component=True, **arguments)
+    assert again.mean_dice == summary.mean_dice
+    head = json.loads(again.summary_json.read_text())["largest_component"]["head"]
+    assert (head["cases"], head["reference"], head["changed"]) == (4, 3.5 / 4, 0)
     assert weights.stat().st_mtime_ns == before
-    assert "fold 0 is done already" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "fold 0 is done already" in said.err
+    assert "no gain whose interval is above 0" in said.out
 
 
 @pytest.mark.slow
