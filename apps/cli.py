@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0 done, 1 work failed, 2 wrong use."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.verb not in ("run", "cross-validate", "view"):
+    if rest and arguments.verb not in ("run", "cross-validate", "predict", "view"):
         arguments.parser.refuse(rest[0])
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # MONAI imports it; it warns of homes it cannot write to
     try:
@@ -60,8 +60,13 @@ class _Parser(argparse.ArgumentParser):
 
     def refuse(self, word: str) -> NoReturn:
         """End with the nearest known option for a word that none of the arguments takes."""
+        close = self.nearest(word)
+        self.error(f"unknown argument '{word}'" + (f", did you mean '{close}'?" if close else ""))
+
+    def nearest(self, word: str) -> str | None:
+        """The option that ``word`` resembles most, if one does."""
         close = get_close_matches(word.partition("=")[0].replace("_", "-"), self._option_string_actions, n=1)
-        self.error(f"unknown argument '{word}'" + (f", did you mean '{close[0]}'?" if close else ""))
+        return close[0] if close else None
 
 
 def _data(a: argparse.Namespace, rest: list[str]) -> int:
@@ -93,6 +98,15 @@ def _run(a: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _predict(a: argparse.Namespace, rest: list[str]) -> int:
+    overrides = dict(_pairs(rest))
+    if overrides:
+        from decathlete.bundle import bundle_folder
+        from decathlete.workflow import load
+
+        config = load(bundle_folder(a.bundle), "inference")
+        for name in overrides:
+            if name not in config and a.parser.nearest(f"--{name}"):  # a slip in an option rather than in an id
+                a.parser.refuse(f"--{name}")
     from decathlete.inference import predict
 
     report = predict(
@@ -110,6 +124,7 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
         field=a.field,
         dicom_seg=a.dicom_seg,
         report=a.report,
+        overrides=overrides,
     )
     return 1 if report.failed else 0
 
@@ -326,6 +341,7 @@ def _parser() -> _Parser:
     p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG that refers to the DICOM series")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
+    p.epilog = "Any other --id value, behind the inputs, overrides that id of inference.yaml, e.g. --overlap 0.25."
 
     p = verb("evaluate", _evaluate, "Score predictions on each case's original grid.")
     p.add_argument("bundle", metavar="BUNDLE")

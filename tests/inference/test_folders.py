@@ -40,6 +40,32 @@ def test_label_map_has_the_geometry_of_its_input(bundle, scan_file, out):
     assert label.header["cal_max"] == 0
 
 
+def test_other_options_override_the_config(bundle, scan_file, out, tmp_path):
+    assert run(bundle, scan_file, "--output", out, "--inferer::sw_batch_size", "1", "--amp=false") == 0
+    other = "--deterministic_transforms::4::_disabled_"  # without the z-score another threshold holds
+    assert run(bundle, scan_file, "--output", tmp_path / "other", other) == 0
+    first, second = (np.asarray(nib.load(folder / "case_001.nii.gz").dataobj) for folder in (out, tmp_path / "other"))
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--overwite", "true"), "unknown argument '--overwite', did you mean '--overwrite'?"),
+        (("--inferer::sw_batch_sze", "2"), "Did you mean 'inferer::sw_batch_size'?"),
+        (("7",), "an override is spelt --id value"),
+    ],
+)
+def test_slips_in_options_and_ids_are_named(bundle, scan_file, out, capsys, words, message):
+    try:
+        found = run(bundle, scan_file, "--output", out, *words)
+    except SystemExit as stop:  # argparse's way
+        found = stop.code
+    assert found == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR"])
 def test_copies_in_other_orders_keep_their_geometry_and_labels(bundle, scan_file, out, tmp_path, axes):
     image = nib.load(scan_file)
