@@ -226,6 +226,11 @@ def _serve(a: argparse.Namespace, rest: list[str]) -> int:
     serve(a.bundle, a.studies, host=a.host, port=a.port, folder=a.folder)
 
 
+def _add_largest_component(p: argparse.ArgumentParser) -> None:
+    text = "also score with the largest component of each class alone, and say whether it helps"
+    p.add_argument("--largest-component", "--largest_component", action="store_true", help=text)
+
+
 def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
     """Read ``--id value``, ``--id=value`` and a lone ``--id`` (true) as config overrides; values as YAML reads them."""
     import yaml
@@ -350,12 +355,7 @@ def _parser() -> _Parser:
     p.add_argument("--output", metavar="DIR", help="folder for metrics.csv and summary.json (default: PREDICTION)")
     p.add_argument("--report", metavar="FILE.html", help="also write a page of tables, points and pictures")
     p.add_argument("--image", metavar="DIR", help="scans for the report's pictures (default: imagesTr beside labelsTr)")
-    p.add_argument(
-        "--largest-component",
-        "--largest_component",
-        action="store_true",
-        help="also score with the largest component of each class alone, and say whether it helps",
-    )
+    _add_largest_component(p)
 
     p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.")
     p.add_argument("bundle", metavar="BUNDLE")
@@ -364,12 +364,7 @@ def _parser() -> _Parser:
     p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
     p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")
-    p.add_argument(
-        "--largest-component",
-        "--largest_component",
-        action="store_true",
-        help="also score with the largest component of each class alone, and say whether it helps",
-    )
+    _add_largest_component(p)
     p.epilog = "Any other --id value overrides that id of the config, as in 'decathlete run training'."
 
     p = verb("explore", _explore, "Study what thresholds can do, before a network: a page, tables and pictures.")

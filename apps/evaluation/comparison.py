@@ -33,11 +33,7 @@ class Comparison:
         """Aligned lines: the groups, and below them each case, the largest loss first."""
         heads = ("class", "Dice", "reference", "difference", "95% interval", "better", "worse", "cases")
         lines: list[tuple[str, ...]] = [heads]
-        for name, g in self.groups.items():
-            means = (f"{g['dice']:.4f}", f"{g['reference']:.4f}", f"{g['difference']:+.4f}")
-            interval = f"{g['ci95'][0]:+.4f} to {g['ci95'][1]:+.4f}"
-            lines.append((name, *means, interval, str(g["better"]), str(g["worse"]), str(g["cases"])))
-        text = aligned(lines)
+        text = aligned(lines + [paired_cells(name, group) for name, group in self.groups.items()])
         if per_case:
             worst_first = sorted(self.rows, key=lambda row: row["difference"])
             text += "\n\n" + aligned(
@@ -119,3 +115,10 @@ def paired(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "worse": int((differences < 0).sum()),
         "cases": len(rows),
     }
+
+
+def paired_cells(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
+    """A line of a table: name, Dice, reference, difference, its interval, better, worse and cases of `paired`."""
+    means = (f"{group['dice']:.4f}", f"{group['reference']:.4f}", f"{group['difference']:+.4f}")
+    low, high = (f"{value:+.4f}" for value in group["ci95"])
+    return (name, *means, f"{low} to {high}", *(str(group[key]) for key in ("better", "worse", "cases")))

@@ -12,7 +12,7 @@ import torch
 from monai.transforms import KeepLargestConnectedComponent
 from numpy.typing import NDArray
 
-from decathlete.evaluation.comparison import paired
+from decathlete.evaluation.comparison import paired, paired_cells
 from decathlete.evaluation.labels import Scored
 from decathlete.evaluation.metrics import dice
 from decathlete.evaluation.report import aligned, judged_masks
@@ -40,14 +40,8 @@ class Components:
 
     def table(self) -> str:
         """Aligned lines, and the transform of each step that helps."""
-        lines: list[tuple[str, ...]] = [
-            ("largest component of", "Dice", "as it is", "difference", "95% interval", "better", "worse", "cases")
-        ]
-        for name, s in self.steps.items():
-            means = (f"{s['dice']:.4f}", f"{s['reference']:.4f}", f"{s['difference']:+.4f}")
-            interval = f"{s['ci95'][0]:+.4f} to {s['ci95'][1]:+.4f}"
-            lines.append((name, *means, interval, str(s["better"]), str(s["worse"]), str(s["cases"])))
-        text = aligned(lines)
+        heads = ("largest component of", "Dice", "as it is", "difference", "95% interval", "better", "worse", "cases")
+        text = aligned([heads, *(paired_cells(name, step) for name, step in self.steps.items())])
         if not any(step["changed"] for step in self.steps.values()):
             return f"{text}\n\nnothing changes: each class is one component in every map"
         helpful = self.helpful()
@@ -58,9 +52,8 @@ class Components:
             f"{'independent: false, ' if name == ALL else ''}connectivity: 1}}"
             for name in helpful
         ]
-        return "\n".join(
-            [text, "", "it helps here; the last transform before SaveImaged in inference.yaml:", *transforms]
-        )
+        where = "each by itself helps here; the last transform before SaveImaged in inference.yaml:"
+        return "\n".join([text, "", where, *transforms])
 
 
 def compare_components(
