@@ -421,6 +421,8 @@ def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> Dev
     found = ", ".join(f"{name} {value}" for name, value in filter(None, (batch, patch)))
     if batch and isinstance(batch[1], int) and batch[1] > 1:
         remedy = f"Try --{batch[0]} {batch[1] // 2}"
+    elif infer and batch is None:  # the inferer's own choice: several on a GPU
+        remedy = "Try --inferer::sw_batch_size 1, or --device cpu"
     else:
         remedy = f"Try a smaller {patch[0] if patch else 'patch_size'}, or --device cpu"
     return DeviceError("memory", "the work must fit into the memory of the device", found or str(error), remedy)

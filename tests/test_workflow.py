@@ -168,6 +168,8 @@ def test_out_of_memory_names_the_smaller_setting(tiny):
     assert "found sw_batch_size 4, roi_size [8, 8, 8]. Try --sw_batch_size 2" in str(
         _out_of_memory(MemoryError(), workflow)
     )
+    workflow = BundleWorkflow("hippocampus", "inferring")  # which leaves the number of windows to the inferer
+    assert "Try --inferer::sw_batch_size 1, or --device cpu" in str(_out_of_memory(MemoryError(), workflow))
 
 
 def test_unknown_bundle_and_run_are_refused(tiny):
