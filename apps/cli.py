@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -63,10 +63,11 @@ class _Parser(argparse.ArgumentParser):
         close = self.nearest(word)
         self.error(f"unknown argument '{word}'" + (f", did you mean '{close}'?" if close else ""))
 
-    def nearest(self, word: str) -> str | None:
-        """The option that ``word`` resembles most, if one does."""
-        close = get_close_matches(word.partition("=")[0].replace("_", "-"), self._option_string_actions, n=1)
-        return close[0] if close else None
+    def nearest(self, word: str, ids: Iterable[str] = ()) -> str | None:
+        """The option that ``word`` resembles most, if one does, and more than any of a config's ``ids``."""
+        known = [*self._option_string_actions, *(f"--{name}" for name in ids)]
+        close = get_close_matches(word.partition("=")[0].replace("_", "-"), known, n=1)
+        return close[0] if close and close[0] in self._option_string_actions else None
 
 
 def _data(a: argparse.Namespace, rest: list[str]) -> int:
@@ -105,7 +106,7 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
 
         config = load(bundle_folder(a.bundle), "inference")
         for name in overrides:
-            if name not in config and a.parser.nearest(f"--{name}"):  # a slip in an option rather than in an id
+            if name not in config and a.parser.nearest(f"--{name}", config.config):  # a slip in an option
                 a.parser.refuse(f"--{name}")
     from decathlete.inference import predict
 

@@ -32,8 +32,7 @@ class Comparison:
     def table(self, per_case: bool = True) -> str:
         """Aligned lines: the groups, and below them each case, the largest loss first."""
         heads = ("class", "Dice", "reference", "difference", "95% interval", "better", "worse", "cases")
-        lines: list[tuple[str, ...]] = [heads]
-        text = aligned(lines + [paired_cells(name, group) for name, group in self.groups.items()])
+        text = aligned([heads, *(paired_cells(name, group) for name, group in self.groups.items())])
         if per_case:
             worst_first = sorted(self.rows, key=lambda row: row["difference"])
             text += "\n\n" + aligned(

@@ -44,9 +44,9 @@ def test_pieces_that_touch_by_an_edge_alone_are_apart():
 
 def test_each_class_is_judged_by_its_own_dice(strays):
     head = compare_components(pairs_of(strays), LABELS).steps["head"]
-    own, without = 16 / 17, 16 / 17  # eight voxels and the stray one, on one side
-    assert head["reference"] == pytest.approx((3 * own + 1) / 4)
-    assert head["dice"] == pytest.approx((3 + without) / 4)
+    one_side = 16 / 17  # eight voxels in both, the stray one in the prediction or, cut off there, in the reference
+    assert head["reference"] == pytest.approx((3 * one_side + 1) / 4)
+    assert head["dice"] == pytest.approx((3 + one_side) / 4)
     assert (head["better"], head["worse"], head["cases"], head["changed"], head["labels"]) == (3, 1, 4, 4, [1])
 
 
@@ -111,7 +111,7 @@ def test_an_ordinary_evaluation_says_nothing_of_it(bundle, strays, capsys):
     assert "largest_component" not in json.loads((strays[0] / "summary.json").read_text())
 
 
-def test_contours_are_refused_before_the_first_training(tmp_path, monkeypatch):
+def test_contours_are_refused_before_the_first_training(tmp_path):
     from decathlete.data import make_sunnybrook_phantoms
 
     data = make_sunnybrook_phantoms(5, tmp_path / "data")

@@ -52,6 +52,7 @@ def test_other_options_override_the_config(bundle, scan_file, out, tmp_path):
     ("words", "message"),
     [
         (("--overwite", "true"), "unknown argument '--overwite', did you mean '--overwrite'?"),
+        (("--patch_sze", "2"), "Did you mean 'patch_size'?"),  # nearer than any option
         (("--inferer::sw_batch_sze", "2"), "Did you mean 'inferer::sw_batch_size'?"),
         (("7",), "an override is spelt --id value"),
     ],
