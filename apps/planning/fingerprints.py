@@ -29,8 +29,24 @@ logger = logging.getLogger(__name__)
 SAMPLED_VOXELS = 10_000  # of the foreground of each case and channel; nnU-Net takes about as many
 AIR_HU = -500.0  # a scan with values below is taken for CT: MR images have none
 FEW_CASES = 5  # of the folds
+PLACED_VOXELS = 10_000  # of each class of a case, from which its place and shape are taken
 SPACING_FACTOR = 5.0  # centimetres or metres in place of millimetres are off by 10 or 1000 on every axis
-_VERSION = 1  # of what is kept of a case
+_VERSION = 2  # of what is kept of a case
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the voxels of one class lie in a case, along X, Y and Z of RAS, in mm.
+
+    Attributes:
+        centre: mean, from the middle of the scan.
+        spread: standard deviation along each axis.
+        skew: third central moments, (3, 3, 3): what a class differs in from its mirror image.
+    """
+
+    centre: tuple[float, ...]
+    spread: tuple[float, ...]
+    skew: NDArray[np.float32] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class CaseFacts:
         spacing: voxel edges.
         minimum: smallest intensity of the channels.
         voxels: label value to number of voxels.
+        places: value of each class that is there to where it lies.
     """
 
     case_id: str
@@ -52,6 +69,7 @@ class CaseFacts:
     spacing: tuple[float, ...]
     minimum: tuple[float, ...]
     voxels: Mapping[int, int]
+    places: Mapping[int, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,8 +109,11 @@ class Fingerprint:
         return self.modality.upper() == "CT"
 
     def to_json(self) -> str:
-        """Readable JSON: a line a case."""
+        """Readable JSON: a line a case, with the places of its classes but not their shapes."""
         head = {**asdict(self), "version": _VERSION}
+        for case in head["cases"]:
+            for place in case["places"].values():
+                del place["skew"]
         rows = [json.dumps(case) for case in head.pop("cases")]
         head["median_spacing"] = [round(statistics.median(c.spacing[a] for c in self.cases), 4) for a in range(3)]
         head["median_shape"] = [statistics.median(c.shape[a] for c in self.cases) for a in range(3)]
@@ -221,6 +242,7 @@ def _measure(case: Case, channels: int, allowed: Sequence[int] | None, ignore: S
     inside = np.flatnonzero((label.array > 0) & ~np.isin(label.array, ignore))
     chosen = draw.choice(inside, SAMPLED_VOXELS) if len(inside) else inside  # with replacement, as nnU-Net
     values, counts = np.unique(label.array, return_counts=True)
+    drawn = (values > 0) & ~np.isin(values, ignore)
     flat = image.reshape(-1, image.shape[-1])
     return {
         "shape": shape[order].tolist(),
@@ -228,9 +250,38 @@ def _measure(case: Case, channels: int, allowed: Sequence[int] | None, ignore: S
         "spacing": [round(float(s), 6) for s in spacing[order]],
         "minimum": [float(m) for m in flat.min(0)],
         "voxels": {str(v): int(n) for v, n in zip(values, counts, strict=True)},
+        "placed": values[drawn].tolist(),
+        "places": _places(label, inside, counts[drawn], draw),
         "sample": np.ascontiguousarray(flat[chosen].T.astype(np.float32)),  # (C, N)
         "digest": hashlib.sha256(str(shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest(),
     }
+
+
+def _places(
+    label: Volume, inside: NDArray[np.intp], counts: NDArray[np.intp], draw: np.random.Generator
+) -> NDArray[np.float64]:
+    """Centre, spread and skew of each class (`Place`), by value: (classes, 33).
+
+    Args:
+        label: of a case.
+        inside: flat indices of the voxels of all classes.
+        counts: voxels of each class.
+        draw: for the voxels of a class that has more than are needed.
+    """
+    inside = inside[np.argsort(label.array.reshape(-1)[inside], kind="stable")]
+    turn = label.affine[:3, :3]
+    rows = []
+    for chosen in np.split(inside, np.cumsum(counts)[:-1]) if len(inside) else []:
+        if len(chosen) > PLACED_VOXELS:
+            chosen = draw.choice(chosen, PLACED_VOXELS)
+        indices = np.stack(np.unravel_index(chosen, label.array.shape), -1)
+        where = (indices - (np.array(label.array.shape) - 1) / 2) @ turn.T  # (N, 3), mm
+        centre = where.mean(0)
+        off = where - centre
+        spread = np.sqrt(off.var(0) + (turn**2).sum(1) / 12)  # a voxel is as wide as it is
+        skew = np.einsum("ni,nj,nk->ijk", off, off, off, optimize=True) / len(off)
+        rows.append(np.concatenate([centre, spread, skew.ravel()]))
+    return np.array(rows).reshape(-1, 33)
 
 
 def _image(path: str, channels: int) -> Volume:
@@ -258,7 +309,13 @@ def _case_facts(case: Case, facts: Mapping[str, Any]) -> CaseFacts:
         tuple(facts["spacing"]),
         tuple(facts["minimum"]),
         {int(value): count for value, count in facts["voxels"].items()},
+        {value: _place(row) for value, row in zip(facts["placed"], facts["places"], strict=True)},
     )
+
+
+def _place(row: NDArray) -> Place:
+    centre, spread = (tuple(round(float(mm), 2) for mm in part) for part in (row[:3], row[3:6]))
+    return Place(centre, spread, row[6:].reshape(3, 3, 3).astype(np.float32))
 
 
 def _intensities(values: NDArray) -> Intensities:

@@ -112,13 +112,18 @@ def describe_plan(plan: Plan, fingerprint: Fingerprint, device: str) -> list[str
         "intensities  " + (f"CT: clipped to {plan.window.low:g}..{plan.window.high:g} HU, mean {plan.window.mean:g}, "
                            f"deviation {plan.window.std:g} of the foreground" if plan.window
                            else "z-score of each scan" + (" where it is not 0" if plan.nonzero else "")),
-        f"mirroring    {'along x' if plan.mirror_axes else 'none'}  {why['mirror_axes']}",
+        f"mirroring    {_axes(plan.mirror_axes)}{why['mirror_axes']}",
         f"optimizer    {'Muon, minutes on a CPU' if plan.recipe == 'muon' else 'SGD as nnU-Net, hours on a GPU'}",
         f"epochs       {plan.max_epochs}  {why['max_epochs']}",
         f"memory       {plan.estimate_gib:.1f} GiB expected at the peak, {plan.memory_gib:.1f} planned for ({device})"
         + ("; cases are kept on disk" if plan.cache == "disk" else ""),
     ]  # fmt: skip
     return lines + [f"note         {note}" for note in plan.notes]
+
+
+def _axes(axes: Sequence[int]) -> str:
+    """The mirrored axes by letter; nothing for none, which the reason says."""
+    return f"along {', '.join('xyz'[axis] for axis in axes)}  " if axes else ""
 
 
 def _device(device: str | None, memory_gib: float | None) -> tuple[str, float]:

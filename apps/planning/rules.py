@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from decathlete.planning.fingerprints import CaseFacts, Fingerprint
 from decathlete.planning.footprint import CUDA_GIB, PROCESS_GIB, Resident, resident_gib, training_gib, weight_bytes
 from decathlete.planning.layouts import Layout
 from decathlete.planning.plans import Plan, Topology, Triple
+from decathlete.planning.sides import find_side, one_sided
 
 THICK = 3.0  # slices this many times as far apart as voxels within them make an axis thick
 SMALLEST_EDGE = 4  # of the coarsest feature map, in voxels
@@ -118,7 +119,7 @@ def plan(
         licence=layout.about.get("licence", ""),
         references=tuple(filter(None, [layout.about.get("reference", "")])),
     )
-    return _with_memory(_with_recipe(made, gpu, reasons), spent, gpu)
+    return _with_memory(_with_recipe(made, gpu, reasons, fingerprint.cases), spent, gpu)
 
 
 def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: float = 0.0) -> Plan:
@@ -185,14 +186,12 @@ def _divisible(size: Sequence[int], network: Topology) -> Triple:
     return tuple(math.ceil(n / d) * d for n, d in zip(size, network.divisor, strict=True))
 
 
-def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str]) -> Plan:
+def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str], cases: Sequence[CaseFacts] = ()) -> Plan:
     """The plan with what follows from patch, batch and number of cases: epochs, optimizer and augmentation."""
     per_epoch = math.ceil(made.train_cases / made.batch_size)
     epochs = math.ceil((GPU_ITERATIONS if gpu else CPU_ITERATIONS) / per_epoch)
     reasons["max_epochs"] = f"{epochs * per_epoch:,} iterations, {per_epoch} an epoch; or give --minutes"
-    mirror_axes, reasons["mirror_axes"] = _mirror(made.classes)
-    if gpu and made.task:
-        mirror_axes, reasons["mirror_axes"] = (0, 1, 2), "all three, as nnU-Net: a long training bears it"
+    mirror_axes, reasons["mirror_axes"] = _mirror(made, gpu, cases)
     thick = _thick_axis(made.spacing)
     turn = 0.5 if gpu else 0.4  # nnU-Net's 30 degrees
     return replace(
@@ -406,11 +405,18 @@ def _thick_axis(spacing: Sequence[float]) -> int | None:
     return worst if spacing[worst] > THICK * others else None
 
 
-def _mirror(classes: Mapping[str, int]) -> tuple[tuple[int, ...], str]:
-    sided = [name for name in classes if re.search(r"(?i)(^|[^a-z])(left|right|l|r)($|[^a-z])", name)]
-    if sided:
-        return (), f"none: '{sided[0]}' has a side"
-    return (0,), "left and right; no class has a side"
+def _mirror(made: Plan, gpu: bool, cases: Sequence[CaseFacts]) -> tuple[tuple[int, ...], str]:
+    """Axes to mirror in training and prediction, with the reason.
+
+    Each axis alone, and all three together, turn a left hand into a right one: with sides, none is mirrored.
+    """
+    if side := find_side(made.classes, cases, made.regions):
+        return (), f"none: {side}"
+    if gpu and made.task:
+        return (0, 1, 2), "all three, as nnU-Net: a long training bears it"
+    doubt = one_sided(made.classes, cases)
+    remedy = f"; {doubt}: set [] if the background holds its counterpart" if doubt else ""
+    return (0,), "left and right; no class has a side" + remedy
 
 
 def _notes(fingerprint: Fingerprint) -> tuple[str, ...]:
