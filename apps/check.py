@@ -6,16 +6,19 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_root
 from decathlete.errors import DecathleteError
 from decathlete.failures import find_error
 from decathlete.machine import free_memory_bytes
+
+if TYPE_CHECKING:
+    from decathlete.planning.fingerprints import CaseFacts
 
 SAMPLED_BYTES = 1 << 30  # a larger data set is looked over in 20 cases: reading all of it takes minutes
 SAMPLED_CASES = 20
@@ -231,6 +234,7 @@ def _check_training(report: CheckReport, parser: Any) -> None:
         _check_patterns(report, data, parser)
     else:
         _check_data(report, data, SAMPLED_CASES if size > SAMPLED_BYTES else None)
+        _note_sides(report, parser)
     if not train or "train::preprocessing" not in parser:
         return
     preprocessing = parser.get_parsed_content("train::preprocessing")
@@ -266,6 +270,20 @@ def _check_patterns(report: CheckReport, data: Path, parser: Any) -> None:
     report.say(
         f"data         {len(found.cases)} cases: every file is readable and finite, every label lies on its image"
     )
+    _note_sides(report, parser, found.cases)
+
+
+def _note_sides(report: CheckReport, parser: Any, cases: Sequence[CaseFacts] = ()) -> None:
+    """Say where a training mirrors classes that are told apart by left and right."""
+    from decathlete.planning.sides import find_side
+
+    labels, regions = (parser.get(name) for name in ("labels", "regions"))
+    axes = parser.get("train::augmentation::mirror_axes")
+    if not axes or not isinstance(labels, Mapping):
+        return
+    if side := find_side(labels, cases, regions if isinstance(regions, Mapping) else ()):
+        report.say(f"note         training mirrors along axes {axes}, but {side}: it would learn to confuse them. "
+                   "Set train::augmentation::mirror_axes, and tta_axes of inference.yaml, to []")  # fmt: skip
 
 
 def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, load_weights
+from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
 from decathlete.inference.inferers import SliceWise, SlidingWindow, entropy_bits
@@ -74,7 +75,8 @@ class Predictor:
         checkpoints: weights, one path or several; a run's folder means its final ones, ``model_final.pt``. Default: the
             bundle's own.
         device: such as ``cpu``, ``cuda:1``; default: what the bundle's config chooses.
-        tta: average the logits of mirrored copies too, along the axes of the config's ``tta_axes``, else along all.
+        tta: average the logits of mirrored copies too, along the axes of the config's ``tta_axes``, else along all, but
+            where names of classes say left or right.
         overrides: id of ``inference.yaml`` to value.
         field: return the bias field that the chain's N4BiasFieldCorrectiond finds, with each prediction.
 
@@ -310,7 +312,15 @@ class Predictor:
                 type(self.inferer).__name__,
                 "Use decathlete.inference.SlidingWindow, or SliceWise for a 2D network",
             )
-        axes = tuple(self._parsed("tta_axes") if "tta_axes" in self._parser else range(self._dims))
+        stated = "tta_axes" in self._parser
+        axes = tuple(self._parsed("tta_axes") if stated else range(self._dims))
+        if not stated and (side := side_in_names(self.labels)):
+            raise ConfigError(
+                f"{self._config}, tta_axes",
+                "classes with a side are mirrored only along axes that the config names",
+                f"no tta_axes, and {side}",
+                "Predict without tta, or name axes in tta_axes",
+            )
         if not axes:
             raise ConfigError(
                 f"{self._config}, tta_axes",

@@ -100,6 +100,14 @@ def test_mirroring_needs_an_axis_that_training_mirrored(make_bundle):
         Predictor(bundle, tta=True)
 
 
+def test_sides_are_mirrored_only_where_the_config_says_so(make_bundle):
+    sided = ("labels: {background: 0, anterior: 1, posterior: 2}", "labels: {background: 0, lh: 1, rh: 2}")
+    with pytest.raises(ConfigError, match=r"tta_axes: .* found no tta_axes, and 'lh' and 'rh' are two sides by name"):
+        Predictor(make_bundle(channels=sided), tta=True)
+    stated = (sided[0], sided[1] + "\ntta_axes: [1]")  # a person may know better
+    assert Predictor(make_bundle("stated", channels=stated), tta=True).inferer.mirror_axes == (1,)
+
+
 def test_several_channels_in_the_last_axis(make_bundle, scan, threshold_weights):
     bundle = make_bundle(weights=threshold_weights(2), channels=("channels: 1", "channels: 2"))
     array, affine = scan
