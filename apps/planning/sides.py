@@ -7,6 +7,7 @@ as a side: a training without mirrored copies loses little.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ BESIDE = 1.5  # to either side: headers that confuse left and right
 MIRRORED = 0.4
 BETTER = 0.6  # times what they differ unmirrored
 ALIKE = 1.5  # at most, from one volume to the other
+SHAPES = 100  # compared at most: with a hundred classes, all of a thousand cases take a minute
 
 
 def find_side(classes: Mapping[str, int], cases: Sequence[CaseFacts], regions: Iterable[str] = ()) -> str:
@@ -101,17 +103,18 @@ def _mirrored(a: _Class, b: _Class) -> str:
     """Two classes of the same size that are each other's mirror image across the plane halfway between them, in
     whatever direction the scans lie.
     """
-    both = [n for n, pair in enumerate(zip(a.places, b.places, strict=True)) if all(pair)]
+    both = [(p, q) for p, q in zip(a.places, b.places, strict=True) if p and q]
     if not both or _unlike(a, b) > np.log(ALIKE):
         return ""
-    gap = b.centres[both] - a.centres[both]  # (N, 3)
+    both = both[:: math.ceil(len(both) / SHAPES)]
+    gap = np.array([np.subtract(q.centre, p.centre) for p, q in both])  # (N, 3)
     length = np.linalg.norm(gap, axis=1)
-    wide = np.maximum(*(np.linalg.norm(c.spreads[both], axis=1) for c in (a, b)))
+    wide = np.array([max(np.linalg.norm(p.spread), np.linalg.norm(q.spread)) for p, q in both])
     if np.median(length / wide) < 1:  # one around the other
         return ""
     normal = gap / np.maximum(length, 1e-9)[:, None]
     mirror = np.eye(3) - 2 * normal[:, :, None] * normal[:, None, :]
-    one, other = (np.array([c.places[n].skew for n in both]) for c in (a, b))  # (N, 3, 3, 3)
+    one, other = (np.array([pair[n].skew for pair in both]) for n in range(2))  # (N, 3, 3, 3)
     image = np.einsum("nia,njb,nkc,nabc->nijk", mirror, mirror, mirror, one, optimize=True)
     mirrored, copied = _differ(image, other), _differ(one, other)
     if np.median(mirrored) > min(MIRRORED, BETTER * np.median(copied)):
