@@ -1,17 +1,48 @@
-"""Files written whole or not at all, and the names that NIfTI files carry."""
+"""Files written whole or not at all, the lock for what several processes share, and the names of NIfTI files.
+
+Temporary files and locks that a killed process left are removed by the next process that writes into their folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import logging
 import os
-import tempfile
-from collections.abc import Iterator
+import platform
+import re
+import secrets
+import shutil
+import stat
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from decathlete.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PROBABILITIES = "_probabilities"  # ends the name of the class probabilities beside a label map
+
+# of a temporary file: machine, process and a random part; only the random part where an older version made it
+_PART = re.compile(r"\.part_(?:(?P<machine>[0-9a-f]{4})(?P<process>[0-9a-f]+)_)?[a-z0-9_]{8}(?:\..*)?")
+_LOCK = re.compile(r"\.lock_[0-9a-f]{16}")
+_UNSIGNED_S = 7 * 86400  # after which a leftover goes that may be another machine's
+_TRIES = 100
+_POLL_S = 0.05
+_ONLY_OURS = getattr(os, "O_NOFOLLOW", 0)  # a link in the place of a lock's file may lead anywhere
 
 
 @contextlib.contextmanager
@@ -19,24 +50,243 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it is synced and renamed to ``path``, on failure removed.
 
     The temporary name keeps the suffixes, since writers choose the format by them, and is short, since a long
-    ``path`` has no room for more letters.
+    ``path`` has no room for more letters. The permissions are those of any new file, or of the file that is replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
-    handle, name = tempfile.mkstemp(prefix=".part_", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
+    kept = _permissions(path)
+    # whoever may not read the file that is replaced may not read the new one while it is written either
+    mode = 0o666 if kept is None else kept | 0o600
+    with _part(path.parent, suffix, functools.partial(_make_file, mode=mode)) as part:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner reads
+        if kept is not None and kept != _permissions(part):
+            part.chmod(kept)
         part.replace(path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """What :func:`atomic_write` is, for a folder that is not there yet, or is empty."""
+    path = Path(path)
+    with temporary_folder(path.parent) as part:
+        yield part
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path) -> Iterator[Path]:
+    """Give a new hidden folder in ``parent``, with the permissions of any new folder; it is removed in the end."""
+    with _part(Path(parent), "", Path.mkdir) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def lock(target: str | Path, wait: bool | float = True, sure: bool = False) -> Iterator[bool]:
+    """Whether this thread alone may work on ``target``, for as long as the block lasts.
+
+    Holds between threads, processes and, on file systems that share locks, machines (NFS does; Lustre where it is
+    mounted with ``flock``). The lock is on a hidden file beside ``target``, which is removed with it; the system takes
+    it back when a process ends, however it ends.
+
+    Args:
+        target: file or folder; it need not be there.
+        wait: until whoever has it is done, in place of the answer no; or for so many seconds.
+        sure: the answer where a file system has no locks is no. By default it is yes, and a line in the log says so.
+
+    Raises:
+        OSError: the folder of ``target`` cannot be written to.
+    """
+    path = Path(target)
+    path = path.with_name(f".lock_{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = None if isinstance(wait, bool) else time.monotonic() + wait
+    while True:
+        handle = _open_lock(path)
+        held: bool | None = False
+        try:
+            held = _take(handle, wait is True)
+            if held is False and (end is None or time.monotonic() >= end):
+                yield False
+                return
+            if held is not False and _is_same(handle, path):  # else deleted between being opened and locked
+                if held is None and not sure:
+                    _say_no_locks(path.parent)
+                _sign(handle)
+                yield held or not sure
+                return
+        finally:
+            if held is not False and _is_same(handle, path):
+                _remove_and_release(handle, path)
+            else:
+                _release(handle)
+        if held is False:
+            time.sleep(_POLL_S)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files, folders and locks in ``folder`` that were left by processes that were killed.
+
+    What a living process is at stays; what may be another machine's stays for a week. What cannot be removed stays too.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # another process was quicker, or it is somebody else's
+                if (part := _PART.fullmatch(entry.name)) and not entry.is_symlink():
+                    _remove_part(entry, part["machine"], part["process"])
+                elif _LOCK.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    _remove_free_lock(Path(entry.path))
+
+
+def _remove_part(entry: os.DirEntry[str], machine: str | None, process: str | None) -> None:
+    if machine == _this_machine() and process is not None and os.name == "posix":
+        if _is_alive(int(process, 16)):
+            return
+    elif time.time() - entry.stat().st_mtime < _UNSIGNED_S:
+        return
+    if entry.is_dir():
+        shutil.rmtree(entry.path, ignore_errors=True)
+    else:
+        os.unlink(entry.path)
+
+
+def _remove_free_lock(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | _ONLY_OURS)
+    try:
+        # on some file systems a machine sees its own locks only, and a file that is not signed yet was just made
+        known = os.read(handle, 8) in (_this_machine().encode(), b"")
+        if known and _take(handle, wait=False) and _is_same(handle, path):
+            _remove_and_release(handle, path)
+            handle = -1
     finally:
-        part.unlink(missing_ok=True)
+        if handle >= 0:
+            _release(handle)
+
+
+_swept: set[Path] = set()  # folders that this process has looked through for leftovers
+
+
+@contextlib.contextmanager
+def _part(folder: Path, suffix: str, make: Callable[[Path], object]) -> Iterator[Path]:
+    """A temporary file or folder, made by ``make``, which fails where there is one; removed where it is still there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (there := folder.absolute()) not in _swept:
+        _swept.add(there)
+        remove_leftovers(folder)
+    for _ in range(_TRIES):
+        part = folder / f".part_{_this_machine()}{os.getpid():x}_{secrets.token_hex(4)}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            make(part)
+            break
+    else:
+        raise FileExistsError(f"{folder}: no free name for a temporary file")
+    try:
+        yield part
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _make_file(path: Path, mode: int) -> None:
+    # the system takes the umask off `mode`: to ask for the umask is to set it, for all threads of the process
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode))
+
+
+def _permissions(path: Path) -> int | None:
+    """Permission bits of a file that is there; None for a link, which is replaced itself."""
+    with contextlib.suppress(OSError):
+        there = path.lstat()
+        return stat.S_IMODE(there.st_mode) if stat.S_ISREG(there.st_mode) else None
+    return None
+
+
+@functools.cache
+def _this_machine() -> str:
+    """Four digits for what numbers its processes by itself: a machine, or a container."""
+    name = platform.node()
+    with contextlib.suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(name.encode()) & 0xFFFF:04x}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | _ONLY_OURS, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+    return os.open(path, os.O_RDONLY | _ONLY_OURS)  # another user's, which can be locked all the same
+
+
+def _take(handle: int, wait: bool) -> bool | None:
+    """Whether an open file could be locked; None where there are no locks."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+        return True
+    if msvcrt is None:
+        return None
+    while True:
+        try:
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # beyond the content, which others read
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            return True
+        except OSError:
+            if not wait:
+                return False
+        time.sleep(_POLL_S)
+
+
+def _sign(handle: int) -> None:
+    """Write into a lock's file on which machine it was taken."""
+    with contextlib.suppress(OSError):  # another user's file
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, _this_machine().encode())
+
+
+def _release(handle: int) -> None:
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked process may have the file open too
+    os.close(handle)
+
+
+def _remove_and_release(handle: int, path: Path) -> None:
+    if fcntl is None:
+        os.close(handle)  # Windows removes no open file; so neither the one that somebody else has opened since
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    if fcntl is not None:
+        _release(handle)  # after it lost its name: whoever waits for it sees that, and takes a new one
+
+
+def _is_same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except OSError:
+        return False
+
+
+@functools.cache
+def _say_no_locks(folder: Path) -> None:
+    logger.warning("%s: the file system has no locks: start no two jobs on this folder", folder)
 
 
 def check_output_folder(folder: str | Path, option: str = "--output") -> None:

@@ -28,7 +28,7 @@ from monai.utils import convert_to_tensor
 import decathlete
 from decathlete.errors import DataError
 from decathlete.failures import find_error
-from decathlete.files import atomic_write
+from decathlete.files import atomic_write, lock, remove_leftovers
 from decathlete.machine import free_device_bytes, free_memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -231,25 +231,57 @@ def save_entry(path: Path, item: Any) -> None:
         logger.warning("%s: not kept on disk: %s", path, error)
         return
     try:
-        for number, array in enumerate(arrays):
-            with atomic_write(_array_path(path, number)) as part, part.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-        with atomic_write(path) as part:
-            part.write_text(json.dumps({"arrays": [_checksum(a) for a in arrays], "item": content}))
+        with lock(path):
+            for number, array in enumerate(arrays):
+                with atomic_write(_array_path(path, number)) as part, part.open("wb") as file:
+                    np.save(file, array, allow_pickle=False)
+            with atomic_write(path) as part:
+                part.write_text(json.dumps({"arrays": [_checksum(a) for a in arrays], "item": content}))
     except OSError as error:
         raise DataError(path, "the cache can be written", f"{error.strerror}",
                         "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
 
 
 def prune(cache_dir: Path, days: float) -> None:
-    """Delete the entries that were neither written nor read in the last ``days``; what cannot be deleted stays."""
+    """Delete the entries that were neither written nor read in the last ``days``, and what killed processes left.
+
+    What cannot be deleted, or is written just now, stays.
+    """
     oldest = time.time() - days * 86400
-    for path in cache_dir.glob("[0-9a-f][0-9a-f]/*.json"):
-        with contextlib.suppress(OSError):  # another process may have been quicker
-            if path.stat().st_mtime < oldest:
-                path.unlink()
-                for array in path.parent.glob(f"{path.stem}-*.npy"):
-                    array.unlink()
+    for folder in cache_dir.glob("[0-9a-f][0-9a-f]"):
+        remove_leftovers(folder)
+        keys = {path.stem for path in folder.glob("*.json")}
+        keys |= {path.stem.rpartition("-")[0] for path in folder.glob("*-*.npy")}
+        for key in keys:
+            path = folder / f"{key}.json"
+            remove_unused(path, path, oldest, functools.partial(_remove_entry, path))
+
+
+def _remove_entry(path: Path) -> None:
+    for file in (path, *path.parent.glob(f"{path.stem}-*.npy")):
+        file.unlink(missing_ok=True)
+
+
+def remove_unused(entry: Path, index: Path, oldest: float, remove: Callable[[], None]) -> None:
+    """Call ``remove`` if nobody writes an entry, and nobody has used it since ``oldest``; errors of the disk pass.
+
+    Args:
+        entry: what is locked while it is written.
+        index: its file that is written last, and touched when it is read; where it is missing, the entry was never
+            finished.
+        oldest: seconds since 1970.
+        remove: deletes the entry.
+    """
+
+    def is_used() -> bool:
+        return index.is_file() and index.stat().st_mtime >= oldest
+
+    with contextlib.suppress(OSError):
+        # what is not finished goes at once, but not where nobody can tell whether somebody is at it
+        if not is_used():
+            with lock(entry, wait=False, sure=not index.is_file()) as mine:
+                if mine and not is_used():
+                    remove()
 
 
 def load_entry(path: Path) -> Any:

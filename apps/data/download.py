@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gzip
 import hashlib
 import http.client
 import logging
 import os
+import re
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -23,7 +24,7 @@ from decathlete.data import nfbs
 from decathlete.data.cases import read_description
 from decathlete.data.tasks import Task, get_task
 from decathlete.errors import DataError
-from decathlete.files import nifti_files
+from decathlete.files import lock, nifti_files, temporary_folder
 from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _FIRST_TRIES = 3  # where nothing has answered: most likely there is no network
 _WAIT_S = 1.0  # before the second of these tries, doubled before each further one
 _MAX_MEMBERS = 1_000_000
 _BY_HAND = "Check the network, put the data set's folder there by hand, or make phantoms with --phantom N"
+_CERTIFICATES = "Check this machine's clock; behind a proxy, name its certificates in SSL_CERT_FILE"
 _HOSTILE = "Do not trust this archive; get it from its publisher"
 
 
@@ -135,7 +137,10 @@ def _download_set(folder: Path, url: str, md5: str | None, size: int | None, pro
                         "Move it away and run the command again")  # fmt: skip
     output = folder.parent
     archive = output / url.rpartition("/")[2]
-    with _told_in_one_line(output), _only_process(output / f".{folder.name}.lock"):
+    with _told_in_one_line(output), lock(folder, wait=False) as mine:
+        if not mine:
+            raise DataError(folder, "one process at a time downloads a data set", "another at it",
+                            "Wait for it, or pass another --output")  # fmt: skip
         if is_complete(folder):  # by a process that has just ended
             return folder
         if not archive.is_file() or _wrong(archive.stat().st_size, size) or (md5 and _md5(archive) != md5):
@@ -184,8 +189,11 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
                     raise DataError(url, "the server gives the archive", f"HTTP {error.code} {error.reason}",
                                     _BY_HAND) from error  # fmt: skip
                 problem = error
-            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-                problem = getattr(error, "reason", error)
+            except _NetworkError as error:
+                problem = error.problem
+                if isinstance(problem, ssl.SSLCertVerificationError):  # the next try would find the same
+                    raise DataError(url, "the server's certificate can be verified", problem.verify_message,
+                                    _CERTIFICATES) from error  # fmt: skip
             fruitless = 0 if part.size > before else fruitless + 1
             answered = part.size > start or isinstance(problem, urllib.error.HTTPError)
             if fruitless == (_TRIES if answered else _FIRST_TRIES):
@@ -222,10 +230,9 @@ def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool 
     packed = archive.stat().st_size
     if shutil.disk_usage(folder.parent).free < packed:
         raise OSError(errno.ENOSPC, "no space for the unpacked files")
-    work = folder.parent / f".part_{folder.name}"
-    shutil.rmtree(work, ignore_errors=True)  # of an earlier call that was killed
     try:
         with (
+            temporary_folder(folder.parent) as work,
             tarfile.open(archive) as tar,
             ProgressBar(desc=f"unpack {archive.name}", unit="file", disable=not progress) as bar,
         ):
@@ -242,20 +249,18 @@ def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool 
                 bar.update()
             while tar.fileobj is not None and tar.fileobj.read(_BLOCK):
                 pass  # to the end, where the checksum of a compressed tar stands
-        if not is_complete(work / folder.name):
-            held = "heads in their subjects' folders" if nfbs.is_nfbs(folder) else "dataset.json and images"
-            raise DataError(
-                archive, f"the archive holds {folder.name}/{held}", "other files", "Check the address of the mirror"
-            )
-        if folder.exists():
-            folder.rmdir()
-        (work / folder.name).replace(folder)
+            if not is_complete(work / folder.name):
+                held = "heads in their subjects' folders" if nfbs.is_nfbs(folder) else "dataset.json and images"
+                raise DataError(
+                    archive, f"the archive holds {folder.name}/{held}", "other files", "Check the address of the mirror"
+                )
+            if folder.exists():
+                folder.rmdir()
+            (work / folder.name).replace(folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
         raise DataError(
             archive, "the archive is a sound tar", f"{error}", "Remove it and run the command again"
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_gzip(path: Path, archive: Path, name: str) -> None:
@@ -335,7 +340,8 @@ def _receive(url: str, part: _Part) -> bool:
     """One connection: append what it gives; whether the file is now whole."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={part.size}-"} if part.size else {})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        with _of_the_network():
+            response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: no bytes after those that are here
             raise
@@ -351,18 +357,42 @@ def _receive(url: str, part: _Part) -> bool:
                 return False
         if total is not None:
             part.expect(total)
-        while block := response.read(_BLOCK):
+        while block := _next_block(response):
             part.append(block)
     return total is None or part.size == total
 
 
+def _next_block(response: http.client.HTTPResponse) -> bytes:
+    with _of_the_network():
+        return response.read1(_BLOCK)  # what has come, without waiting for the rest of a block: a cut may come before
+
+
+class _NetworkError(Exception):
+    """A connection that failed, by ``problem``; no word on the disk."""
+
+    def __init__(self, problem: object) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+@contextmanager
+def _of_the_network() -> Iterator[None]:
+    """Take whatever goes wrong in the block for the network's fault; what a server answers passes."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise _NetworkError(error.reason if isinstance(error, urllib.error.URLError) else error) from error
+
+
 def _range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     """First byte that a response gives, and size of the whole file, None where it is not told."""
-    given = response.headers.get("Content-Range", "")
-    if response.status == 206 and given.startswith("bytes ") and "-" in given:
-        start, _, rest = given.removeprefix("bytes ").partition("-")
-        total = rest.rpartition("/")[2]
-        return int(start), int(total) if total.isdigit() else None
+    if response.status == 206:
+        given = response.headers.get("Content-Range", "")
+        if (told := re.match(r"bytes (\d+)-\d+/(\d+|\*)$", given)) is None:
+            raise _NetworkError(f"part of a file, but not which (Content-Range: {given or 'none'})")
+        return int(told[1]), int(told[2]) if told[2].isdigit() else None
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 
@@ -376,26 +406,6 @@ def _told_in_one_line(where: Path) -> Iterator[None]:
             raise DataError(where, "the disk has room for the archive and for its contents", f"{error.strerror}",
                             "Free some space and run the command again: it goes on from there") from error  # fmt: skip
         raise DataError(where, "the folder can be written to", f"{error}", "Pass another --output") from error
-
-
-@contextmanager
-def _only_process(lock: Path) -> Iterator[None]:
-    """Keep other processes from downloading the same; the system frees the lock of one that was killed.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(lock.parent, "one process at a time downloads a data set", f"another at it ({lock.name})",
-                            "Wait for it, or pass another --output") from error  # fmt: skip
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def _is_plain(archive: Path) -> bool:

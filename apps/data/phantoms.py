@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 from decathlete.data.anatomy import draw_case
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, UsageError
+from decathlete.files import atomic_folder
 from decathlete.progress import ProgressBar
 
 MAX_CASES = 900  # three digits in a case's name; those from 901 on are test cases
@@ -74,22 +73,17 @@ def write_phantoms(
     if holds(target, made_from):
         return target
 
+    part: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part_", dir=target.parent))
+        with atomic_folder(target) as part:
+            write(part)
     except OSError as error:
-        raise DataError(target.parent, "must be a folder that can be written to", error.strerror or str(error),
-                        "Choose another --output") from error  # fmt: skip
-    try:
-        write(part)
-        part.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp makes folders that only the owner reads
-        part.replace(target)
-    except OSError as error:
+        if part is None:
+            raise DataError(target.parent, "must be a folder that can be written to", error.strerror or str(error),
+                            "Choose another --output") from error  # fmt: skip
         if target.exists() and holds(target, made_from):  # another process was first
             return target
         raise DataError(target, "phantoms are written whole or not at all", str(error), "Free the place") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
 
 

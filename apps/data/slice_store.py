@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fcntl
+import functools
 import io
 import json
 import logging
@@ -34,9 +34,10 @@ from decathlete.data.cache import (
     first_random,
     own_errors,
     package_versions,
+    remove_unused,
 )
 from decathlete.errors import ConfigError, DataError, GeometryError
-from decathlete.files import atomic_write, strip_nifti_suffix
+from decathlete.files import atomic_write, lock, remove_leftovers, strip_nifti_suffix
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
 from decathlete.transforms.read import MAX_VOXELS
@@ -246,7 +247,7 @@ class SliceDataset(Dataset):
                 return None
             built = _open(folder, key, self.keys, warn=False)  # by another process, just now
             if built is None:
-                _empty(folder)  # of what is damaged, or was left by a process that was killed
+                shutil.rmtree(folder, ignore_errors=True)  # damaged, or left by a process that was killed
                 with own_errors():
                     item = self.transform(dict(case), end=self._first_random, threading=True)
                 with _told_in_one_line(folder):
@@ -288,7 +289,7 @@ class SliceDataset(Dataset):
             with atomic_write(folder / "index.json") as part:
                 part.write_text(json.dumps(index))
         except BaseException:
-            _empty(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _slices_first(self, item: Any, name: str, where: str) -> tuple[np.ndarray, str]:
@@ -460,16 +461,10 @@ def _count(label: np.ndarray, where: str) -> tuple[list[int], np.ndarray]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether this thread alone may write the entry; the system frees the lock of a process that was killed."""
+    """Whether this thread alone may write the entry."""
     with contextlib.ExitStack() as stack:
         with _told_in_one_line(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((folder / "lock").open("a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                is_ours = True
-            except BlockingIOError:
-                is_ours = False
+            is_ours = stack.enter_context(lock(folder, wait))
         yield is_ours
 
 
@@ -481,21 +476,16 @@ def _told_in_one_line(where: Path) -> Iterator[None]:
         raise DataError(where, "the slices can be written", error.strerror or str(error), _REMEDY) from error
 
 
-def _empty(folder: Path) -> None:
-    """Remove the files of an entry, those half written too."""
-    for path in folder.iterdir():
-        if path.name != "lock":  # others may wait for it
-            path.unlink(missing_ok=True)
-
-
 def _prune(cache_dir: Path, days: float) -> None:
-    """Delete the entries that were neither written nor read in the last ``days``; what cannot be deleted stays."""
+    """Delete the entries that were neither written nor read in the last ``days``, and what killed processes left.
+
+    What cannot be deleted, or is written just now, stays.
+    """
     oldest = time.time() - days * 86400
-    for folder in (cache_dir / "slices").glob("[0-9a-f][0-9a-f]/*"):
-        with contextlib.suppress(OSError):  # another process may have been quicker
-            index = folder / "index.json"
-            if (index if index.is_file() else folder).stat().st_mtime < oldest:
-                shutil.rmtree(folder)
+    for shard in (cache_dir / "slices").glob("[0-9a-f][0-9a-f]"):
+        remove_leftovers(shard)
+        for folder in shard.glob("[0-9a-f]*"):
+            remove_unused(folder, folder / "index.json", oldest, functools.partial(shutil.rmtree, folder))
 
 
 def _header_voxels(case: Mapping, keys: Sequence[str]) -> int | None:

@@ -8,9 +8,7 @@ which the system takes back when a process ends, however it ends: nothing is lef
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -18,24 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.errors import DataError
+from decathlete.files import lock
 from decathlete.short_form import in_torchrun
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
-
-logger = logging.getLogger(__name__)
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
 
 
 @contextlib.contextmanager
 def claim(target: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether ``target`` is this process's to write, for as long as the block lasts.
-
-    Holds between threads, processes and, on file systems that share locks, machines (NFS does; Lustre where it is
-    mounted with ``flock``). Where a file system has no locks a line in the log says so, and the answer is yes.
+    """Whether ``target`` is this process's to write, for as long as the block lasts (:func:`decathlete.files.lock`).
 
     Args:
         target: file to be written; it need not be there.
@@ -44,44 +33,13 @@ def claim(target: Path, wait: bool = False) -> Iterator[bool]:
     Raises:
         DataError: the folder cannot be written to.
     """
-    lock = target.with_name(f".claim_{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}")
-    handle = None
-    try:
-        while handle is None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-            mine = _lock(handle, wait)
-            if mine and not _is_same(handle, lock):  # it was deleted between being opened and locked
-                os.close(handle)
-                handle = None
-    except OSError as error:
-        raise DataError(target, "the output must be written", str(error),
-                        "Free disk space, or choose another --output") from error  # fmt: skip
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            mine = stack.enter_context(lock(target, wait))
+        except OSError as error:
+            raise DataError(target, "the output must be written", str(error),
+                            "Free disk space, or choose another --output") from error  # fmt: skip
         yield mine
-    finally:
-        if mine:
-            lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _lock(handle: int, wait: bool) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        logger.warning("no locks in the output folder (%s): start no two jobs on it", error.strerror)
-    return True
-
-
-def _is_same(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 class Share:

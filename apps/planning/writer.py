@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -18,7 +16,7 @@ import yaml
 import decathlete
 from decathlete.bundle import bundle_names, packaged_root
 from decathlete.errors import UsageError
-from decathlete.files import atomic_write, check_output_folder
+from decathlete.files import atomic_folder, atomic_write, check_output_folder
 from decathlete.planning.fingerprints import Fingerprint
 from decathlete.planning.plans import Plan
 
@@ -78,21 +76,13 @@ def write_bundle(
             with atomic_write(folder / PRETRAINED) as part:
                 shutil.copyfile(pretrained, part)
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part_", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as new:
         for name, text in texts.items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            (part / name).write_text(text, encoding="utf-8")
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_text(text, encoding="utf-8")
         if pretrained is not None:
-            (part / PRETRAINED).parent.mkdir()
-            shutil.copyfile(pretrained, part / PRETRAINED)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o777 & ~umask)  # mkdtemp makes folders that only the owner reads
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            (new / PRETRAINED).parent.mkdir()
+            shutil.copyfile(pretrained, new / PRETRAINED)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import http.server
 import io
@@ -20,6 +19,7 @@ from decathlete.data import download as downloads
 from decathlete.data import get_task
 from decathlete.data.download import download, download_task, fetch, unpack
 from decathlete.errors import DataError, UsageError
+from decathlete.files import lock
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -200,13 +200,11 @@ def test_bomb_is_refused_before_it_fills_the_disk(tmp_path):
 
 
 def test_two_processes_do_not_download_the_same(task, server, tmp_path):
-    with open(tmp_path / ".Task04_Hippocampus.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # what a download holds until its process ends
-        with pytest.raises(DataError, match="one process at a time"):
-            download_task(task, tmp_path, progress=False)
+    with lock(tmp_path / "Task04_Hippocampus"), pytest.raises(DataError, match="one process at a time"):
+        download_task(task, tmp_path, progress=False)
     assert server.requests == []
     assert download_task(task, tmp_path, progress=False).is_dir()
-    assert not list(tmp_path.glob(".*lock"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Task04_Hippocampus", "source"]
 
 
 def test_damaged_archive_and_archive_of_something_else(tmp_path):

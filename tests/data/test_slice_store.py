@@ -80,7 +80,7 @@ def store(tmp_path):
 
 
 def _files(folder) -> list:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _in_process(function) -> multiprocessing.Process:
