@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from decathlete.errors import UsageError
-from decathlete.files import atomic_write, check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.files import (
+    atomic_folder,
+    atomic_write,
+    check_output_folder,
+    lock,
+    nifti_files,
+    remove_leftovers,
+    strip_nifti_suffix,
+    temporary_folder,
+)
+
+FORK = multiprocessing.get_context("fork") if os.name == "posix" else None
+POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX modes and processes")
 
 
 def test_file_appears_with_its_content(tmp_path):
@@ -56,12 +74,190 @@ def test_name_of_255_letters_can_be_written(tmp_path):
     assert (tmp_path / name).is_file()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+@POSIX
 def test_file_has_the_mode_of_any_new_file(tmp_path):
     (tmp_path / "plain").write_text("x")
     with atomic_write(tmp_path / "ours") as part:
         part.write_text("x")
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.fixture
+def umask():
+    """A umask that gives nothing to others and lets the group read."""
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+@POSIX
+def test_umask_of_the_process_stays_while_threads_write(tmp_path, umask):
+    def write(number):
+        for _ in range(100):
+            with atomic_write(tmp_path / f"{number}.txt") as part:
+                part.write_text("x")
+            with atomic_folder(tmp_path / f"{number} {_}"):
+                pass
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    seen = set()
+    while any(thread.is_alive() for thread in threads):
+        with open("/proc/self/status") as file:
+            seen |= {line.split()[1] for line in file if line.startswith("Umask")}
+    assert seen <= {"0027"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640, 0o750}
+
+
+@POSIX
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o400])
+def test_file_that_is_replaced_keeps_its_permissions_and_shows_no_more_before(tmp_path, umask, mode):
+    (tmp_path / "a").write_text("earlier")
+    (tmp_path / "a").chmod(mode)
+    with atomic_write(tmp_path / "a") as part:
+        assert stat.S_IMODE(part.stat().st_mode) & ~(mode | 0o600) == 0
+        part.write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+    assert (tmp_path / "a").read_text() == "x"
+
+
+@POSIX
+def test_link_is_replaced_and_what_it_leads_to_stays(tmp_path, umask):
+    (tmp_path / "content").write_text("earlier")
+    (tmp_path / "a").symlink_to(tmp_path / "content")
+    with atomic_write(tmp_path / "a") as part:
+        part.write_text("x")
+    assert not (tmp_path / "a").is_symlink()
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert (tmp_path / "content").read_text() == "earlier"
+
+
+def test_folder_appears_with_all_that_is_in_it_or_not_at_all(tmp_path):
+    with atomic_folder(tmp_path / "new" / "a") as part:
+        (part / "b").mkdir()
+        assert [p.name for p in (tmp_path / "new").iterdir()] == [part.name]
+    assert [p.name for p in (tmp_path / "new" / "a").iterdir()] == ["b"]
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "new" / "a"):
+        pass
+    with pytest.raises(ValueError, match="while it is filled"), atomic_folder(tmp_path / "new" / "c"):
+        raise ValueError("while it is filled")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a"]
+    assert [p.name for p in (tmp_path / "new" / "a").iterdir()] == ["b"]
+
+
+def _write_and_stay(folder: Path, ready) -> None:
+    with atomic_write(folder / "a.nii.gz") as part, temporary_folder(folder) as work, lock(folder / "b"):
+        part.write_text("half")
+        (work / "inner").mkdir()
+        (work / "inner" / "file").write_text("half")
+        ready.set()
+        time.sleep(60)
+
+
+@POSIX
+def test_what_a_killed_process_left_goes_and_what_a_living_one_is_at_stays(tmp_path):
+    ready = FORK.Event()
+    process = FORK.Process(target=_write_and_stay, args=(tmp_path, ready), daemon=True)
+    process.start()
+    assert ready.wait(30)
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    process.kill()
+    process.join(30)
+    with atomic_write(tmp_path / "later") as part:  # the first file that this process writes there
+        part.write_text("x")
+    assert os.listdir(tmp_path) == ["later"]
+
+
+def test_leftovers_of_others_stay_a_week_and_what_is_not_ours_stays(tmp_path):
+    theirs = [".part_00001f_0123abcd.nii", ".part_ab_3xyz9", ".part_ab_3xyz9.nii.gz"]  # another machine, and unsigned
+    kept = [".part_mine", ".lock_x", "part_ab_3xyz9", ".part_ab_3xyz9y_z.nii", ".partial_ab_3xyz9"]
+    for name in (*theirs, *kept):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".lock_0123456789abcdef").write_text("zzzz")  # signed by another machine
+    (tmp_path / ".part_ab_3xyz8").symlink_to(tmp_path / "part_ab_3xyz9")
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 10
+    for name in (*theirs, *kept):
+        os.utime(tmp_path / name, (time.time() - 8 * 86400,) * 2)
+    remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, ".lock_0123456789abcdef", ".part_ab_3xyz8"}
+
+
+def test_lock_leaves_no_file_and_tells_who_comes_second(tmp_path):
+    with lock(tmp_path / "new" / "a") as mine:
+        with lock(tmp_path / "new" / "a", wait=False) as second, lock(tmp_path / "new" / "b", wait=False) as other:
+            assert (mine, second, other) == (True, False, True)
+        with lock(tmp_path / "new" / "a", wait=0.1) as after_a_while:
+            assert not after_a_while
+    with lock(tmp_path / "new" / "a", wait=False) as again:
+        assert again
+    assert os.listdir(tmp_path / "new") == []
+
+
+@POSIX
+def test_lock_is_free_though_a_process_that_was_forked_meanwhile_lives(tmp_path):
+    with lock(tmp_path / "a"):
+        process = FORK.Process(target=time.sleep, args=(60,), daemon=True)
+        process.start()
+        path = next(tmp_path.iterdir())
+        (tmp_path / "waits").hardlink_to(path)  # as one who opened the lock's file before it went
+    with (tmp_path / "waits").open("a") as file:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.kill()
+    process.join(30)
+
+
+@POSIX
+def test_lock_that_was_deleted_is_not_held_by_two(tmp_path):
+    ends = []
+    with lock(tmp_path / "a"):
+        waits = threading.Thread(target=lambda: ends.append(_held_alone(tmp_path / "a")))
+        waits.start()
+        time.sleep(0.05)  # it has opened the file that goes now
+    waits.join(30)
+    assert ends == [True]
+
+
+def _held_alone(target: Path) -> bool:
+    with lock(target) as mine, lock(target, wait=False) as second:
+        return mine and not second
+
+
+@POSIX
+def test_lock_never_writes_where_a_link_leads(tmp_path):
+    with lock(tmp_path / "a"):
+        name = next(tmp_path.iterdir()).name
+    (tmp_path / "content").write_text("precious")
+    (tmp_path / name).symlink_to(tmp_path / "content")
+    with pytest.raises(OSError, match=name), lock(tmp_path / "a"):
+        pass
+    assert (tmp_path / "content").read_text() == "precious"
+
+
+def test_no_other_module_needs_what_only_some_systems_have():
+    apps = Path(__file__).resolve().parent.parent / "apps"
+    words = ("import fcntl", "import msvcrt", "os.umask(", 'mkdtemp(prefix=".part_')
+    found = {path.relative_to(apps).as_posix() for path in apps.rglob("*.py") for w in words if w in path.read_text()}
+    assert found == {"files.py"}
+
+
+def test_files_are_written_where_the_system_has_no_locks(tmp_path):
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from decathlete.files import atomic_write, lock, remove_leftovers\n"
+        "with atomic_write('a.txt') as part: part.write_text('x')\n"
+        "with lock('a.txt', wait=False) as mine, lock('a.txt', wait=False, sure=True) as sure: print(mine, sure)\n"
+        "remove_leftovers('.')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+    assert "has no locks" in done.stderr
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize(
