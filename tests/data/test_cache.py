@@ -23,8 +23,9 @@ from monai.transforms import (
 )
 
 from decathlete.data import CachedDataset, cache, datalist
-from decathlete.data.cache import load_entry, save_entry
+from decathlete.data.cache import load_entry, prune, save_entry
 from decathlete.errors import DataError
+from decathlete.files import lock
 
 KEYS = ["image", "label"]
 
@@ -216,3 +217,24 @@ def test_entries_that_nobody_read_for_long_are_deleted(cases, tmp_path):
     assert load_entry(read_again) is not None
     CachedDataset(cases, _chain(), mode="disk", cache_dir=folder)
     assert {path.name[:64] for path in _entries(folder)} == {read_again.stem}
+
+
+def test_arrays_that_a_killed_process_left_go_unless_somebody_writes_their_entry(tmp_path):
+    path = tmp_path / "ab" / "ab12.json"
+    save_entry(path, {"voxels": np.zeros(1000)})
+    path.unlink()  # as one that was killed before it came to write it
+    with lock(path):
+        prune(tmp_path, 60)
+        assert [p.name for p in path.parent.glob("*.npy")] == ["ab12-0.npy"]
+    prune(tmp_path, 60)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_old_entry_that_is_written_again_is_not_deleted_under_the_writer(tmp_path):
+    path = tmp_path / "ab" / "ab12.json"
+    save_entry(path, {"voxels": np.zeros(1000)})
+    os.utime(path, (0, 0))
+    with lock(path):  # what whoever writes it holds
+        prune(tmp_path, 60)
+        assert len(list(path.parent.glob("ab12*"))) == 2
+    assert load_entry(path) is not None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import http.server
 import io
 import logging
 import shutil
+import socket
+import ssl
+import struct
+import subprocess
 import tarfile
 import threading
+import urllib.request
 from collections import namedtuple
 from pathlib import Path
 
@@ -41,21 +47,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = server.content[start:]
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
+            given = f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
+            self.send_header("Content-Range", server.content_range or given)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         cut = server.cuts.pop(0) if server.cuts else len(body)
         self.wfile.write(body[:cut])
+        if cut < len(body) and server.end:
+            self.wfile.flush()
+            server.ends[server.end](self.connection)
 
     def log_message(self, *args):
         """Keep the test's output clean."""
+
+
+def _reset(connection: socket.socket) -> None:
+    """End a connection as a machine does that was switched off and on: "Connection reset by peer"."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def _noise(connection: ssl.SSLSocket) -> None:
+    """Go on with what is no TLS."""
+    with socket.socket(fileno=connection.detach()) as plain:
+        plain.sendall(b"no record of TLS" * 100)
 
 
 @pytest.fixture
 def server(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.content, server.requests, server.cuts = b"", [], []
-        server.status, server.ranges = 200, True
+        server.status, server.ranges, server.content_range = 200, True, ""
+        server.ends, server.end = {"reset": _reset, "noise": _noise}, None
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setenv("DECATHLETE_MSD_URL", f"http://127.0.0.1:{server.server_port}/")
@@ -96,6 +119,79 @@ def test_cut_connections_are_taken_up_where_they_stopped(task, server, tmp_path)
     server.cuts = [1000, 0, 500]
     download_task(task, tmp_path, progress=False)
     assert server.requests == [None, "bytes=1000-", "bytes=1000-", "bytes=1500-"]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> Path:
+    """A certificate for this machine that signs itself, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 1 -subj /CN=localhost"
+    subprocess.run([*command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], cwd=folder, check=True,
+                   capture_output=True)  # fmt: skip
+    return folder / "cert.pem"
+
+
+@pytest.fixture
+def safe_server(server, certificate, monkeypatch):
+    """The server, by TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setenv("DECATHLETE_MSD_URL", f"https://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the certificates that it trusts
+    return server
+
+
+def test_connection_that_is_reset_is_taken_up_where_it_stopped(task, server, tmp_path):
+    server.cuts, server.end = [1000, 2000], "reset"
+    assert download_task(task, tmp_path, progress=False).is_dir()
+    assert len(server.requests) == 3
+
+
+def test_tls_that_breaks_off_is_taken_up_where_it_stopped(task, safe_server, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    safe_server.cuts, safe_server.end = [1000], "noise"
+    assert download_task(task, tmp_path, progress=False).is_dir()
+    assert safe_server.requests == [None, "bytes=1000-"]
+
+
+def test_tls_that_breaks_off_each_time_is_told_as_the_network(task, safe_server, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    safe_server.cuts, safe_server.end = [1000] + [0] * 10, "noise"
+    with pytest.raises(DataError, match=r"the server is reached\. found .*SSL.*Check the network"):
+        download_task(task, tmp_path, progress=False)
+
+
+def test_certificate_that_nobody_trusts_is_told_at_once(task, safe_server, tmp_path):
+    with pytest.raises(DataError, match=r"certificate can be verified\. found .*self.signed.*clock.*SSL_CERT_FILE"):
+        download_task(task, tmp_path, progress=False)
+    assert safe_server.requests == []
+
+
+@pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETDOWN, errno.ETIMEDOUT, errno.ENOSPC])
+def test_fault_of_a_read_is_the_networks_and_not_the_disks(code):
+    class Response:
+        def read1(self, _size):
+            raise OSError(code, "somewhere")
+
+    with pytest.raises(downloads._NetworkError):
+        downloads._next_block(Response())
+
+
+def test_file_that_cannot_be_written_is_the_disks_fault_and_not_tried_again(task, server, tmp_path):
+    (tmp_path / "data" / "Task04_Hippocampus.tar.part").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"the folder can be written to.*Pass another --output"):
+        download_task(task, tmp_path / "data", progress=False)
+    assert server.requests == []
+
+
+def test_part_of_another_place_than_told_is_not_taken(task, server, tmp_path):
+    server.content_range = "bytes somewhere"
+    (tmp_path / "Task04_Hippocampus.tar.part").write_bytes(server.content[:700])
+    with pytest.raises(DataError, match=r"part of a file, but not which \(Content-Range: bytes somewhere\)"):
+        download_task(task, tmp_path, progress=False)
 
 
 def test_interrupted_call_is_resumed_by_the_next(task, server, tmp_path):

@@ -31,6 +31,7 @@ from monai.transforms import (
 
 from decathlete.data import SliceDataset, slice_store
 from decathlete.errors import ConfigError, DataError, GeometryError
+from decathlete.files import lock
 from decathlete.transforms import BatchAugment
 
 KEYS = ["image", "label"]
@@ -246,6 +247,37 @@ def test_a_killed_builder_leaves_what_it_finished_and_no_lock(cases, store, tmp_
     assert killed.exitcode == 1
     assert len(store(cases, Lambdad("image", func=mark))) == 29
     assert sorted(marks.read_text().split()) == ["20", "4", "4", "5"]
+    assert not list(store.folder.rglob("*lock*"))
+
+
+def test_what_a_killed_builder_left_goes_when_others_are_built(cases, store):
+    def stop(image):
+        folder = next(store.folder.glob("slices/??")) / "ab12"  # a volume that nobody asks for again
+        folder.mkdir()
+        (folder / "image.npy").write_bytes(b"half")
+        os._exit(1)
+
+    killed = _in_process(lambda: store(cases[:1], Lambdad("image", func=stop)))
+    killed.join(60)
+    assert killed.exitcode == 1
+    assert len(_files(store.folder)) == 2  # the half volume, and the lock of its builder
+    with lock(next(store.folder.glob("slices/??/ab12"))):
+        store(cases[1:2])
+        assert "image.npy" in [p.name for p in store.folder.glob("slices/??/ab12/*")]
+    store(cases[1:2])
+    assert [path.name for path in _files(store.folder)] == ["image.npy", "index.json", "label.npy"]
+    assert len(list(store.folder.glob("slices/??/*"))) == 1
+
+
+def test_volume_that_is_built_anew_is_not_deleted_under_its_builder(cases, store):
+    store(cases[:1])
+    index = next(store.folder.rglob("index.json"))
+    os.utime(index, (0, 0))
+    with lock(index.parent):
+        store(cases[1:2])
+        assert index.is_file()
+    store(cases[1:2])
+    assert not index.parent.exists()
 
 
 def test_two_processes_at_once_build_each_volume_once(cases, store, tmp_path):
