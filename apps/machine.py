@@ -5,23 +5,72 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from decathlete.files import lock
+
+_PATIENCE_S = 60.0
+_SYSTEM = Path("/")  # where /proc and /sys are
+
 
 def free_memory_bytes() -> float:
-    """Memory that this process may still take: what the system calls available, within its control group's limit.
+    """Memory that this process may still take: what the system calls available, within its control groups' limits.
 
     Infinity where neither can be read (systems other than Linux).
     """
-    free = [math.inf]
-    with contextlib.suppress(OSError, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
-        group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    free = [_meminfo("MemAvailable"), *(limit - used for limit, used in _group_limits())]
     return max(0, min(free))
+
+
+def total_memory_bytes() -> float:
+    """Memory of the machine, or of this process's control groups where they allow less; infinity where not told."""
+    return min([_meminfo("MemTotal"), *(limit for limit, _ in _group_limits())])
+
+
+def _meminfo(name: str) -> float:
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (_SYSTEM / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return math.inf
+
+
+def _group_limits() -> Iterator[tuple[float, float]]:
+    """Limit and use of each control group that this process is in, in bytes; a batch system makes one for each job."""
+    own: list[str] = []
+    with contextlib.suppress(OSError):
+        own = (_SYSTEM / "proc/self/cgroup").read_text().splitlines()
+    root = _SYSTEM / "sys/fs/cgroup"
+    for line in own:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            top, kind = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):  # the first version of control groups
+            top, kind = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = top / name.lstrip("/")
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
+                limit, used = (int((group / file).read_text()) for file in kind[:2])
+                stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                yield limit, used - int(stat.get(kind[2], 0))  # pages of files that were read go when memory is wanted
+            if group == top:
+                break
+
+
+@contextlib.contextmanager
+def memory_in_turn() -> Iterator[None]:
+    """While it lasts, no other process on this machine that asks for it too looks at what is free, and takes it.
+
+    What is taken has to be written to: only then it shows in what is free. Nobody waits longer than a minute.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(lock(Path(tempfile.gettempdir()) / "decathlete_memory", wait=_PATIENCE_S))
+        yield
 
 
 def free_device_bytes(device: Any) -> float:

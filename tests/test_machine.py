@@ -6,11 +6,53 @@ import sys
 
 import pytest
 
-from decathlete.machine import free_memory_bytes, peak_memory_gib
+from decathlete import machine
+from decathlete.machine import free_memory_bytes, peak_memory_gib, total_memory_bytes
 
 
 def test_free_memory_is_less_than_the_machine_has():
     assert 0 < free_memory_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Function (path to text) that writes /proc and /sys of a machine with 64 kB, of which 40 are free."""
+
+    def write(files: dict[str, str]) -> None:
+        for name, text in {"proc/meminfo": "MemTotal: 64 kB\nMemFree: 9 kB\nMemAvailable: 40 kB\n", **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+    monkeypatch.setattr(machine, "_SYSTEM", tmp_path)
+    return write
+
+
+def test_limits_of_the_jobs_control_groups_count_and_pages_of_files_are_free(system):
+    system({})
+    assert (total_memory_bytes(), free_memory_bytes()) == (65536, 40960)
+    job, step = "sys/fs/cgroup/slurm/job_7/", "sys/fs/cgroup/slurm/job_7/step_0/"
+    system({
+        "proc/self/cgroup": "0::/slurm/job_7/step_0\n",
+        f"{step}memory.max": "max\n", f"{step}memory.current": "4096\n", f"{step}memory.stat": "anon 1\n",
+        f"{job}memory.max": "32768\n", f"{job}memory.current": "20480\n",
+        f"{job}memory.stat": "anon 8192\ninactive_file 10240\n",
+    })  # fmt: skip
+    assert (total_memory_bytes(), free_memory_bytes()) == (32768, 32768 - 20480 + 10240)
+
+
+def test_limits_of_a_container_by_the_first_version_of_control_groups(system):
+    top = "sys/fs/cgroup/memory/"
+    system({
+        "proc/self/cgroup": "5:cpu:/docker/ab\n4:memory:/docker/ab\n0::/\n",  # a path that is the host's
+        f"{top}memory.limit_in_bytes": "16384", f"{top}memory.usage_in_bytes": "8192",
+        f"{top}memory.stat": "total_inactive_file 4096",
+    })  # fmt: skip
+    assert (total_memory_bytes(), free_memory_bytes()) == (16384, 12288)
+
+
+def test_a_system_that_tells_nothing_has_memory_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_SYSTEM", tmp_path)
+    assert (total_memory_bytes(), free_memory_bytes()) == (float("inf"), float("inf"))
 
 
 def test_peak_memory_grows_with_what_is_taken():

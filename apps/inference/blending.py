@@ -16,12 +16,13 @@ from torch import Tensor
 from decathlete.data.cache import cache_folder
 from decathlete.errors import ConfigError, DataError
 from decathlete.failures import is_out_of_memory
-from decathlete.machine import free_device_bytes, free_memory_bytes
+from decathlete.machine import free_device_bytes, free_memory_bytes, memory_in_turn, total_memory_bytes
 
 logger = logging.getLogger(__name__)
 
 PLACES = ("device", "cpu", "file")
 SHARE_OF_FREE = 0.8  # the rest is for what comes after: resampling, the next layer's buffers
+LEFT_OF_ALL = 0.2  # of the machine's memory, for the same of all processes that predict on it at once
 SLAB_VOXELS = 2**24  # of the volume, worked on at a time
 FLOAT = 4
 
@@ -29,8 +30,9 @@ FLOAT = 4
 class Room:
     """Zeros, float32, in the first of three places that has room: the device, the machine's memory, a temporary file.
 
-    What is free is asked before. Where memory runs out nevertheless, now or later (`retreat`), the next place is taken;
-    values are the same in all of them. The file is memory-mapped and has no name: it goes with the last tensor on it.
+    What is free is asked before, by one process on the machine at a time, which takes it before the next one asks.
+    Where memory runs out nevertheless, now or later (`retreat`), the next place is taken; values are the same in all of
+    them. The file is memory-mapped and has no name: it goes with the last tensor on it.
 
     Args:
         shape: of the tensor.
@@ -50,8 +52,9 @@ class Room:
         self.shape, self.device = tuple(int(n) for n in shape), device
         if place not in ("auto", *PLACES):
             raise ConfigError("sliding window, output_on", f"must be auto, {', '.join(PLACES)}", repr(place))
-        self.place = self._first_with_room() if place == "auto" else place
-        self.tensor = self._allocate()
+        with memory_in_turn():
+            self.place = self._first_with_room() if place == "auto" else place
+            self.tensor = self._allocate()
 
     @property
     def bytes(self) -> int:
@@ -66,12 +69,14 @@ class Room:
         after = self._next()
         if after is None or not is_out_of_memory(error):
             raise error
-        logger.warning("memory ran out: the network's output goes on in %s", _SAID[after])
         self._move(after)
+        logger.warning("memory ran out: the network's output goes on in %s", _SAID[self.place])
 
     def _move(self, place: str) -> None:
-        before, self.place = self.tensor, place
-        self.tensor = self._allocate().copy_(before)
+        before = self.tensor
+        with memory_in_turn():
+            self.place = place if place == "file" or self._fits_memory() else "file"
+            self.tensor = self._allocate().copy_(before)
         if before.device.type == "cuda":
             del before
             torch.cuda.empty_cache()
@@ -85,10 +90,16 @@ class Room:
     def _first_with_room(self) -> str:
         if self.device.type == "cuda" and self.bytes <= SHARE_OF_FREE * free_device_bytes(self.device):
             return "device"
-        if self.bytes <= SHARE_OF_FREE * free_memory_bytes():
+        if self._fits_memory():
             return "cpu"
         logger.info("the network's output of %.1f GiB is kept in %s", self.bytes / 2**30, _SAID["file"])
         return "file"
+
+    def _fits_memory(self) -> bool:
+        free, total = free_memory_bytes(), total_memory_bytes()
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's on this machine, which begin together
+        left = LEFT_OF_ALL * total if total < math.inf else 0
+        return self.bytes <= min(SHARE_OF_FREE * free / processes, free - left)
 
     def _allocate(self) -> Tensor:
         while True:
@@ -100,7 +111,7 @@ class Room:
                 after = self._next()
                 if after is None or not is_out_of_memory(error):
                     raise
-                self.place = after
+                self.place = after if self._fits_memory() else "file"
 
 
 _SAID = {"cpu": "the machine's memory", "file": "a temporary file"}

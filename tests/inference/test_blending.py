@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
+import multiprocessing
 import os
+import tempfile
+import time
 
 import pytest
 import torch
@@ -77,10 +81,55 @@ def test_places_differ_in_nothing(volume):
 
 def test_a_file_is_taken_where_the_values_exceed_what_is_free(monkeypatch):
     monkeypatch.setattr(blending, "free_memory_bytes", lambda: 4 * 1000.0)
+    monkeypatch.setattr(blending, "total_memory_bytes", lambda: 4 * 1000.0)
     assert Room((800,), CPU).place == "cpu"
     room = Room((801,), CPU)
     assert room.place == "file"
     assert room.tensor.count_nonzero() == 0
+    monkeypatch.setattr(blending, "total_memory_bytes", lambda: 4 * 1500.0)  # others have taken a third: 300 stay free
+    assert [Room((n,), CPU).place for n in (700, 701)] == ["cpu", "file"]
+    monkeypatch.setattr(blending, "total_memory_bytes", lambda: math.inf)  # a system that does not tell
+    assert [Room((n,), CPU).place for n in (800, 801)] == ["cpu", "file"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [Room((n,), CPU).place for n in (100, 101)] == ["cpu", "file"]
+
+
+def test_jobs_that_know_nothing_of_each_other_do_not_take_the_same_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of the lock that they share
+    processes = multiprocessing.get_context("fork")
+    taken, places, zeros = processes.Value("i", 0), processes.Queue(), torch.zeros
+    monkeypatch.setattr(blending, "total_memory_bytes", lambda: 4000.0)
+    monkeypatch.setattr(blending, "free_memory_bytes", lambda: 4000.0 - taken.value)
+
+    def slow(shape, device):
+        time.sleep(0.05)  # so long takes the writing of many zeros
+        with taken:
+            taken.value += 4 * math.prod(shape)
+        return zeros(shape, device=device)
+
+    monkeypatch.setattr(blending.torch, "zeros", slow)
+    jobs = [processes.Process(target=lambda: places.put(Room((300,), CPU).place), daemon=True) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    # 1200 bytes each: 4000 and 2800 that are free leave enough, of 1600 only 400 would be left
+    assert sorted(places.get(timeout=60) for _ in jobs) == ["cpu", "cpu", "file", "file"]
+    for job in jobs:
+        job.join(60)
+    assert list(tmp_path.glob(".lock*")) == []
+
+
+def test_a_device_that_is_full_leads_to_a_file_where_memory_is_short_too(monkeypatch):
+    zeros = torch.zeros
+
+    def full(shape, device):
+        if str(device) == "meta":
+            raise RuntimeError(OUT_OF_MEMORY)
+        return zeros(shape, device=device)
+
+    monkeypatch.setattr(blending.torch, "zeros", full)
+    assert Room((10,), torch.device("meta"), "device").place == "cpu"
+    monkeypatch.setattr(blending, "free_memory_bytes", lambda: 4.0)
+    assert Room((10,), torch.device("meta"), "device").place == "file"
 
 
 def test_an_allocation_that_fails_goes_to_the_next_place(monkeypatch):
