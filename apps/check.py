@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_root
 from decathlete.errors import DecathleteError
 from decathlete.failures import find_error
-from decathlete.machine import free_memory_bytes
+from decathlete.machine import free_device_bytes, free_memory_bytes
 
 if TYPE_CHECKING:
     from decathlete.planning.fingerprints import CaseFacts
@@ -287,9 +287,13 @@ def _note_sides(report: CheckReport, parser: Any, cases: Sequence[CaseFacts] = (
 
 
 def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None:
-    """Time of one forward and backward pass of one patch, scaled to the whole training: a rough figure."""
+    """Time of one forward and backward pass of one patch, scaled to the whole training: a rough figure.
+
+    Nothing runs whose estimated memory is not free: the system would end the process.
+    """
     import torch
 
+    from decathlete.planning.footprint import step_gib
     from decathlete.training.precision import autocast
 
     if any(name not in parser for name in ("network", "network_def", "patch_size", "batch_size", "device")):
@@ -297,8 +301,19 @@ def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None
     network, device = parser.get_parsed_content("network"), torch.device(parser.get_parsed_content("device"))
     patch, batch = parser.get_parsed_content("patch_size"), int(parser.get_parsed_content("batch_size"))
     channels = int(parser.get_parsed_content("network_def::in_channels"))  # with neighbouring slices, where there are
-    image = torch.randn(1, channels, *patch, device=device)
     amp = bool(parser.get_parsed_content("amp")) if "amp" in parser else False
+    free, size = free_device_bytes(device) / 2**30, "x".join(map(str, patch))
+    needed = step_gib(network, (1, channels, *patch), amp, device)
+    if needed is not None and needed > free:
+        report.say(f"forecast     training on one patch of {size} takes about {needed:.1f} GiB of memory on {device}, but "
+                   f"{free:.1f} GiB are free: its time is not measured. Train where there is more memory, or lower "
+                   "patch_size")  # fmt: skip
+        return
+    needed = step_gib(network, (batch, channels, *patch), amp, device)
+    if needed is not None and needed > free:
+        report.say(f"forecast     training on {batch} patches of {size} takes about {needed:.1f} GiB of memory on {device},"
+                   f" but {free:.1f} GiB are free. Train where there is more memory, or lower batch_size")  # fmt: skip
+    image = torch.randn(1, channels, *patch, device=device)
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 10:  # the first call also chooses kernels; the fastest counts
         start = time.perf_counter()

@@ -99,6 +99,23 @@ def test_faults_of_a_config_are_all_found(bundle, data):
     assert "inference.yaml, handlers::0::_target_: 'NoSuchHandler'" in found
 
 
+def test_patch_that_memory_cannot_hold_is_told_and_not_tried(bundle, data):
+    _write(bundle / "configs" / "train.yaml", CONFIG, patch_size=[2048, 2048, 2048])
+    report = check(bundle, data)
+    (line,) = (line for line in report.lines if "one patch of 2048x2048x2048 takes about" in line)
+    assert float(line.partition("about ")[2].split()[0]) > 64  # the image alone is 32 GiB, the scores are 96
+    assert "its time is not measured" in line
+    assert not any("an epoch" in line for line in report.lines)
+    assert report.ok  # the training may be meant for another machine
+
+
+def test_batch_that_memory_cannot_hold_is_told_beside_the_time(bundle, data):
+    _write(bundle / "configs" / "train.yaml", CONFIG, batch_size=10**6)
+    lines = check(bundle, data).lines
+    assert [line for line in lines if "training on 1000000 patches of 16x16x16 takes about" in line]
+    assert [line for line in lines if "an epoch" in line]
+
+
 def test_missing_id_that_monai_needs(bundle, data):
     content = {k: v for k, v in INFERENCE.items() if k != "inferer"}
     _write(bundle / "configs/inference.yaml", content)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from decathlete.inference.memory import PROCESS_GIB
 from decathlete.networks import UNet
 from decathlete.planning.fingerprints import Fingerprint
 from decathlete.planning.plans import Topology
+from decathlete.training.precision import autocast
 
 CUDA_GIB = 0.7  # a process's context on a GPU
 FLOAT, DOUBLE = 4, 8
@@ -45,6 +47,41 @@ def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, clas
 
     The network runs on shapes alone (torch's fake tensors), in bfloat16.
     """
+    with FakeTensorMode():
+        ghost = make_network(network, channels, classes, channels_last=False)  # the layout does not change the size
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            kept = _kept_bytes(lambda: ghost.train()(torch.empty(2, channels, *patch)), ghost.parameters())
+        weights = sum(p.numel() for p in ghost.parameters()) * FLOAT
+    return kept // 2, weights
+
+
+def step_gib(network: nn.Module, shape: Sequence[int], amp: bool, device: torch.device) -> float | None:
+    """GiB that one forward and backward pass takes beside the weights; None where it cannot be told.
+
+    The network runs on shapes alone (torch's fake tensors), which one that looks at values cannot.
+
+    Args:
+        network: as it is; nothing in it changes.
+        shape: of the input, (B, C, *spatial).
+        amp: whether it runs in autocast.
+        device: of network and input.
+    """
+    mode = FakeTensorMode()
+    own = dict(network.named_parameters())
+    try:
+        ghosts = {name: mode.from_tensor(value) for name, value in [*own.items(), *network.named_buffers()]}
+        with mode, autocast(device, amp):
+            kept = _kept_bytes(
+                lambda: torch.func.functional_call(network, ghosts, torch.empty(tuple(shape), device=device)),
+                ghosts.values(),
+            )
+    except Exception:  # whatever a network of somebody's own raises without values
+        return None
+    return FIXED_GIB + (WORKING * kept + sum(p.numel() for p in own.values()) * FLOAT) / 2**30
+
+
+def _kept_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) -> int:
+    """Bytes of all tensors but the weights that the backward pass of ``forward`` keeps."""
     kept: dict[int, int] = {}
     alive: list[Any] = []  # a storage that is freed would give its key to another
 
@@ -54,13 +91,10 @@ def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, clas
         alive.append(storage)
         return x
 
-    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        ghost = make_network(network, channels, classes, channels_last=False)  # the layout does not change the size
-        own = {p.untyped_storage()._cdata for p in ghost.parameters()}
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            ghost.train()(torch.empty(2, channels, *patch))
-        weights = sum(p.numel() for p in ghost.parameters()) * FLOAT
-    return sum(size for key, size in kept.items() if key not in own) // 2, weights
+    own = {w.untyped_storage()._cdata for w in weights}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        forward()
+    return sum(size for key, size in kept.items() if key not in own)
 
 
 @functools.lru_cache(maxsize=1024)

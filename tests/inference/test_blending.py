@@ -107,8 +107,13 @@ def test_jobs_that_know_nothing_of_each_other_do_not_take_the_same_memory(monkey
             taken.value += 4 * math.prod(shape)
         return zeros(shape, device=device)
 
+    def job():
+        together.wait(60)
+        places.put(Room((300,), CPU).place)
+
     monkeypatch.setattr(blending.torch, "zeros", slow)
-    jobs = [processes.Process(target=lambda: places.put(Room((300,), CPU).place), daemon=True) for _ in range(4)]
+    together = processes.Barrier(4)
+    jobs = [processes.Process(target=job, daemon=True) for _ in range(4)]
     for job in jobs:
         job.start()
     # 1200 bytes each: 4000 and 2800 that are free leave enough, of 1600 only 400 would be left
