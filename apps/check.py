@@ -305,14 +305,15 @@ def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None
     free, size = free_device_bytes(device) / 2**30, "x".join(map(str, patch))
     needed = step_gib(network, (1, channels, *patch), amp, device)
     if needed is not None and needed > free:
-        report.say(f"forecast     training on one patch of {size} takes about {needed:.1f} GiB of memory on {device}, but "
-                   f"{free:.1f} GiB are free: its time is not measured. Train where there is more memory, or lower "
+        report.say(f"forecast     training on one patch of {size} takes about {needed:.1f} GiB of memory on {device}, "
+                   f"but {free:.1f} GiB are free: its time is not measured. Train where there is more memory, or lower "
                    "patch_size")  # fmt: skip
         return
     needed = step_gib(network, (batch, channels, *patch), amp, device)
     if needed is not None and needed > free:
-        report.say(f"forecast     training on {batch} patches of {size} takes about {needed:.1f} GiB of memory on {device},"
-                   f" but {free:.1f} GiB are free. Train where there is more memory, or lower batch_size")  # fmt: skip
+        report.say(f"forecast     training on {batch} patches of {size} takes about {needed:.1f} GiB of memory on "
+                   f"{device}, but {free:.1f} GiB are free. Train where there is more memory, or lower "
+                   "batch_size")  # fmt: skip
     image = torch.randn(1, channels, *patch, device=device)
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 10:  # the first call also chooses kernels; the fastest counts

@@ -2,7 +2,7 @@
 
 Processes of torchrun each begin with a share of their own and then take what others have not begun. Jobs that know
 nothing of each other do the same on one output folder. What keeps them apart is a lock on a hidden file of each case,
-which the system takes back when a process ends, however it ends: nothing is left to clean up after one was killed.
+which the system takes back when a process ends, however it ends.
 """
 
 from __future__ import annotations
