@@ -37,7 +37,7 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PROBABILITIES = "_probabilities"  # ends the name of the class probabilities beside a label map
 
 # of a temporary file: machine, process and a random part; only the random part where an older version made it
-_PART = re.compile(r"\.part_(?:(?P<machine>[0-9a-f]{4})(?P<process>[0-9a-f]+)_)?[a-z0-9_]{8}(?:\..*)?")
+_PART = re.compile(r"\.part_(?:(?P<machine>[0-9a-f]{8})(?P<process>[0-9a-f]+)_)?[a-z0-9_]{8}(?:\..*)?")
 _LOCK = re.compile(r"\.lock_[0-9a-f]{16}")
 _UNSIGNED_S = 7 * 86400  # after which a leftover goes that may be another machine's
 _TRIES = 100
@@ -155,7 +155,7 @@ def _remove_free_lock(path: Path) -> None:
     handle = os.open(path, os.O_RDWR | _ONLY_OURS)
     try:
         # on some file systems a machine sees its own locks only, and a file that is not signed yet was just made
-        known = os.read(handle, 8) in (_this_machine().encode(), b"")
+        known = os.read(handle, 99) in (_this_machine().encode(), b"")
         if known and _take(handle, wait=False) and _is_same(handle, path):
             _remove_and_release(handle, path)
             handle = -1
@@ -205,11 +205,11 @@ def _permissions(path: Path) -> int | None:
 
 @functools.cache
 def _this_machine() -> str:
-    """Four digits for what numbers its processes by itself: a machine, or a container."""
+    """Eight digits for what numbers its processes by itself: a machine, or a container."""
     name = platform.node()
     with contextlib.suppress(OSError):
         name += os.readlink("/proc/self/ns/pid")
-    return f"{zlib.crc32(name.encode()) & 0xFFFF:04x}"
+    return f"{zlib.crc32(name.encode()):08x}"
 
 
 def _is_alive(process: int) -> bool:

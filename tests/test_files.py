@@ -185,7 +185,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_is_at_stays(tmp_p
 
 
 def test_leftovers_of_others_stay_a_week_and_what_is_not_ours_stays(tmp_path):
-    theirs = [".part_00001f_0123abcd.nii", ".part_ab_3xyz9", ".part_ab_3xyz9.nii.gz"]  # another machine, and unsigned
+    theirs = [".part_000000001f_0123abcd.nii", ".part_ab_3xyz9", ".part_ab_3xyz9.nii.gz"]  # another machine, and unsigned
     kept = [".part_mine", ".lock_x", "part_ab_3xyz9", ".part_ab_3xyz9y_z.nii", ".partial_ab_3xyz9"]
     for name in (*theirs, *kept):
         (tmp_path / name).write_text("x")
