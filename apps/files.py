@@ -40,7 +40,6 @@ PROBABILITIES = "_probabilities"  # ends the name of the class probabilities bes
 _PART = re.compile(r"\.part_(?:(?P<machine>[0-9a-f]{8})(?P<process>[0-9a-f]+)_)?[a-z0-9_]{8}(?:\..*)?")
 _LOCK = re.compile(r"\.lock_[0-9a-f]{16}")
 _UNSIGNED_S = 7 * 86400  # after which a leftover goes that may be another machine's
-_TRIES = 100
 _POLL_S = 0.05
 _ONLY_OURS = getattr(os, "O_NOFOLLOW", 0)  # a link in the place of a lock's file may lead anywhere
 
@@ -141,7 +140,7 @@ def remove_leftovers(folder: str | Path) -> None:
 
 def _remove_part(entry: os.DirEntry[str], machine: str | None, process: str | None) -> None:
     if machine == _this_machine() and process is not None and os.name == "posix":
-        if _is_alive(int(process, 16)):
+        if entry.name in _at_work or _is_another(int(process, 16)):
             return
     elif time.time() - entry.stat().st_mtime < _UNSIGNED_S:
         return
@@ -154,9 +153,11 @@ def _remove_part(entry: os.DirEntry[str], machine: str | None, process: str | No
 def _remove_free_lock(path: Path) -> None:
     handle = os.open(path, os.O_RDWR | _ONLY_OURS)
     try:
-        # on some file systems a machine sees its own locks only, and a file that is not signed yet was just made
-        known = os.read(handle, 99) in (_this_machine().encode(), b"")
-        if known and _take(handle, wait=False) and _is_same(handle, path):
+        # on some file systems a machine sees its own locks only
+        theirs = os.read(handle, 99) not in (_this_machine().encode(), b"")
+        if theirs and time.time() - os.fstat(handle).st_mtime < _UNSIGNED_S:
+            return
+        if _take(handle, wait=False) and _is_same(handle, path):
             _remove_and_release(handle, path)
             handle = -1
     finally:
@@ -165,6 +166,7 @@ def _remove_free_lock(path: Path) -> None:
 
 
 _swept: set[Path] = set()  # folders that this process has looked through for leftovers
+_at_work: set[str] = set()  # names of this process's temporary files
 
 
 @contextlib.contextmanager
@@ -174,20 +176,19 @@ def _part(folder: Path, suffix: str, make: Callable[[Path], object]) -> Iterator
     if (there := folder.absolute()) not in _swept:
         _swept.add(there)
         remove_leftovers(folder)
-    for _ in range(_TRIES):
-        part = folder / f".part_{_this_machine()}{os.getpid():x}_{secrets.token_hex(4)}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            make(part)
-            break
-    else:
-        raise FileExistsError(f"{folder}: no free name for a temporary file")
+    part = folder / f".part_{_this_machine()}{os.getpid():x}_{secrets.token_hex(4)}{suffix}"
+    _at_work.add(part.name)
     try:
-        yield part
+        make(part)
+        try:
+            yield part
+        finally:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+        _at_work.discard(part.name)
 
 
 def _make_file(path: Path, mode: int) -> None:
@@ -212,13 +213,18 @@ def _this_machine() -> str:
     return f"{zlib.crc32(name.encode()):08x}"
 
 
-def _is_alive(process: int) -> bool:
+def _is_another(process: int) -> bool:
+    """Whether another process of this number lives; a container that was started again numbers them as before."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)  # sends nothing
     except ProcessLookupError:
         return False
     except OSError:  # another user's
         return True
+    with contextlib.suppress(OSError):  # killed, and nobody asks how it ended, as in many containers
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 
