@@ -17,10 +17,10 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from decathlete.errors import UsageError
+from decathlete.errors import DataError, UsageError
 
 try:
     import fcntl
@@ -34,6 +34,7 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+POINTER_BYTES = 32768  # git-annex writes no larger pointer
 PROBABILITIES = "_probabilities"  # ends the name of the class probabilities beside a label map
 
 # of a temporary file: machine, process and a random part; only the random part where an older version made it
@@ -318,10 +319,58 @@ def strip_nifti_suffix(name: str) -> str:
     return name
 
 
+def is_nifti_name(name: str) -> bool:
+    """Whether a file's name is that of a NIfTI file, in any case; hidden files and side files (``._x``) are none."""
+    return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
+
+
 def nifti_files(folder: str | Path) -> list[Path]:
-    """NIfTI files directly in ``folder``, sorted; side files (``._x``), hidden files and folders are passed over."""
-    return sorted(
-        p
-        for p in Path(folder).iterdir()
-        if p.name.lower().endswith(NIFTI_SUFFIXES) and not p.name.startswith(".") and p.is_file()
-    )
+    """NIfTI files directly in ``folder``, sorted; side files (``._x``), hidden files and folders are passed over.
+
+    A link whose content is not there is among them: who reads it is told so, and nothing vanishes.
+    """
+    return sorted(p for p in Path(folder).iterdir() if is_nifti_name(p.name) and is_file_or_broken_link(p))
+
+
+def is_file_or_broken_link(path: str | Path) -> bool:
+    """Whether a path is a file, or a link to something that is not there, as git-annex leaves it."""
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
+def check_content(path: str | Path) -> None:
+    """Refuse what stands in a file's place: a link into nowhere, or the small text that git-annex or Git LFS leave.
+
+    A path without anything is left to the caller.
+
+    Raises:
+        DataError: names what is there, and how the content is fetched.
+    """
+    found, remedy = "", "Fetch it ('git annex get' or 'datalad get'), or leave it out"
+    if os.path.islink(path) and not os.path.exists(path):
+        found = f"a link to {os.readlink(path)}, which is not there"
+    elif os.path.isfile(path) and os.path.getsize(path) <= POINTER_BYTES:
+        with Path(path).open("rb") as file:
+            start = file.read(256)
+        if re.match(rb"[\w./-]*/annex/objects/", start):
+            found = "a git-annex pointer in its place"
+        elif start.startswith(b"version https://git-lfs"):
+            found, remedy = "a Git LFS pointer in its place", "Fetch it ('git lfs pull'), or leave it out"
+    if found:
+        raise DataError(path, "the content of a file must be there", found, remedy)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's content."""
+    total = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """Hash over names and contents of files, in the order of the names."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        total.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return total.hexdigest()

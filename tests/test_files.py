@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from decathlete.errors import UsageError
+from decathlete.errors import DataError, UsageError
 from decathlete.files import (
     atomic_folder,
     atomic_write,
+    check_content,
     check_output_folder,
+    is_nifti_name,
     lock,
     nifti_files,
     remove_leftovers,
@@ -295,3 +297,32 @@ def test_nifti_files_passes_over_folders_hidden_and_other_files(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.nii").mkdir()
     assert [p.name for p in nifti_files(tmp_path)] == ["C.NII.GZ", "a.nii.gz", "b.nii"]
+
+
+def test_nifti_files_keep_a_link_whose_content_is_not_there(tmp_path):
+    (tmp_path / "b.nii").touch()
+    (tmp_path / "a.nii.gz").symlink_to("../store/KEY.nii.gz")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "c.nii").symlink_to(tmp_path / "folder")
+    assert [p.name for p in nifti_files(tmp_path)] == ["a.nii.gz", "b.nii"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("a.nii.gz", True), ("UPPER.NII.GZ", True), ("a.Nii", True), ("._a.nii.gz", False), (".nii", False), ("a", False)],
+)
+def test_one_rule_says_which_names_are_niftis(name, is_one):
+    assert is_nifti_name(name) == is_one
+
+
+def test_what_stands_in_a_files_place_is_named_and_how_it_is_fetched(tmp_path):
+    link, pointer, small = tmp_path / "link.nii.gz", tmp_path / "pointer.nii", tmp_path / "small.nii"
+    link.symlink_to("../.git/annex/objects/KEY")
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    small.write_bytes(b"n+1 /annex/objects/")
+    with pytest.raises(DataError, match=r"link to \.\./\.git/annex/objects/KEY, which is not there. Fetch it"):
+        check_content(link)
+    with pytest.raises(DataError, match=r"a Git LFS pointer in its place. Fetch it \('git lfs pull'\)"):
+        check_content(pointer)
+    for path in (small, tmp_path / "nothing", tmp_path):
+        check_content(path)

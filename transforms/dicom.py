@@ -26,6 +26,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from decathlete.errors import DataError, GeometryError
+from decathlete.files import check_content
 
 logger = logging.getLogger(__name__)
 # it writes warnings here too ("Invalid value for VR UI" for every Sunnybrook frame), and the tracebacks of decoders
@@ -195,6 +196,7 @@ class DicomReader(ImageReader):
 def _bytes(path: Path) -> bytes:
     if path.is_dir():
         raise DataError(path, "a DICOM slice is a file", "a folder of that name")
+    check_content(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -14,6 +14,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from decathlete.errors import DataError, GeometryError, listed
+from decathlete.files import is_file_or_broken_link
 from decathlete.transforms.dicom import DicomFrame, read_dicom_frame
 
 _NO_IMAGES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "SEG", "SR", "PR", "KO", "REG", "DOC")
@@ -67,7 +68,7 @@ def read_dicom_series(folder: str | Path) -> DicomVolume:
 
 def _slices(folder: Path, notes: list[str]) -> list[Path]:
     paths = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    for path in sorted(p for p in folder.iterdir() if is_file_or_broken_link(p)):
         if path.name.startswith((".", "DICOMDIR")):
             continue
         modality, is_dicom = _modality(path)

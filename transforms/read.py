@@ -25,6 +25,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from decathlete.errors import DataError, GeometryError, listed
+from decathlete.files import check_content
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +285,7 @@ def _files(path: Path) -> tuple[Path, Path]:
         raise DataError(path, "an image is not a side file", "a name that starts with '._'", "Delete what macOS left")
     if not lower.endswith(_SINGLE + _PAIR):
         raise DataError(path, "a NIfTI file ends in .nii, .nii.gz, .hdr or .img", f"'{path.name}'", "Convert the image")
+    check_content(path)
     if not path.exists():
         raise DataError(path, "the file must exist", "no such file")
     if lower.endswith(_SINGLE):
@@ -310,9 +312,7 @@ def _gzipped(path: Path, start: bytes) -> bool:
         raise DataError(path, "an image holds data", "an empty file", "Copy or download it again")
     if named and not packed:
         found = "other bytes at the start"
-        if start.startswith(b"version https://git-lfs"):
-            found = "a Git LFS pointer in place of the image"
-        elif start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
             found = "a web page in place of the image"
         elif start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
             found = "an image that is not compressed"

@@ -14,7 +14,13 @@ from decathlete.data import nfbs
 from decathlete.data.folds import split
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError
-from decathlete.files import NIFTI_SUFFIXES, nifti_files, strip_nifti_suffix
+from decathlete.files import (
+    NIFTI_SUFFIXES,
+    check_content,
+    is_file_or_broken_link,
+    nifti_files,
+    strip_nifti_suffix,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,8 @@ def datalist(
             has none: its folds go by the subjects that are there.
 
     Raises:
-        DataError: the folder is missing or empty, a file is missing, or an entry leads out of the folder.
+        DataError: the folder is missing or empty, a file (or what a link leads to) is missing, or an entry leads
+            out of the folder.
         UsageError: an unknown fold or task.
     """
     if part not in ("training", "validation", "all", "test"):
@@ -51,9 +58,14 @@ def datalist(
     task = _official(folder, task)
     cases = list_cases(folder, "test" if part == "test" else "training")
     missing = [
-        path for case in cases for key in ("image", "label") for path in _paths(case.get(key)) if not _there(path)
+        path
+        for case in cases
+        for key in ("image", "label")
+        for path in _paths(case.get(key))
+        if not Path(path).is_file()
     ]
     if missing:
+        check_content(missing[0])
         raise DataError(missing[0], "an image of a training has its label, and both files are there", "no such file",
                         f"{len(missing)} missing in all: add them, or leave the cases out of dataset.json")  # fmt: skip
     if part in ("all", "test"):
@@ -92,7 +104,9 @@ def list_cases(folder: str | Path, part: Literal["training", "test"] = "training
         cases = _from_folders(folder, images, labels)
     else:
         cases = [_from_entry(folder, entry, n, part) for n, entry in enumerate(_entries(folder, description, part))]
-        there = [case for case in cases if any(map(_there, _paths(case["image"]) + _paths(case.get("label"))))]
+        # a link whose content was not fetched is there: it is a fault, and no case that was left out
+        files = [_paths(case["image"]) + _paths(case.get("label")) for case in cases]
+        there = [case for case, paths in zip(cases, files, strict=True) if any(map(is_file_or_broken_link, paths))]
         if len(there) < len(cases):
             logger.warning("%s: %d of %d listed cases are not there", folder, len(cases) - len(there), len(cases))
         cases = there
@@ -196,7 +210,7 @@ def _from_folders(folder: Path, images: str, labels: str | None) -> list[Case]:
         case: Case = {"image": str(image), "case_id": strip_nifti_suffix(image.name)}
         if labels:
             same = [folder / labels / (case["case_id"] + suffix) for suffix in NIFTI_SUFFIXES]
-            there = [path for path in (folder / labels / image.name, *same) if path.is_file()]
+            there = [path for path in (folder / labels / image.name, *same) if is_file_or_broken_link(path)]
             case["label"] = str(there[0] if there else folder / labels / image.name)
         cases.append(case)
     return cases
@@ -204,7 +218,3 @@ def _from_folders(folder: Path, images: str, labels: str | None) -> list[Case]:
 
 def _paths(entry: str | list[str] | None) -> list[str]:
     return [] if entry is None else [entry] if isinstance(entry, str) else entry
-
-
-def _there(path: str) -> bool:
-    return Path(path).is_file()

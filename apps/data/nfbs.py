@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from decathlete.files import nifti_files
+from decathlete.files import is_file_or_broken_link, nifti_files
 
 NAME, FOLDER = "nfbs", "NFBS_Dataset"
 IMAGE, BRAIN, MASK = "_T1w.nii.gz", "_T1w_brain.nii.gz", "_T1w_brainmask.nii.gz"
@@ -43,7 +43,7 @@ def list_heads(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         name = os.path.basename(stem)
         case_id = patient_of(name) if sessions[patient_of(name)] == 1 else name
         cases.append({"image": stem + IMAGE, "label": stem + MASK, "case_id": case_id})
-    if all(os.path.isfile(stem + TISSUES) for stem in stems):
+    if all(is_file_or_broken_link(stem + TISSUES) for stem in stems):
         cases = [case | {"tissues": stem + TISSUES} for case, stem in zip(cases, stems, strict=True)]
     return sorted(cases, key=lambda case: case["case_id"])
 
@@ -71,7 +71,7 @@ def has_brains(folder: str | os.PathLike[str]) -> bool:
 def masks_without_head(folder: str | os.PathLike[str]) -> list[Path]:
     """Masks in NFBS's layout whose head is missing, sorted."""
     masks = sorted(Path(folder).glob(f"*/sub-*{MASK}"))
-    return [mask for mask in masks if not Path(str(mask)[: -len(MASK)] + IMAGE).is_file()]
+    return [mask for mask in masks if not is_file_or_broken_link(str(mask)[: -len(MASK)] + IMAGE)]
 
 
 def is_name(task: object) -> bool:

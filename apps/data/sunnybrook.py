@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from decathlete.data.folders import dataset_folder
 from decathlete.data.folds import split
 from decathlete.errors import DataError, listed
-from decathlete.files import nifti_files
+from decathlete.files import is_file_or_broken_link, nifti_files
 from decathlete.progress import ProgressBar
 from decathlete.transforms.contours import CONTOUR_ORIGIN, distances_to_contour, read_contour
 from decathlete.transforms.dicom import read_dicom_frame, read_dicom_header
@@ -220,7 +220,7 @@ def frame_files(folder: str | Path) -> list[Path]:
         return volumes
     if (folder / "DICOM").is_dir():
         folder = folder / "DICOM"
-    files = [path for path in _entries(folder) if path.is_file()]
+    files = [path for path in _entries(folder) if is_file_or_broken_link(path)]
     numbered = sorted((int(match[1]), path) for path in files if (match := _FRAME_NAME.fullmatch(path.name)))
     frames = [path for _, path in numbered]
     frames += [path for path in files if path not in frames and _may_be_dicom(path)]
@@ -249,6 +249,8 @@ def patient_folder(dataset_dir: str | Path, patient: str | None = None) -> str:
 def _may_be_dicom(path: Path) -> bool:
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -325,7 +327,7 @@ def _pair(patient: str, dicoms: Path, contours: Path, findings: list[Finding]) -
     by_number: dict[int, list[Path]] = defaultdict(list)
     for path in _entries(dicoms):
         match = _FRAME_NAME.fullmatch(path.name)
-        if match and path.is_file():
+        if match and is_file_or_broken_link(path):
             by_number[int(match[1])].append(path)
         else:
             findings.append(Finding(path, "is no frame by its name: passed over", "note"))
@@ -364,7 +366,7 @@ def _contour_files(folder: Path, findings: list[Finding]) -> list[Path]:
     if not folder.is_dir():
         findings.append(Finding(folder, "no such folder: the patient has no contours", "note"))
         return []
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not _is_side_file(p))
+    return sorted(p for p in folder.rglob("*") if is_file_or_broken_link(p) and not _is_side_file(p))
 
 
 def _entries(folder: Path) -> list[Path]:

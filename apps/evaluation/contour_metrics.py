@@ -23,8 +23,8 @@ from decathlete.errors import DecathleteError, WorkError
 from decathlete.evaluation.handler import MetricsWriter, gathered, items_of
 from decathlete.evaluation.metrics import dice, iou, score
 from decathlete.evaluation.report import METRICS, Row, aligned, read_table, write_report
-from decathlete.evaluation.scoring import check_grid, files_sha256
-from decathlete.files import atomic_write
+from decathlete.evaluation.scoring import check_grid
+from decathlete.files import atomic_write, files_sha256
 
 GOOD_MM = 5.0  # the challenge's bar
 GOOD_IOU = 0.75  # the threshold study's

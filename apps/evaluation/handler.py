@@ -16,8 +16,8 @@ from ignite.engine import Engine, Events
 from decathlete.errors import DataError, DecathleteError, WorkError
 from decathlete.evaluation.labels import Scored, foreground
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
-from decathlete.evaluation.scoring import check_grid, files_sha256
-from decathlete.files import strip_nifti_suffix
+from decathlete.evaluation.scoring import check_grid
+from decathlete.files import files_sha256, strip_nifti_suffix
 
 
 class MetricsWriter:

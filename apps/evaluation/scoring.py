@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,13 @@ from decathlete.data.nfbs import list_heads
 from decathlete.errors import DataError, DecathleteError, GeometryError, listed
 from decathlete.evaluation.labels import Scored, bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
-from decathlete.files import check_output_folder, nifti_files, strip_nifti_suffix
+from decathlete.files import (
+    check_output_folder,
+    files_sha256,
+    is_file_or_broken_link,
+    nifti_files,
+    strip_nifti_suffix,
+)
 from decathlete.inference.outputs import Outputs
 from decathlete.progress import ProgressBar
 
@@ -182,18 +187,6 @@ def check_grid(
         )
 
 
-def files_sha256(paths: Iterable[Path]) -> str:
-    """Hash over names and contents of files, in the order of the names."""
-    total = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
-        content = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                content.update(block)
-        total.update(f"{path.name} {content.hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
 def _images(label: Path, image: Path | None) -> dict[str, Path]:
     """Scans by case, for pictures; none where they are not known."""
     if image is None:
@@ -204,7 +197,7 @@ def _images(label: Path, image: Path | None) -> dict[str, Path]:
         if place.name != "labelsTr" or not image.is_dir():
             return {}
     files = nifti_files(image) if image.is_dir() else [image]
-    if not files or not all(file.is_file() for file in files):
+    if not files or not (image.is_dir() or image.is_file()):
         raise DataError(image, "must be a folder of NIfTI files, or one file", "none")
     return {strip_nifti_suffix(file.name): file for file in files}
 
@@ -234,7 +227,7 @@ def _pair(
 
 
 def _by_case(place: Path, outputs: Outputs) -> dict[str, Path]:
-    if place.is_file():
+    if is_file_or_broken_link(place):
         name = strip_nifti_suffix(place.name)
         return {outputs.case_of(name, ()) or name: place}
     if not place.is_dir():

@@ -15,7 +15,7 @@ from decathlete.data.nfbs import is_nfbs
 from decathlete.data.tasks import task_of_folder
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, UsageError, listed
-from decathlete.files import NIFTI_SUFFIXES, nifti_files
+from decathlete.files import NIFTI_SUFFIXES, check_content, is_file_or_broken_link, nifti_files
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,8 @@ def _match(folder: Path, pattern: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(folder.glob(str(path))):
         match = shape.fullmatch(file.relative_to(folder).as_posix())
-        if match is None or not file.is_file() or any(p.startswith(".") for p in file.relative_to(folder).parts):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if match is None or hidden or not is_file_or_broken_link(file):
             continue
         case_id = "_".join(dict.fromkeys(match.groups()))
         if case_id in found:
@@ -250,6 +251,11 @@ def _missing(cases: Iterable[Case]) -> Iterable[Fault]:
     for case in cases:
         for key in ("image", "label"):
             for path in _paths(case[key]):
+                try:
+                    check_content(path)
+                except DataError as error:
+                    yield Fault(Path(path), str(error))
+                    continue
                 if not Path(path).is_file():
                     yield Fault(Path(path), f"{case['case_id']} has no {key}: no such file. Add it, or take the case "
                                 "away")  # fmt: skip

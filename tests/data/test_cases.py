@@ -9,6 +9,7 @@ import nibabel as nib
 import pytest
 
 from decathlete.data import data_hash, datalist, get_task
+from decathlete.data.cases import list_cases
 from decathlete.errors import DataError, UsageError
 
 NAMES = [f"case_{n}" for n in range(7)]
@@ -130,3 +131,17 @@ def test_data_hash_knows_contents_and_not_the_folder(tmp_path, write_dataset):
 def test_task_object_is_taken_too(tmp_path, write_dataset):
     folder = write_dataset(tmp_path, ["la_003", "la_004", "la_005"])
     assert datalist(folder, "all", task=get_task("heart"))
+
+
+@pytest.mark.parametrize("description", [True, False])
+def test_cases_whose_content_was_not_fetched_are_no_fewer_cases(tmp_path, description, write_dataset, caplog):
+    folder = write_dataset(tmp_path, NAMES, description)
+    for path in (folder / "imagesTr" / "case_3.nii.gz", folder / "labelsTr" / "case_3.nii.gz"):
+        path.unlink()
+        path.symlink_to("../.git/annex/objects/KEY")
+    assert len(list_cases(folder)) == 7
+    assert "are not there" not in caplog.text
+    with pytest.raises(
+        DataError, match=r"imagesTr/case_3.nii.gz: the content of a file must be there. found a link to"
+    ):
+        datalist(folder)

@@ -295,3 +295,11 @@ def test_a_folder_without_frames_is_told(made, tmp_path):
         frame_files(tmp_path)
     with pytest.raises(DataError, match="frames of SCD0000301"):
         patient_folder(made, "SCD0000301")
+
+
+def test_a_frame_that_was_not_fetched_is_a_fault_and_an_input(phantoms):
+    path = frame(phantoms, 1, 2)
+    path.unlink()
+    path.symlink_to("../store/KEY.dcm")
+    assert f"{path}: the content of a file must be there. found a link to ../store/KEY.dcm" in found(phantoms)
+    assert path in frame_files(path.parent)

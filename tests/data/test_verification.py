@@ -102,3 +102,13 @@ def test_odd_label_under_a_hippocampus_name_is_found(shared, hippocampus_data, t
 def test_values_of_regions_are_stated_values(tmp_path):
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}')
     assert stated(tmp_path) == (1, [0, 1, 2, 3])
+
+
+def test_files_whose_content_was_not_fetched_are_faults(folder):
+    (folder / "imagesTr/case_1.nii.gz").unlink()
+    (folder / "imagesTr/case_1.nii.gz").symlink_to("../.git/annex/objects/KEY")
+    (folder / "labelsTr/case_2.nii.gz").write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
+    said = [str(fault) for fault in verify(folder, progress=False)]
+    assert len(said) == 2
+    assert f"{folder / 'imagesTr/case_1.nii.gz'}: the content of a file must be there. found a link to" in said[0]
+    assert f"{folder / 'labelsTr/case_2.nii.gz'}: the content of a file must be there. found a git-annex" in said[1]

@@ -138,3 +138,12 @@ def test_command_tells_failure_by_its_exit_status(bundle, folders, broken, statu
 def test_probabilities_beside_a_prediction_are_passed_over(bundle, folders):
     save(folders[0] / "case_a_probabilities.nii.gz", np.zeros((9, 8, 7, 3)))
     assert not evaluate(bundle, *folders).failed
+
+
+def test_a_prediction_whose_content_was_not_fetched_has_failed(bundle, folders, capsys):
+    (folders[0] / "case_b.nii.gz").unlink()
+    (folders[0] / "case_b.nii.gz").symlink_to("../store/KEY.nii.gz")
+    summary = evaluate(bundle, *folders)
+    assert list(summary.failed) == ["case_b"]
+    assert not summary.values["not_predicted"]
+    assert "found a link to ../store/KEY.nii.gz, which is not there" in capsys.readouterr().err

@@ -175,3 +175,17 @@ def test_modality_is_ct_only_where_every_channel_is(tmp_path):
     del content["modality"]
     (folder / "dataset.json").write_text(json.dumps(content))
     assert find_layout(folder).modality is None
+
+
+@pytest.mark.parametrize("write", [write_decathlon, write_nnunet])
+def test_links_whose_content_was_not_fetched_are_faults_and_no_fewer_cases(tmp_path, write):
+    folder = write(tmp_path / "data")
+    before = find_layout(folder)
+    for name in ("images", "labels"):
+        path = sorted((folder / f"{name}Tr").glob("case_1*"))[0]
+        path.unlink()
+        path.symlink_to("../.git/annex/objects/KEY")
+    layout = find_layout(folder)
+    assert [case["case_id"] for case in layout.cases] == [case["case_id"] for case in before.cases]
+    if write is write_decathlon:  # of patterns the reader tells it
+        assert ["found a link to ../.git/annex" in str(fault) for fault in layout.faults] == [True, True]
