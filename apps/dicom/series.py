@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +71,15 @@ def series_in(folder: str | Path) -> list[Series]:
     Files that are no DICOM or no image of a patient's slice (SEG, reports) are passed over.
     """
     slices: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for path in sorted(Path(folder).iterdir()):
-        header = None if path.name.startswith((".", "DICOMDIR")) else _header(path)
-        if header is not None and header.get("Modality") in MODALITIES:
-            key = str(header.get("SeriesInstanceUID", "without a UID")), str(header.Modality)
-            slices[key].append(str(header.get("SeriesDescription") or ""))
+    for _, header in _images(Path(folder)):
+        key = str(header.get("SeriesInstanceUID", "without a UID")), str(header.Modality)
+        slices[key].append(str(header.get("SeriesDescription") or ""))
     return [Series(uid, kind, max(said), len(said)) for (uid, kind), said in sorted(slices.items())]
+
+
+def series_files(folder: str | Path) -> list[Path]:
+    """Files of the images directly in ``folder``, sorted by name, from the headers alone."""
+    return [path for path, _ in _images(Path(folder))]
 
 
 def series_folder(folder: str | Path) -> Path | None:
@@ -104,6 +108,13 @@ def _refuse_several(folder: Path, found: list[Series]) -> None:
             f"{len(found)}: {listed(found, most=20)}",
             "Put each into a folder of its own",
         )
+
+
+def _images(folder: Path) -> Iterator[tuple[Path, pydicom.Dataset]]:
+    for path in sorted(folder.iterdir()):
+        header = None if path.name.startswith((".", "DICOMDIR")) else _header(path)
+        if header is not None and header.get("Modality") in MODALITIES:
+            yield path, header
 
 
 def _header(path: Path) -> pydicom.Dataset | None:

@@ -6,7 +6,6 @@ whose Mahalanobis distance is above nearly all of theirs is told, with the figur
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from decathlete.bundle import bundle_folder
 from decathlete.errors import DataError, DecathleteError
-from decathlete.files import atomic_write
+from decathlete.files import atomic_write, file_sha256
 from decathlete.inference.inferers import entropy_bits
 from decathlete.progress import ProgressBar
 
@@ -165,7 +164,7 @@ def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> 
     Raises:
         DataError: none, or too few to say what they look like.
     """
-    from decathlete.inference.folders import input_files
+    from decathlete.inference.inputs import input_files
     from decathlete.inference.outputs import Outputs
 
     files = input_files(scans, Outputs.of(bundle_folder(bundle)))
@@ -211,15 +210,6 @@ def _check_count(scans: int) -> None:
     if scans < MIN_SCANS:
         raise DataError("training scans", f"at least {MIN_SCANS} are needed to say what they look like", str(scans),
                         "Promote without --scans")  # fmt: skip
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hash of a file."""
-    total = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _gaussian(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +20,18 @@ from monai.utils import fall_back_tuple
 from numpy.typing import NDArray
 from torch import Tensor
 
+from decathlete import __version__
 from decathlete.bundle import bundle_folder, config_file
 from decathlete.checkpoints import FINAL, load_weights
 from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
+from decathlete.files import file_sha256
 from decathlete.inference.inferers import SliceWise, SlidingWindow, entropy_bits
 from decathlete.inference.likeness import TrainingScans, scan_figures
 from decathlete.inference.memory import estimate_gib, window_bytes
 from decathlete.inference.outputs import Outputs
+from decathlete.inference.records import changes_voxels, config_sha256
 from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
 from decathlete.transforms.frames import read_frame
 from decathlete.transforms.read import Volume, read_nifti
@@ -85,6 +89,8 @@ class Predictor:
         classes: channels of the network's output, background included.
         labels: class name to label value, background left out.
         checkpoints: files of the weights.
+        tta: whether mirrored copies are averaged.
+        overrides: of the config, as given.
 
     Raises:
         UsageError: unknown bundle or device, or a bias field of a chain that finds none.
@@ -103,9 +109,10 @@ class Predictor:
         field: bool = False,
     ) -> None:
         self._given = bundle
+        self.tta, self.overrides = tta, dict(overrides or {})
         self.folder = bundle_folder(bundle).resolve()
         self._config = config_file(self.folder, "inference")
-        values = dict(overrides or {})
+        values = dict(self.overrides)
         if device is not None:
             values["device"] = f"$torch.device('{_checked_device(device)}')"
         self._parser = load(self.folder, "inference", values)
@@ -136,6 +143,21 @@ class Predictor:
         from decathlete.evaluation.labels import bundle_labels
 
         return {name: value for value, name in bundle_labels(self.folder).items()}
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What a label map depends on besides its scan: weights, config and options, with hashes, as JSON holds it."""
+        meta = self._parser.get("_meta_") or {}
+        options = {name: value for name, value in self.overrides.items() if changes_voxels(name)}
+        return {
+            "decathlete": __version__,
+            "bundle": self.name,
+            "bundle_version": meta.get("version"),
+            "weights": [{"path": str(path), "sha256": file_sha256(path)} for path in self.checkpoints],
+            "config_sha256": config_sha256(self._parser.config),
+            "tta": self.tta,
+            "options": json.loads(json.dumps(options, default=str)),
+        }
 
     @cached_property
     def training_scans(self) -> TrainingScans | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from decathlete.errors import DataError
-from decathlete.files import lock
+from decathlete.files import atomic_write, lock
 from decathlete.short_form import in_torchrun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
@@ -79,25 +79,37 @@ class Share:
         return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else None
 
     def claimed(
-        self, files: Sequence[Path], targets: Mapping[Path, Mapping[str, Path]], overwrite: bool = False
+        self,
+        files: Sequence[Path],
+        targets: Mapping[Path, Mapping[str, Path]],
+        overwrite: bool = False,
+        settled: Callable[[Path], bool] | None = None,
     ) -> Iterator[Path]:
         """Files that this process is to look at, each claimed until the next one is asked for.
 
         Of its own share, every ``size``-th file, those that are finished, then the others; after these, what other
         processes have neither finished nor claimed, unless ``overwrite`` says that finished ones are to be made again.
         At the end it asks again for those that were claimed, since their owner may have been killed.
+
+        Args:
+            files: all inputs.
+            targets: the files that each is to have.
+            overwrite: finished ones are made again.
+            settled: whether there is nothing to predict for an input; by default whether all its files are there.
         """
+        settled = settled or (lambda file: is_finished(targets[file]))
         own, todo = self.own(files), self.own(files)
         if not overwrite:
-            finished = [file for file in own if is_finished(targets[file])]
+            finished = [file for file in own if settled(file)]
             yield from finished
             # of the others from the far end, which they come to last
             there = set(finished)
             todo = [file for file in own if file not in there]
             todo += [file for n, file in enumerate(files) if n % self.size != self.rank][::-1]
         passed: list[Path] = []
-        yield from self._free(todo, targets, overwrite, passed)
-        yield from self._free(passed, targets, overwrite, self.elsewhere)
+        done = (lambda file: False) if overwrite else settled
+        yield from self._free(todo, targets, done, passed)
+        yield from self._free(passed, targets, done, self.elsewhere)
 
     def own(self, files: Sequence[Path]) -> Sequence[Path]:
         """The files that this process begins with."""
@@ -105,15 +117,18 @@ class Share:
 
     @staticmethod
     def _free(
-        files: Iterable[Path], targets: Mapping[Path, Mapping[str, Path]], overwrite: bool, passed: list[Path]
+        files: Iterable[Path],
+        targets: Mapping[Path, Mapping[str, Path]],
+        settled: Callable[[Path], bool],
+        passed: list[Path],
     ) -> Iterator[Path]:
         for file in files:
-            if not overwrite and is_finished(targets[file]):
+            if settled(file):
                 continue
             with claim(targets[file]["label"]) as mine:
                 if not mine:
                     passed.append(file)
-                elif overwrite or not is_finished(targets[file]):  # it may just have been, before it was claimed
+                elif not settled(file):  # it may just have been, before it was claimed
                     yield file
 
     def gather(self, result: Any) -> list[Any]:
@@ -142,6 +157,41 @@ class Share:
 def is_finished(parts: Mapping[str, Path]) -> bool:
     """Whether all files of a case are there; each is written whole or not at all."""
     return all(part.is_file() for part in parts.values())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What an earlier run wrote; nothing where the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        raise DataError(path, "what an earlier run wrote can be read", error.strerror or str(error)) from error
+    return content if isinstance(content, dict) else {}
+
+
+def add_to_json(content: Mapping[str, Any], path: Path, under: str | None = None, **more: Any) -> None:
+    """Put entries into a JSON object in a file that other processes write to as well; what else is in it stays.
+
+    Args:
+        content: entries.
+        path: the file.
+        under: name of the object in the file's own that takes them; None: the file's own.
+        more: further entries of the file's own object.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with claim(path, wait=True):
+        whole = {**read_json(path), **more}
+        place = whole if under is None else whole.get(under)
+        together = dict(sorted({**(place if isinstance(place, dict) else {}), **content}.items()))
+        whole = together if under is None else {**whole, under: together}
+        try:
+            with atomic_write(path) as part:
+                part.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(path, "the output must be written", str(error), "Free disk space") from error
 
 
 def listed_inputs(path: Path) -> list[Path]:

@@ -79,7 +79,7 @@ def test_mask_and_brain_lie_on_the_scan_and_the_volume_is_printed(bundle, head, 
     assert run(bundle, head, "--output", out) == 0
     name = stem(head)
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [f"{name}_brain.nii.gz", f"{name}_brainmask.nii.gz", "volumes.json"]
+        [f"{name}_brain.nii.gz", f"{name}_brainmask.nii.gz", "predictions.json", "volumes.json"]
     )
     scan, mask, brain = (nib.load(p) for p in (head, out / f"{name}_brainmask.nii.gz", out / f"{name}_brain.nii.gz"))
     inside = np.asarray(mask.dataobj)
@@ -220,7 +220,7 @@ def test_what_is_no_head_scan_is_refused_with_its_file_and_the_rest_predicted(bu
     nib.save(flat, head.with_name("spacing.nii.gz"))
     assert run(bundle, head.parent, "--output", out) == 1
     error = capsys.readouterr().err
-    assert "1 predicted, 0 already there, 5 failed" in error
+    assert "1 predicted, 0 present, 5 failed" in error
     for name, words in {
         "empty": "a head scan has a head in it. found 0 in every voxel",
         "slice": "three axes of at least 8 voxels. found 64 x 64 x 1",

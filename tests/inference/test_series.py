@@ -59,7 +59,7 @@ def test_a_series_predicted_before_gets_its_seg(bundle, series, out, capsys):
     predict(bundle, series, "--dicom-seg", output=out)
     assert (out / "ct_seg.dcm").is_file()
     predict(bundle, series, "--dicom-seg", output=out)
-    assert "1 already there" in capsys.readouterr().err
+    assert "1 present" in capsys.readouterr().err
 
 
 def test_several_series_are_listed(bundle, series, out, scan, write_slices, capsys):

@@ -16,9 +16,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from decathlete.errors import DataError, UsageError
+from decathlete.errors import DataError
 from decathlete.inference import predict
-from decathlete.inference.folders import PredictReport, _gather, input_files
+from decathlete.inference.folders import PredictReport, _gather
+from decathlete.inference.inputs import input_files
 from decathlete.inference.sharing import Share, claim, listed_inputs
 
 FORK = multiprocessing.get_context("fork")
@@ -165,15 +166,9 @@ def test_two_processes_predict_each_case_once_and_one_of_them_tells(bundle, tmp_
     assert set(second) < set(names)
     assert list(failed) == ["case_009.nii.gz"]
     assert len(json.loads((output / "volumes.json").read_text())) == 7
-    assert sorted(p.name for p in output.iterdir()) == [*names, "volumes.json"]
-    assert "7 predicted, 0 already there, 1 failed, by 2 processes" in said[0]
+    assert sorted(p.name for p in output.iterdir()) == [*names, "predictions.json", "volumes.json"]
+    assert "7 predicted, 0 present, 1 failed, 0 left out, by 2 processes" in said[0]
     assert said[1] == ""
-
-
-def test_a_report_is_made_by_one_process(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(Share, "processes", staticmethod(lambda: 2))
-    with pytest.raises(UsageError, match=r"--report: one process writes the page\. found 2 of torchrun"):
-        predict(bundle, _scans(tmp_path / "in", 1), tmp_path / "out", report=tmp_path / "page.html")
 
 
 def test_a_case_that_one_process_made_and_another_found_counts_once():
@@ -215,7 +210,7 @@ def test_cases_of_a_killed_process_are_predicted_by_the_next_start(bundle, tmp_p
     assert 60 <= len(before) < 200  # the other rank goes on until torchrun ends it
     again = _torchrun(bundle, inputs, output)
     text = again.communicate(timeout=300)[1]
-    assert f"{200 - len(before)} predicted, {len(before)} already there, 0 failed, by 2 processes" in text, text
+    assert f"{200 - len(before)} predicted, {len(before)} present, 0 failed, 0 left out, by 2 processes" in text, text
     written = {path.name: path for path in output.glob("case_*")}
     assert len(written) == 200
     assert all((written[name].stat().st_ino, written[name].stat().st_mtime_ns) == was for name, was in before.items())

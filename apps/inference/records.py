@@ -1,0 +1,262 @@
+"""What each label map was made of, so that none passes for that of another scan, other weights or other options.
+
+A label map bears a mark in its own header, written with it and never apart from it. ``predictions.json`` beside the
+maps holds the whole records; where one is missing, as after a kill, the mark alone decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from decathlete.errors import DataError
+from decathlete.files import check_content, file_sha256, files_sha256
+from decathlete.inference.sharing import add_to_json, read_json
+
+FILE = "predictions.json"
+FORMAT = 1
+# what a prediction reads of a config, and what in it changes no voxel
+ROOTS = ("channels", "preprocessing", "network_def", "network", "inferer", "tta_axes", "postprocessing")
+NO_VOXELS = {
+    "bundle_root", "checkpoint", "dataset_dir", "device", "image_dir", "num_workers", "output_dir", "output_on",
+    "output_postfix", "progress", "sw_batch_size", "sw_device",
+}  # fmt: skip
+LETTERS = {"probabilities": "p", "field": "f", "masked": "m", "dicom_seg": "s"}
+SHOWN = 8  # letters of a hash in a message
+_REFERENCE = re.compile(r"[@%](\w+)")
+_MARK = re.compile(rb"decathlete .* ([0-9a-f]{16})(?:-([pfms]+))?; not for clinical use", re.DOTALL)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Hash of what a prediction reads of an inference config, overrides in it, whatever device and paths it names."""
+    read: dict[str, Any] = {}
+    queue = [name for name in ROOTS if name in config]
+    while queue:
+        name = queue.pop()
+        if name not in read:
+            read[name] = _voxels_alone(config[name])
+            names = _REFERENCE.findall(json.dumps(read[name], default=str))
+            queue += [other for other in names if other in config and other not in NO_VOXELS]
+    return hashlib.sha256(json.dumps(read, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _voxels_alone(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _voxels_alone(part) for name, part in value.items() if name not in NO_VOXELS}
+    return [_voxels_alone(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def changes_voxels(name: str) -> bool:
+    """Whether the override of an id may change a label map."""
+    return not NO_VOXELS & set(re.split("::|#", name))
+
+
+class Records:
+    """The records of an output folder.
+
+    Args:
+        folder: of the label maps.
+        origin: `decathlete.inference.Predictor.origin`.
+        replace: label maps that were made otherwise are to be made again, in place of being refused.
+    """
+
+    def __init__(self, folder: Path, origin: Mapping[str, Any], replace: bool = False) -> None:
+        self.path, self.origin, self.replace = folder / FILE, dict(origin), replace
+        earlier = read_json(self.path).get("cases")
+        self.earlier: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
+        self.new: dict[str, Any] = {}
+        self._inputs: dict[Path, tuple[list[Path], list[list[int]], str]] = {}
+        self._unsaved: dict[str, Any] = {}
+        self._saved_at, self._saving_s = time.monotonic(), 0.0
+
+    def is_present(self, file: Path, case: str, targets: Mapping[str, Path]) -> bool:
+        """Whether all files asked for are there, made of this very scan, with these weights and options.
+
+        Raises:
+            DataError: the label map that is there was made otherwise, or nothing tells how; or the scan is not there.
+        """
+        label = targets["label"]
+        if not label.is_file():
+            return False
+        found, key = read_mark(label), self.key(file, case)
+        if found is None or found[0] != key:
+            if self.replace:
+                return False
+            raise DataError(
+                label,
+                "a label map that is there is kept if it was made of the same scan, with the same weights and options",
+                self._difference(file, case, found[0] if found else None),
+                "Pass --overwrite, or choose another --output",
+            )
+        return all(path.is_file() and (part == "label" or part in found[1]) for part, path in targets.items())
+
+    def key(self, file: Path, case: str) -> str:
+        """16 letters that tell what a label map is made of.
+
+        Raises:
+            DataError: the input is not there.
+        """
+        weights = sorted(w["sha256"] for w in self.origin["weights"])
+        made_of = [self._input(file, case)[1], weights, self.origin["config_sha256"], self.origin["tta"]]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+    def mark(self, file: Path, case: str, targets: Mapping[str, Path], every: Mapping[str, Path], alone: bool) -> str:
+        """Text for the headers of a case, whose files are about to be written; nothing of another record stays.
+
+        Args:
+            targets: files that are written.
+            every: all files that a case can have.
+            alone: the label map is all that is written.
+
+        Raises:
+            DataError: the scan has changed since `key` was asked for, before it was read.
+        """
+        key, label = self.key(file, case), targets["label"]
+        files, stamps, _ = self._inputs[file]
+        if [_stamp(path) for path in files] != stamps:
+            raise DataError(file, "a scan stays as it is while it is predicted", "a change since it was read",
+                            "Run the same command again")  # fmt: skip
+        parts = {part for part in targets if part in LETTERS}
+        found = read_mark(label) if label.is_file() else None
+        if found and found[0] == key:
+            parts |= {part for part in found[1] if part in every and every[part].is_file()}
+        elif found and (found[1] or not alone):
+            label.unlink()  # it vouches for no file that is written now, even if this process is killed in between
+            for part in found[1] & every.keys():
+                every[part].unlink(missing_ok=True)
+        letters = "".join(letter for part, letter in LETTERS.items() if part in parts)
+        return f"decathlete {self.origin['bundle'][:24]} {key}" + (f"-{letters}" if letters else "")
+
+    def add(self, file: Path, case: str, label: Path, statistics: Mapping[str, Any]) -> None:
+        """Keep the record of a label map that is there, for `save`."""
+        stamps, digest = self._input(file, case)
+        self.new[case] = self._unsaved[case] = {
+            "key": self.key(file, case),
+            "label": label.name,
+            "label_stamp": _stamp(label),
+            "input": str(file.absolute()),
+            "input_sha256": digest,
+            "input_stamps": stamps,
+            **self.origin,
+            "statistics": dict(statistics),
+        }
+
+    def statistics(self, file: Path, case: str, label: Path) -> dict[str, Any] | None:
+        """Figures of a label map that is there; None where they are not known, or the file is another one since."""
+        record = self._record(case)
+        known = record.get("key") == self.key(file, case) and record.get("label_stamp") == _stamp(label)
+        return record.get("statistics") if known else None
+
+    def save(self) -> None:
+        """Add this run's records to ``predictions.json``, which other processes write to as well."""
+        if self._unsaved:
+            start = time.monotonic()
+            add_to_json(self._unsaved, self.path, under="cases", format=FORMAT)
+            self._unsaved.clear()
+            self._saved_at, self._saving_s = time.monotonic(), time.monotonic() - start
+
+    def save_now_and_then(self) -> None:
+        """`save`, if the last time is long ago: what a killed process has not saved is made again from the maps."""
+        if time.monotonic() - self._saved_at > max(10.0, 20 * self._saving_s):  # a large file is written rarely
+            self.save()
+
+    def _record(self, case: str) -> dict[str, Any]:
+        record = self.new.get(case) or self.earlier.get(case)
+        return record if isinstance(record, dict) else {}
+
+    def _input(self, file: Path, case: str) -> tuple[list[list[int]], str]:
+        """Stamps of an input's files, and its hash; what has the stamps of its record is not read again."""
+        if file not in self._inputs:
+            files, record = input_parts(file), self._record(case)
+            stamps = [_stamp(path) for path in files]
+            if record.get("input") == str(file.absolute()) and record.get("input_stamps") == stamps:
+                digest = record["input_sha256"]
+            else:
+                digest = file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
+            self._inputs[file] = files, stamps, digest
+        return self._inputs[file][1:]
+
+    def _difference(self, file: Path, case: str, key: str | None) -> str:
+        """What the record of a label map and this run do not share, as words."""
+        if key is None:
+            return "no record of how it was made (by an earlier version, or another tool)"
+        old, new = self._record(case), {**self.origin, "input": str(file.absolute())}
+        if old.get("key") != key:
+            return f"another record, {key[:SHOWN]} in place of {self.key(file, case)[:SHOWN]}"
+        digest, found = self._input(file, case)[1], []
+        if old.get("bundle") != new["bundle"]:
+            found.append(f"the bundle was {old.get('bundle')} and is {new['bundle']}")
+        if (before := old.get("input_sha256", "")) != digest:
+            moved = old.get("input") != new["input"]
+            found.append(
+                f"the scan was {old.get('input')} ({before[:SHOWN]}) and is {new['input']} ({digest[:SHOWN]})"
+                if moved
+                else f"the scan has changed since ({before[:SHOWN]} then, {digest[:SHOWN]} now)"
+            )
+        weights = [sorted(w["sha256"] for w in record.get("weights", ())) for record in (old, new)]
+        if weights[0] != weights[1]:
+            found.append(f"the weights were {_weights(old)} and are {_weights(new)}")
+        if bool(old.get("tta")) != new["tta"]:
+            found.append("--tta was " + ("not given and is" if new["tta"] else "given and is not"))
+        if old.get("config_sha256") != new["config_sha256"]:
+            was, now = old.get("options", {}), new["options"]
+            changed = [
+                f"--{name} was {_value(was, name)} and is {_value(now, name)}"
+                for name in sorted({*was, *now})
+                if was.get(name) != now.get(name)
+            ]
+            found += changed or ["the bundle's inference config has changed since"]
+        return "; ".join(found)
+
+
+def read_mark(path: Path) -> tuple[str, set[str]] | None:
+    """Key of a label map and the parts that were made with it; None where it bears no mark."""
+    try:
+        text = nib.load(path).header["descrip"].tobytes()
+    except Exception:  # whatever is there, it is none of ours
+        return None
+    match = _MARK.match(text)
+    if match is None:
+        return None
+    letters = (match[2] or b"").decode()
+    return match[1].decode(), {part for part, letter in LETTERS.items() if letter in letters}
+
+
+def input_parts(file: Path) -> list[Path]:
+    """Files that an input is made of: the slices of a series, both files of a pair, else the file itself.
+
+    Raises:
+        DataError: a file's content is not there.
+    """
+    files = [file]
+    if file.is_dir():
+        from decathlete.dicom.series import series_files
+
+        files = series_files(file)
+    elif (match := re.fullmatch(r"(.+)\.(hdr|img)(\.gz)?", file.name, re.IGNORECASE)) is not None:
+        pair = re.compile(re.escape(match[1]) + r"\.(hdr|img)(\.gz)?", re.IGNORECASE)
+        files = sorted(path for path in file.parent.iterdir() if pair.fullmatch(path.name)) or files
+    for path in files:
+        check_content(path)
+    return files
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes with a file's content, without reading it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _weights(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{w['path']} ({w['sha256'][:SHOWN]})" for w in record.get("weights", ())) or "unknown"
+
+
+def _value(options: Mapping[str, Any], name: str) -> str:
+    return json.dumps(options[name]) if name in options else "not given"
