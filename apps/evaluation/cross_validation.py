@@ -17,8 +17,8 @@ from decathlete.data.folds import NUM_FOLDS
 from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
 from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
-from decathlete.evaluation.scoring import files_sha256, score_pairs
-from decathlete.files import atomic_write, check_output_folder, strip_nifti_suffix
+from decathlete.evaluation.scoring import score_pairs
+from decathlete.files import atomic_write, check_output_folder, file_sha256, files_sha256, strip_nifti_suffix
 
 if TYPE_CHECKING:
     from decathlete.evaluation.components import Components
@@ -172,12 +172,13 @@ class _Fold:
         """Refuse a folder that holds another run.
 
         Raises:
-            UsageError: settings differ, or a training that no cross-validation started.
+            UsageError: settings differ, a training that no cross-validation started, or weights of another one since.
         """
         remedy = "Choose another --output, or move that folder away"
-        there = self.state().get("settings")
+        state, final = self.state(), self.folder / FINAL
+        there = state.get("settings")
         if there is None:
-            if (self.folder / LAST).exists() or (self.folder / FINAL).exists():
+            if (self.folder / LAST).exists() or final.exists():
                 raise UsageError(
                     self.folder, "must be free, or this cross-validation's own", "a run of another command", remedy
                 )
@@ -192,6 +193,9 @@ class _Fold:
         if changed:
             found = "; ".join(changed[:CHANGES_SHOWN])
             raise UsageError(self.folder, "a fold that is there must have the same settings", found, remedy)
+        if (before := state.get("weights_sha256")) and final.is_file() and (now := file_sha256(final)) != before:
+            found = f"others: {now[:8]} in place of {before[:8]} (SHA-256)"
+            raise UsageError(final, "the weights of a fold are those that its own training left", found, remedy)
 
     def state(self) -> dict[str, Any]:
         """What ``cross_validation.json`` says; empty where there is none."""
@@ -218,7 +222,7 @@ class _Fold:
         trained = state.get("stage") in ("trained", "done") and (self.folder / FINAL).is_file()
         if not trained:
             self._train(float(state.get("training_s") or 0))
-        self._score(overwrite=not trained)
+        self._score()
 
     def _train(self, seconds_before: float) -> None:
         self._write_state("training", seconds_before)
@@ -264,7 +268,7 @@ class _Fold:
         """Folder of the fold's label maps."""
         return self.folder / "predictions"
 
-    def _score(self, overwrite: bool) -> None:
+    def _score(self) -> None:
         if not self.has_label_maps:
             self._score_by_config()
             return
@@ -277,7 +281,7 @@ class _Fold:
             list(images.values()),
             self.predictions,
             [self.folder / FINAL],
-            overwrite=overwrite,
+            overwrite="others",  # what an earlier training of this fold left is no prediction of this one
             overrides=self._prediction_overrides(),
         )
         failed = {case: report.failed[image] for case, image in images.items() if image in report.failed}
@@ -317,6 +321,8 @@ class _Fold:
         return shared
 
     def _write_state(self, stage: str, training_s: float | None, **more: Any) -> None:
+        if stage != "training":
+            more["weights_sha256"] = file_sha256(self.folder / FINAL)
         content = {"stage": stage, "settings": self.settings, "training_s": training_s, **more}
         with atomic_write(self.folder / STATE) as part:
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

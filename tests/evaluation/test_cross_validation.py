@@ -165,3 +165,20 @@ def test_overrides_that_cannot_hold_are_refused_before_any_training(oracle, data
     with pytest.raises(UsageError):
         cross_validate(oracle, "0", overrides, tmp_path / "out", dataset_dir=data)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_fold_is_scored_with_its_own_weights_and_their_predictions_alone(oracle, data, tmp_path):
+    arguments = {"folds": "1", "output": tmp_path / "out", "dataset_dir": data}
+    summary = cross_validate(oracle, **arguments)
+    fold = tmp_path / "out" / "fold_1"
+    label = fold / "predictions" / "case_1.nii.gz"
+    right = label.read_bytes()
+    save(label, np.zeros_like(label_map()))  # of an earlier training, as a kill between two may leave it
+    state = json.loads((fold / "cross_validation.json").read_text())
+    (fold / "cross_validation.json").write_text(json.dumps({**state, "stage": "trained"}))
+    assert cross_validate(oracle, **arguments).mean_dice == summary.mean_dice
+    assert label.read_bytes() == right
+    (fold / "model_final.pt").write_bytes(b"weights of another run")
+    with pytest.raises(UsageError, match=r"model_final.pt: the weights of a fold are those that its own training left"):
+        cross_validate(oracle, **arguments)
