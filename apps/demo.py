@@ -64,7 +64,7 @@ def run_demo(output: Path, minutes: float) -> Path:
     cases = datalist(dataset_dir, FOLD, "validation", TASK)
     say(3, f"prediction of the {len(cases)} cases that were not trained on, scored on each scan's own grid")
     predictions = run / "predictions"
-    report = predict(BUNDLE, [case["image"] for case in cases], predictions, checkpoints=[weights])
+    report = predict(BUNDLE, [case["image"] for case in cases], predictions, [weights], overwrite="others")
     if report.failed:
         raise WorkError(predictions, "every case of the demo is predicted", f"{len(report.failed)} that failed")
     labels = bundle_labels(BUNDLE)

@@ -93,7 +93,7 @@ def other_heads(folder: Path, checkpoint: Path | None) -> dict[str, dict[str, fl
             image = next(iter(sorted(folder.glob(f"{name}_T1w*.nii.gz"))), None)
             if image is None:
                 continue
-            predict(BUNDLE, [image], place, [checkpoint] if checkpoint else None)
+            predict(BUNDLE, [image], place, [checkpoint] if checkpoint else None, overwrite="others")
             prediction = Path(place) / f"{strip_nifti_suffix(image.name)}_brainmask.nii.gz"
             (row,) = score_files(name, prediction, mask, {1: "brain"})
             found[name] = {key: value for key, value in row.items() if isinstance(value, float)}

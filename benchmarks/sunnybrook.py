@@ -133,7 +133,7 @@ def heartbeats(options: argparse.Namespace, folds: list[int]) -> dict[str, Any]:
                 continue
             run = options.runs / f"fold_{fold}"
             folder = run / "heartbeat"
-            predict(BUNDLE, patient_folder(options.dataset_dir, patient), folder, [run / FINAL])
+            predict(BUNDLE, patient_folder(options.dataset_dir, patient), folder, [run / FINAL], overwrite="others")
             predicted = json.loads((folder / "heart_function.json").read_text(encoding="utf-8"))
             predicted.pop("drawn", None)
             found[patient] = {"predicted": predicted, "drawn": drawn.figures()}
