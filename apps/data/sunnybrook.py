@@ -223,7 +223,7 @@ def frame_files(folder: str | Path) -> list[Path]:
     files = [path for path in _entries(folder) if is_file_or_broken_link(path)]
     numbered = sorted((int(match[1]), path) for path in files if (match := _FRAME_NAME.fullmatch(path.name)))
     frames = [path for _, path in numbered]
-    frames += [path for path in files if path not in frames and _may_be_dicom(path)]
+    frames += [path for path in files if path not in frames and may_be_dicom(path)]
     if not frames:
         patients = _patient_folders(folder)
         found = f"{len(patients)} patients' folders" if patients else "none"
@@ -246,13 +246,15 @@ def patient_folder(dataset_dir: str | Path, patient: str | None = None) -> str:
     return str(wanted[0])
 
 
-def _may_be_dicom(path: Path) -> bool:
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its suffix or its first bytes."""
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:  # a link into nowhere, or nobody's to read
         return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _patient_folders(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from decathlete.files import NIFTI_SUFFIXES, atomic_write, check_output_folder, 
 from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.inputs import Inputs, find_inputs
 from decathlete.inference.outputs import Outputs, check_bias_correction
-from decathlete.inference.records import Records
+from decathlete.inference.records import FILE, Records
 from decathlete.inference.sharing import Share, add_to_json, is_finished
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
@@ -274,7 +274,8 @@ def _targets(
             found.failed[file] = DataError(file, "each input needs an output of its own", f"{target}, of {others} too",
                                            "Rename one, or predict them into two folders")  # fmt: skip
             targets.pop(file, None)
-    if statistics is not None and (statistics.resolve() in sources or statistics in owners):
+    taken = sources | {path.resolve() for path in (*owners, folder / VOLUMES, folder / FILE)}
+    if statistics is not None and statistics.resolve() in taken:
         raise UsageError(statistics, "the statistics need a file of their own", "an input or output of that path")
     return targets
 

@@ -13,8 +13,6 @@ from decathlete.files import check_content, is_nifti_name, nifti_files
 from decathlete.inference.outputs import Outputs
 from decathlete.inference.sharing import listed_inputs
 
-DICOM_SUFFIXES = (".dcm", ".ima")
-
 
 @dataclass
 class Inputs:
@@ -106,7 +104,7 @@ def _in_folder(folder: Path, outputs: Outputs) -> tuple[list[Path], dict[Path, s
     for path in entries:
         check_content(path)
     what = f"{len(entries)} other entries" if entries else "an empty folder"
-    if dicom := sum(1 for path in entries if path.suffix.lower() in DICOM_SUFFIXES):
+    if dicom := sum(1 for path in entries if path.suffix.lower() in (".dcm", ".ima")):
         what = f"{dicom} DICOM files, none of them a slice of CT or MR that can be read"
     raise DataError(
         folder,
@@ -123,20 +121,12 @@ def _left_out(folder: Path, found: Collection[Path], dicom: str) -> dict[Path, s
 
 
 def _kind(path: Path, dicom: str) -> str:
+    from decathlete.data.sunnybrook import may_be_dicom
+
     if path.name.startswith("."):
         return "hidden"
     if path.is_dir():
         return "folder"
     if is_nifti_name(path.name):
         return "named as predictions"  # all others are inputs
-    return dicom if _is_dicom(path) else path.suffix.lower() or "without a suffix"
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return dicom if may_be_dicom(path) else path.suffix.lower() or "without a suffix"

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Records:
         earlier = read_json(self.path).get("cases")
         self.earlier: dict[str, Any] = earlier if isinstance(earlier, dict) else {}
         self.new: dict[str, Any] = {}
-        self._inputs: dict[Path, tuple[list[Path], list[list[int]], str]] = {}
+        self._inputs: dict[Path, tuple[list[Path], str, str]] = {}
         self._unsaved: dict[str, Any] = {}
         self._saved_at, self._saving_s = time.monotonic(), 0.0
 
@@ -119,8 +119,8 @@ class Records:
             DataError: the scan has changed since `key` was asked for, before it was read.
         """
         key, label = self.key(file, case), targets["label"]
-        files, stamps, _ = self._inputs[file]
-        if [_stamp(path) for path in files] != stamps:
+        files, stamp, _ = self._inputs[file]
+        if _stamp(files) != stamp:
             raise DataError(file, "a scan stays as it is while it is predicted", "a change since it was read",
                             "Run the same command again")  # fmt: skip
         parts = {part for part in targets if part in LETTERS}
@@ -136,14 +136,14 @@ class Records:
 
     def add(self, file: Path, case: str, label: Path, statistics: Mapping[str, Any]) -> None:
         """Keep the record of a label map that is there, for `save`."""
-        stamps, digest = self._input(file, case)
+        stamp, digest = self._input(file, case)
         self.new[case] = self._unsaved[case] = {
             "key": self.key(file, case),
             "label": label.name,
-            "label_stamp": _stamp(label),
+            "label_stamp": _stamp([label]),
             "input": str(file.absolute()),
             "input_sha256": digest,
-            "input_stamps": stamps,
+            "input_stamp": stamp,
             **self.origin,
             "statistics": dict(statistics),
         }
@@ -151,7 +151,7 @@ class Records:
     def statistics(self, file: Path, case: str, label: Path) -> dict[str, Any] | None:
         """Figures of a label map that is there; None where they are not known, or the file is another one since."""
         record = self._record(case)
-        known = record.get("key") == self.key(file, case) and record.get("label_stamp") == _stamp(label)
+        known = record.get("key") == self.key(file, case) and record.get("label_stamp") == _stamp([label])
         return record.get("statistics") if known else None
 
     def save(self) -> None:
@@ -171,16 +171,16 @@ class Records:
         record = self.new.get(case) or self.earlier.get(case)
         return record if isinstance(record, dict) else {}
 
-    def _input(self, file: Path, case: str) -> tuple[list[list[int]], str]:
-        """Stamps of an input's files, and its hash; what has the stamps of its record is not read again."""
+    def _input(self, file: Path, case: str) -> tuple[str, str]:
+        """Stamp and hash of an input; one whose stamp is that of its record is not read again."""
         if file not in self._inputs:
             files, record = input_parts(file), self._record(case)
-            stamps = [_stamp(path) for path in files]
-            if record.get("input") == str(file.absolute()) and record.get("input_stamps") == stamps:
+            stamp = _stamp(files)
+            if record.get("input") == str(file.absolute()) and record.get("input_stamp") == stamp:
                 digest = record["input_sha256"]
             else:
                 digest = file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
-            self._inputs[file] = files, stamps, digest
+            self._inputs[file] = files, stamp, digest
         return self._inputs[file][1:]
 
     def _difference(self, file: Path, case: str, key: str | None) -> str:
@@ -248,10 +248,11 @@ def input_parts(file: Path) -> list[Path]:
     return files
 
 
-def _stamp(path: Path) -> list[int]:
-    """What changes with a file's content, without reading it."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+def _stamp(files: Sequence[Path]) -> str:
+    """What changes with the content of files, without reading them: sizes and times, hashed."""
+    stats = [path.stat() for path in files]
+    told = [(path.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in zip(files, stats, strict=True)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def _weights(record: Mapping[str, Any]) -> str:

@@ -22,7 +22,14 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from decathlete.errors import DataError
-from decathlete.files import NIFTI_SUFFIXES, atomic_write, strip_nifti_suffix
+from decathlete.files import (
+    NIFTI_SUFFIXES,
+    atomic_write,
+    check_content,
+    is_nifti_name,
+    nifti_files,
+    strip_nifti_suffix,
+)
 from decathlete.label.guard import NotFoundError, check_name, check_tag
 from decathlete.transforms.read import check_pair, read_nifti
 
@@ -75,8 +82,37 @@ class StudiesFolder(Watching, LocalDatastore):
     def __init__(self, folder: str | Path, channels: set[int], watch: bool = True) -> None:
         self.lock = threading.RLock()
         self.channels = sorted(channels) or [1]
+        self._told: set[str] = set()
         _set_damaged_index_aside(Path(folder) / INDEX)
         super().__init__(str(folder), extensions=[f"*{end}" for end in NIFTI_SUFFIXES], auto_reload=watch)
+
+    def _list_files(self, path: str, patterns: Any) -> dict[str, str]:
+        """NIfTI files of a folder by the rule that all commands have; MONAI Label's patterns are not asked.
+
+        A file whose content is not there is left out, and a line in the log says so once.
+        """
+        found = {}
+        for file in nifti_files(path):
+            try:
+                check_content(file)
+                found[file.name] = file.name
+            except DataError as error:
+                if str(error) not in self._told:
+                    logger.warning("not listed: %s", error)
+                self._told.add(str(error))
+        return found
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        """Id and suffix of a file's name, in any case."""
+        name = strip_nifti_suffix(file)
+        return (name, file[len(name) :]) if name != file else super()._to_id(file)
+
+    def _remove_non_existing(self) -> int:
+        """Forget images of an earlier index that are no images by their names too."""
+        names = {image: self._filename(image, one.image.ext) for image, one in self._datastore.objects.items()}
+        for image in (none := [image for image, name in names.items() if not is_nifti_name(name)]):
+            del self._datastore.objects[image]
+        return len(none) + super()._remove_non_existing()
 
     def check_known(self, image_id: str) -> str:
         """An image's id, as it came.

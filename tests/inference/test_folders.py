@@ -223,7 +223,8 @@ def test_inputs_are_never_overwritten(bundle, scan_file, tmp_path, capsys):
     for folder in (scan_file.parent, link):
         assert run(bundle, scan_file, "--output", folder, "--overwrite") == 2
         assert "an input is never overwritten" in capsys.readouterr().err
-    assert run(bundle, scan_file, "--output", tmp_path / "o", "--statistics", scan_file) == 2
+    for file in (scan_file, tmp_path / "o" / "volumes.json", tmp_path / "o" / "predictions.json"):
+        assert run(bundle, scan_file, "--output", tmp_path / "o", "--statistics", file) == 2
     assert scan_file.read_bytes() == before
 
 
