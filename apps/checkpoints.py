@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from decathlete.files import atomic_write
 
 # what a training leaves: all that a resumed run needs, the best weights on its validation cases, and the last ones
 LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
+# what trainers put around a state dict: ours first, which has both `model` (averaged) and `network` in last.pt
+WRAPPERS = ("model", "state_dict", "model_state_dict", "network", "net")
+# and before its keys: DistributedDataParallel, torch.compile, the attribute of a Lightning module
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+
+logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -55,25 +62,53 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return dict(content)
 
 
-def state_dict_of(content: Mapping[str, Any], where: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint's content: the content itself, or what is under ``model``.
+def state_dict_of(
+    content: Mapping[str, Any], where: str | os.PathLike, names: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint's content: the content itself, or what stands under ``model`` or a key like it.
+
+    What other trainers put around a network is taken off, and a line in the log says so: a key of `WRAPPERS`, however
+    deep; and with ``names`` a prefix of `PREFIXES` that every key has, where no key is the network's as it stands.
+
+    Args:
+        content: of a checkpoint's file.
+        where: what an error and the log call it.
+        names: keys of the network's own state dict; without them prefixes stay.
 
     Raises:
-        CheckpointError: neither of the two is a mapping of names to tensors.
+        CheckpointError: no mapping of names to tensors, or several that could be meant.
     """
-    weights = content.get("model", content)
-    if (
-        not isinstance(weights, Mapping)
-        or not weights
-        or not all(isinstance(v, torch.Tensor) for v in weights.values())
-    ):
+    weights: Any = content
+    taken_off: list[str] = []
+    while isinstance(weights, Mapping) and not _is_state_dict(weights):
+        found = [key for key in WRAPPERS if isinstance(weights.get(key), Mapping)]
+        if len(found) > 1 and found[0] != WRAPPERS[0]:
+            raise CheckpointError(where, "must hold one state dict", f"one under each of {listed(found)}",
+                                  "Save the one that is meant: torch.save(network.state_dict(), path)")  # fmt: skip
+        if found and (found[0] != WRAPPERS[0] or weights is not content):  # a last.pt of ours needs no word
+            taken_off.append(f"the key '{found[0]}'")
+        weights = weights[found[0]] if found else None
+    if weights is None or not weights:
         raise CheckpointError(
             where,
-            "must hold a state dict (names and tensors), plain or under 'model'",
+            f"must hold a state dict (names and tensors), plain or under {' or '.join(map(repr, WRAPPERS))}",
             f"the keys {listed(content)}",
             "Save network.state_dict()",
         )
-    return dict(weights)
+    weights = dict(weights)
+    while names and not any(key in names for key in weights):
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), "")
+        if not prefix:
+            break
+        taken_off.append(f"the prefix '{prefix}'")
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    if taken_off:
+        logger.info("%s: weights taken out of %s", where, " and ".join(taken_off))
+    return weights
+
+
+def _is_state_dict(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
 
 
 def load_weights(network: torch.nn.Module, path: str | os.PathLike, where: str | None = None) -> torch.nn.Module:
@@ -81,14 +116,15 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike, where: str |
 
     Args:
         network: its parameters and buffers keep their device and type.
-        path: a state dict that torch.save wrote, plain or under ``model`` (as in ``last.pt``).
+        path: a state dict that torch.save wrote, plain or wrapped as other trainers do; see `state_dict_of`.
         where: what an error names besides the file: the bundle or config id that asked for these weights.
 
     Raises:
         CheckpointError: no such file, no weights, or another network's; keys and shapes that differ are named.
     """
     place = f"{path} ({where})" if where else str(path)
-    match_weights(network, state_dict_of(read_checkpoint(path), place), place)
+    weights = state_dict_of(read_checkpoint(path), place, network.state_dict().keys())
+    match_weights(network, weights, place)
     return network
 
 

@@ -71,8 +71,8 @@ def load_fitting(network: torch.nn.Module, path: str | Path) -> list[str]:
         CheckpointError: no such file, or weights that fit less than half of the layers.
     """
     target = unwrap(network)
-    weights = state_dict_of(read_checkpoint(path), path)
     own = target.state_dict()
+    weights = state_dict_of(read_checkpoint(path), path, own.keys())
     fitting = {
         name: value
         for name, value in weights.items()
