@@ -80,7 +80,7 @@ class Predictor:
             bundle's own.
         device: such as ``cpu``, ``cuda:1``; default: what the bundle's config chooses.
         tta: average the logits of mirrored copies too, along the axes of the config's ``tta_axes``, else along all, but
-            where names of classes say left or right.
+            where names of classes say left or right; where ``overrides`` name ``mirror_axes``, along these.
         overrides: id of ``inference.yaml`` to value.
         field: return the bias field that the chain's N4BiasFieldCorrectiond finds, with each prediction.
 
@@ -126,10 +126,12 @@ class Predictor:
             member = network if n == len(self.checkpoints) - 1 else copy.deepcopy(network)
             self.networks.append(load_weights(member, path, where=f"weights of {self.name}"))
         self.inferer = self._parsed("inferer")
+        self._output_on = getattr(self.inferer, "output_on", None)  # as the config or the user says
         self._bytes_of_windows: dict[tuple[int, ...], int] = {}
         self.channels = self._volumes()
         self.classes = int(self._parsed("network_def::out_channels"))
-        if tta:
+        own_axes = {"mirror_axes", "inferer::mirror_axes"} & {name.replace("#", "::") for name in values}
+        if tta and not (own_axes and getattr(self.inferer, "mirror_axes", ())):  # the user's axes go before tta_axes
             self._mirror()
         self._loader, self._preprocessing = self._split_loading(self._parsed("preprocessing"))
         if field:
@@ -238,14 +240,20 @@ class Predictor:
         return series
 
     def keep_output(self, on_file: bool) -> None:
-        """Keep the network's output in a file from now on, or wherever there is room for it (the default)."""
-        if hasattr(self.inferer, "output_on"):
+        """Keep the network's output in a file from now on, or wherever there is room for it (the default).
+
+        Where the config or an override says ``device``, ``cpu`` or ``file``, that holds.
+        """
+        if self._output_on == "auto":
             self.inferer.output_on = "file" if on_file else "auto"
 
     def memory_gib(
         self, shape: Sequence[int], spacing: Sequence[float], probabilities: bool = False, output_on_file: bool = False
     ) -> float:
-        """Upper estimate of the peak memory for a scan of spatial ``shape`` and ``spacing`` (mm), in GiB."""
+        """Upper estimate of the peak memory for a scan of spatial ``shape`` and ``spacing`` (mm), in GiB.
+
+        ``output_on_file``: were the network's output kept in a file; without effect where `keep_output` has none.
+        """
         restores_logits = not any(isinstance(t, RestoreGridd) and t.argmax for t in self._postprocessing)
         return estimate_gib(
             shape,
@@ -258,7 +266,7 @@ class Predictor:
             restores_logits=restores_logits,
             probabilities=probabilities,
             networks=len(self.networks),
-            output_on_file=output_on_file and hasattr(self.inferer, "output_on"),
+            output_on_file=self._output_on == "file" or (output_on_file and self._output_on == "auto"),
         )
 
     def _volumes(self) -> int:

@@ -86,6 +86,37 @@ def test_mirrored_copies_of_a_symmetric_network_change_nothing(bundle, scan):
     assert (plain != mirrored).mean() < 1e-3
 
 
+def test_axes_that_the_user_names_go_before_those_of_tta(make_bundle):
+    bundle = make_bundle(channels=("channels: 1", "channels: 1\ntta_axes: [0, 1, 2]\nmirror_axes: null"),
+                         inferer=('amp: "@amp"}', 'amp: "@amp", mirror_axes: "@mirror_axes"}'))  # fmt: skip
+    assert Predictor(bundle, tta=True).inferer.mirror_axes == (0, 1, 2)
+    assert Predictor(bundle, tta=True, overrides={"mirror_axes": [0]}).inferer.mirror_axes == (0,)
+    assert Predictor(bundle, tta=True, overrides={"inferer#mirror_axes": [1]}).inferer.mirror_axes == (1,)
+
+
+@pytest.mark.parametrize("place", ["device", "cpu", "file"])
+def test_the_place_of_the_output_that_the_user_names_stays(bundle, place):
+    predictor = Predictor(bundle, overrides={"inferer::output_on": place})
+    for on_file in (True, False):
+        predictor.keep_output(on_file)
+        assert predictor.inferer.output_on == place
+
+
+def test_a_place_of_the_output_left_to_us_is_a_file_while_memory_is_short(bundle):
+    predictor = Predictor(bundle)
+    for on_file, place in ((True, "file"), (False, "auto")):
+        predictor.keep_output(on_file)
+        assert predictor.inferer.output_on == place
+
+
+def test_the_memory_estimate_goes_by_the_place_that_the_user_names(bundle):
+    size = (200, 200, 200), (1.0, 1.0, 1.0)
+    auto, file, device = (Predictor(bundle, overrides={"inferer::output_on": place})
+                          for place in ("auto", "file", "device"))  # fmt: skip
+    assert file.memory_gib(*size) == auto.memory_gib(*size, output_on_file=True) < auto.memory_gib(*size)
+    assert device.memory_gib(*size, output_on_file=True) == device.memory_gib(*size)
+
+
 def test_mirroring_needs_an_inferer_that_can(make_bundle):
     stock = make_bundle(
         inferer=("decathlete.inference.SlidingWindow", "SlidingWindowInferer"), amp=(', amp: "@amp"', "")
