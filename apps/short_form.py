@@ -92,6 +92,7 @@ def translate(
     run_id = _positional(own) or _value(own, "run_id") or "run"
     files = [str(file) for file in config_files(folder, run_id, in_torchrun(environ))]
     _refuse_unknown_ids(own, files)
+    check_tracking(_value(own, "tracking"))
     added = ["--config_file", files[0] if len(files) == 1 else repr(files)]
     if _value(own, "bundle_root") is None:
         added += ["--bundle_root", literal(str(folder))]
@@ -111,6 +112,33 @@ def literal(value: Any) -> Any:
     if isinstance(value, str) and "#" in value and not value.startswith(("$", "@", "%")):
         return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
     return value
+
+
+def check_tracking(tracking: Any) -> None:
+    """Refuse a tracking that cannot be, before cases are read for the training: MONAI looks for MLflow only then.
+
+    Args:
+        tracking: ``mlflow``, a file of MONAI's settings (or several), or settings; None for no tracking.
+
+    Raises:
+        UsageError: another word, or MLflow is not installed.
+    """
+    if not tracking:
+        return
+    from importlib.util import find_spec
+
+    from decathlete.errors import UsageError
+
+    if (
+        isinstance(tracking, str)
+        and tracking != "mlflow"
+        and not tracking.startswith("[")
+        and not Path(tracking).is_file()
+    ):
+        raise UsageError("--tracking", "must be mlflow, or a file of MONAI's settings", f"'{tracking}'")
+    text = Path(tracking).read_text(encoding="utf-8") if os.path.isfile(str(tracking)) else str(tracking)
+    if "mlflow" in text.lower() and find_spec("mlflow") is None:
+        raise UsageError("--tracking", "needs MLflow", "it is not installed", "pip install 'decathlete[mlflow]'")
 
 
 def in_torchrun(environ: Mapping[str, str] | None = None) -> bool:

@@ -20,7 +20,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from decathlete.bundle import bundle_folder, config_file, config_files
 from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
-from decathlete.short_form import in_torchrun, literal
+from decathlete.short_form import check_tracking, in_torchrun, literal
 
 # arguments of MONAI's own `run`, not ids of a config
 RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")
@@ -213,6 +213,7 @@ def _prepared(
     folder: Path, files: list[Path], overrides: Mapping[str, Any], where: str, tracking: str | dict | None = None
 ) -> dict[str, Any]:
     """Checked overrides, with ``bundle_root`` and the data folder filled in."""
+    check_tracking(tracking)
     parser = _read(files)
     values = dict(overrides)
     # ids that only exist once tracking has patched the config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,9 @@ def test_override_that_names_no_id_is_refused(flag):
         ConfigError, match=r"train.yaml: an override must name an id.*Did you mean '(max_epochs|train)'"
     ):
         translate(["run", "training", "--config", "hippocampus", "--lr", "-1", flag, "2"])
+
+
+def test_tracking_without_mlflow_is_refused(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
+    with pytest.raises(UsageError, match="--tracking: needs MLflow"):
+        words("run training --config bundles/tiny --tracking mlflow")

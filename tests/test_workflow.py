@@ -228,3 +228,22 @@ def test_arguments_that_a_class_hands_on_are_known_and_others_refused():
 def test_absent_gpu_is_told_before_data_are_read(tiny):
     with pytest.raises(DeviceError, match="without a CUDA GPU"):
         run("training", "hippocampus", {"device": "cuda", "dataset_dir": str(tiny)})
+
+
+def test_tracking_without_mlflow_is_refused_before_the_data_are_read(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
+    with pytest.raises(UsageError, match=r"--tracking: needs MLflow.*pip install 'decathlete\[mlflow\]'"):
+        BundleWorkflow(tiny, "training", tracking="mlflow", dataset_dir="not there")
+
+
+def test_tracking_by_settings_that_name_mlflow_needs_it_too(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    settings = tiny / "settings.json"
+    settings.write_text('{"handlers_id": {}, "configs": {"tracking_uri": null, "t": {"_target_": "MLFlowHandler"}}}')
+    with pytest.raises(UsageError, match="needs MLflow"):
+        BundleWorkflow(tiny, "training", tracking=str(settings))
+
+
+def test_another_word_for_tracking_is_refused(tiny):
+    with pytest.raises(UsageError, match=r"--tracking: must be mlflow, or a file.*found 'wandb'"):
+        BundleWorkflow(tiny, "training", tracking="wandb")
