@@ -70,7 +70,8 @@ def run_demo(output: Path, minutes: float) -> Path:
     labels = bundle_labels(BUNDLE)
     pairs = {c["case_id"]: (predictions / f"{c['case_id']}.nii.gz", Path(c["label"])) for c in cases}
     rows, failed = score_pairs(pairs, labels)
-    summary = write_report(rows, run, failed, bundle=BUNDLE, data=source, minutes=minutes, fold=FOLD)
+    steps, taken = training_facts(run)
+    summary = write_report(rows, run, failed, bundle=BUNDLE, data=source, minutes=round(taken, 2), fold=FOLD)
     first = cases[0]
     picture = overlay(
         first["image"],
@@ -80,7 +81,8 @@ def run_demo(output: Path, minutes: float) -> Path:
         labels=labels,
         case_id=first["case_id"],
     )
-    say(4, f"fold {FOLD}, {len(cases)} cases of {source}, {training_note(run, minutes)}")
+    training = f"{steps} iterations in {taken:.2f} minutes of training on {os.cpu_count()} cores"
+    say(4, f"fold {FOLD}, {len(cases)} cases of {source}, {training}")
     print(summary.table())
     print(f"\nprediction   {pairs[first['case_id']][0]}\noverlay      {picture}\nscores       {summary.metrics_csv}")
     tensorboard = shlex.join([str(Path(sys.executable).parent / "tensorboard"), "--logdir", str(run)])
@@ -127,12 +129,12 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
     return final
 
 
-def training_note(run: Path, minutes: float) -> str:
-    """What the training was, for the line above the table."""
+def training_facts(run: Path) -> tuple[int, float]:
+    """Iterations of the training, and the minutes that they took, which need not be those asked for."""
     from decathlete.checkpoints import LAST, read_checkpoint
 
-    steps = read_checkpoint(run / LAST)["iteration"]
-    return f"{steps} iterations in {minutes:g} minutes of training on {os.cpu_count()} cores"
+    content = read_checkpoint(run / LAST)
+    return content["iteration"], content["schedule"]["trained_s"] / 60
 
 
 def say(step: int, text: str) -> None:

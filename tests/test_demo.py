@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from decathlete import demo
 from decathlete.data import download, make_phantoms
@@ -46,8 +48,12 @@ def test_demo_ends_with_a_table_and_paths_and_is_kept(work, monkeypatch, capsys)
     text = capsys.readouterr().out
     run = work / "demo" / "phantoms_0.03_minutes"
     weights = (run / "model_final.pt").stat().st_mtime_ns
-    for word in ("anterior", "posterior", "prediction", "overlay", "TensorBoard", "iterations in 0.03 minutes"):
+    for word in ("anterior", "posterior", "prediction", "overlay", "TensorBoard"):
         assert word in text
+    last = torch.load(run / "last.pt", weights_only=True)
+    taken = last["schedule"]["trained_s"] / 60  # measured, not the 0.03 asked for
+    assert f"{last['iteration']} iterations in {taken:.2f} minutes" in text
+    assert json.loads((run / "summary.json").read_text())["minutes"] == pytest.approx(taken, abs=0.006)
     assert (run / "overlay.png").stat().st_size > 10_000
     assert (run / "summary.json").is_file()
     assert demo.main() == 0
@@ -62,3 +68,8 @@ def test_time_that_is_no_number_is_one_line(text, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(
         "decathlete: DECATHLETE_DEMO_MINUTES: must be a number of minutes above 0"
     )
+
+
+def test_the_minutes_told_are_those_that_the_training_took(work):
+    torch.save({"iteration": 7, "schedule": {"minutes": 3.0, "trained_s": 150.0}}, work / "last.pt")
+    assert demo.training_facts(work) == (7, 2.5)
