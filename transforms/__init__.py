@@ -5,7 +5,7 @@ from decathlete.transforms.bias_field import N4BiasFieldCorrectiond, correct_bia
 from decathlete.transforms.channels import CheckChannelsd
 from decathlete.transforms.check_head import CheckHeadd, CheckVolumed
 from decathlete.transforms.contours import ContourMaskd, contour_area, contour_mask, read_contour, write_contour
-from decathlete.transforms.crop import CropMargind, DropLowestd
+from decathlete.transforms.crop import CropBlankd, CropMargind, DropLowestd
 from decathlete.transforms.cut import CutAway
 from decathlete.transforms.dicom import DicomReader, read_dicom_frame
 from decathlete.transforms.dicom_series import DicomVolume, read_dicom_series
@@ -27,6 +27,7 @@ __all__ = [
     "CheckVolumed",
     "ContourChannelsd",
     "ContourMaskd",
+    "CropBlankd",
     "CropHeadd",
     "CropMargind",
     "CutAway",

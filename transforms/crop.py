@@ -35,6 +35,45 @@ class _MeasuredCropd(Cropd):
         raise NotImplementedError
 
 
+class CropBlankd(_MeasuredCropd):
+    """Cut away the outer planes in which every voxel has the one value of the border, 0 or any other.
+
+    Such planes were filled in, by a program that pads or masks scans. They say nothing of the body, and shift the mean
+    that the scan is normalized by. From each side of each axis, planes go as long as each channel is constant over them
+    and has there the value that it has in the outermost plane. What remains is nnU-Net's box around the voxels that are
+    not 0, of a scan in a field of zeros; a scan without such planes passes unchanged.
+
+    Must come ahead of resampling, which blurs the scan's edge into the border.
+
+    Args:
+        keys: image first, which is measured, then what lies on it, (C, *spatial).
+        allow_missing_keys: pass over keys that a case has not.
+
+    Raises:
+        DataError: a scan of which nothing remains: all its voxels are alike.
+    """
+
+    @property
+    def requires_current_data(self) -> bool:
+        """A lazy chain must not leave transforms waiting here: voxels are looked at."""
+        return True
+
+    def kept(self, image: Tensor) -> tuple[slice, ...]:
+        """Voxels that stay, a slice for each spatial axis of ``image`` (C, *spatial)."""
+        voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
+        if bool((voxels == voxels.flatten(1)[:, :1].view(-1, *[1] * (voxels.ndim - 1))).all()):
+            found = ", ".join(f"{float(v):g}" for v in voxels.flatten(1)[:, 0])
+            raise DataError(_name(image), "a scan has something in it", f"{found} in every voxel", "Look at the file")
+        slices = []
+        for axis in range(1, voxels.ndim):
+            others = [a for a in range(1, voxels.ndim) if a != axis]
+            low, high = voxels.amin(others), voxels.amax(others)  # of each plane: (C, planes)
+            n, before, after = voxels.shape[axis], _blank(low, high), _blank(low.flip(1), high.flip(1))
+            # two flat halves are no border
+            slices.append(slice(before, n - after) if before + after < n else slice(0, n))
+        return tuple(slices)
+
+
 class CropMargind(_MeasuredCropd):
     """Take a margin from both sides of each axis, as far as a least size allows.
 
@@ -127,6 +166,12 @@ class DropLowestd(_MeasuredCropd):
                 "Set a smaller length_mm, or leave this volume out",
             )
         return tuple(slice(dropped if axis == self.axis else 0, n) for axis, n in enumerate(shape))
+
+
+def _blank(low: Tensor, high: Tensor) -> int:
+    """Planes from the first on that are constant, with the first one's value; both (C, planes)."""
+    same = ((low == low[:, :1]) & (high == low[:, :1])).all(0)
+    return int(same.long().cumprod(0).sum())
 
 
 def _shape(image: Tensor) -> tuple[int, ...]:

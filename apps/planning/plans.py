@@ -46,7 +46,7 @@ class Plan:
         channels: name of each.
         classes: name to value, background at 0.
         window: HU to clip to, with mean and standard deviation; None: each scan and channel by its own.
-        nonzero: crop to the voxels that are not 0, and take mean and deviation over them.
+        nonzero: take mean and deviation over the voxels that are not 0.
         spacing: to which the scans are resampled.
         patch_size, margin_size, roi_size: of training, of what patches are turned inside of, and of inference.
         whole: every case fits into ``margin_size`` whole; else patches are drawn.

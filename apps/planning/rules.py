@@ -68,9 +68,8 @@ def plan(
     """
     gpu = device != "cpu"
     reasons: dict[str, str] = {}
-    cropped = _is_cropped(fingerprint)
     spacing = _spacing(fingerprint, gpu, reasons)
-    shapes = np.array([_resampled(case, spacing, cropped) for case in fingerprint.cases])
+    shapes = np.array([_resampled(case, spacing) for case in fingerprint.cases])
     median = [float(n) for n in np.median(shapes, axis=0)]
     ids = [case.case_id for case in fingerprint.cases]
     task = task_of_folder(layout.folder)
@@ -99,7 +98,7 @@ def plan(
         channels=fingerprint.channels,
         classes=fingerprint.classes,
         window=window,
-        nonzero=cropped,
+        nonzero=_is_erased(fingerprint),
         spacing=spacing,
         patch_size=patch,
         margin_size=margin,
@@ -264,7 +263,7 @@ def _why_network(gpu: bool) -> str:
 def _spacing(fingerprint: Fingerprint, gpu: bool, reasons: dict[str, str]) -> tuple[float, ...]:
     """Median of the cases; along a thick axis the 10th percentile; on a CPU coarser where the structures stay large."""
     spacings = np.array([case.spacing for case in fingerprint.cases])
-    shapes = np.array([_shape(case, _is_cropped(fingerprint)) for case in fingerprint.cases])
+    shapes = np.array([case.nonzero_shape for case in fingerprint.cases])
     target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
     why = "median of the cases" if np.ptp(spacings, axis=0).max() > 1e-3 else "all cases have it"
     worst = int(target.argmax())
@@ -285,8 +284,7 @@ def _spacing(fingerprint: Fingerprint, gpu: bool, reasons: dict[str, str]) -> tu
 
 def _coarser(fingerprint: Fingerprint, target: Sequence[float]) -> float:
     """Factor that brings the median scan to a CPU's patch, at most 2, and none that the smallest class cannot bear."""
-    cropped = _is_cropped(fingerprint)
-    voxels = float(np.median([math.prod(_resampled(case, target, cropped)) for case in fingerprint.cases]))
+    voxels = float(np.median([math.prod(_resampled(case, target)) for case in fingerprint.cases]))
     wanted = min(COARSEST, (voxels / (0.8 * CPU_PATCH_VOXELS)) ** (1 / 3))
     smallest = math.inf
     for value in fingerprint.classes.values():
@@ -382,17 +380,12 @@ def _with_memory(made: Plan, spent: Resident, gpu: bool) -> Plan:
     return replace(made, estimate_gib=estimate, cache="auto" if fits else "disk", notes=notes)
 
 
-def _shape(case: CaseFacts, cropped: bool) -> Triple:
-    return case.nonzero_shape if cropped else case.shape
+def _resampled(case: CaseFacts, spacing: Sequence[float]) -> list[int]:
+    """Voxels along each axis after the crop of a blank border, and resampling."""
+    return [max(1, round(n * a / b)) for n, a, b in zip(case.nonzero_shape, case.spacing, spacing, strict=True)]
 
 
-def _resampled(case: CaseFacts, spacing: Sequence[float], cropped: bool) -> list[int]:
-    """Voxels along each axis after resampling."""
-    shape = _shape(case, cropped)
-    return [max(1, round(n * a / b)) for n, a, b in zip(shape, case.spacing, spacing, strict=True)]
-
-
-def _is_cropped(fingerprint: Fingerprint) -> bool:
+def _is_erased(fingerprint: Fingerprint) -> bool:
     """Whether the scans lie in a field of zeros: their background was erased."""
     shares = [math.prod(c.nonzero_shape) / math.prod(c.shape) for c in fingerprint.cases]
     positive = all(min(c.minimum) >= 0 for c in fingerprint.cases)

@@ -137,6 +137,14 @@ def test_a_field_of_zeros_is_cropped_and_left_out_of_the_mean():
     assert made.patch_size == (80, 80, 80)  # 70 in steps of 16; 100 would be 112
 
 
+def test_a_narrow_border_of_zeros_is_cropped_and_not_planned_for():
+    scans = facts([(70, 70, 70)] * 5, [(1.0,) * 3] * 5)
+    cases = tuple(replace(case, nonzero_shape=(64, 64, 64)) for case in scans.cases)
+    made = planned(replace(scans, cases=cases))
+    assert not made.nonzero  # 76% of the voxels are left: the mean is taken over all of them
+    assert made.patch_size == (64, 64, 64)  # in steps of 16, 70 would be 80
+
+
 @pytest.mark.parametrize(
     ("name", "axes"), [("left atrium", (0,)), ("kidney_R", ()), ("cortex", (0,)), ("upright", (0,))]
 )

@@ -10,7 +10,15 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, NormalizeIntensityd, Orientationd
 
 from decathlete.errors import ConfigError, DataError, GeometryError
-from decathlete.transforms import CheckPaird, CropMargind, DropLowestd, NiftiReader, RestoreGridd, restore_to_grid
+from decathlete.transforms import (
+    CheckPaird,
+    CropBlankd,
+    CropMargind,
+    DropLowestd,
+    NiftiReader,
+    RestoreGridd,
+    restore_to_grid,
+)
 
 AFFINE = np.array([[1.5, 0, 0, -10], [0, 2.0, 0, 20], [0, 0, 2.5, -30], [0, 0, 0, 1.0]])
 
@@ -149,3 +157,83 @@ def test_mask_of_another_shape_is_refused_before_the_crop(tmp_path):
         chain({key: tmp_path / f"{key}.nii.gz" for key in keys})
     assert isinstance(caught.value.__cause__, GeometryError)
     assert "label 9x9x8 on image 9x9x9" in str(caught.value.__cause__)
+
+
+def bordered(width, value=0.0, channels=1):
+    """Voxels 1 to 60 of a scan of 3x4x5, each channel 100 more, in a border of ``value``."""
+    array = np.stack([np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5) + 100 * c for c in range(channels)])
+    shape = tuple(n + a + b for n, (a, b) in zip((3, 4, 5), width, strict=True))
+    padded = np.pad(array, [(0, 0), *width], constant_values=value)
+    meta = {"original_affine": AFFINE, "spatial_shape": np.array(shape), "filename_or_obj": "scan_3.nii.gz"}
+    image = MetaTensor(torch.from_numpy(padded), affine=torch.from_numpy(AFFINE.copy()), meta=meta)
+    return {"image": image}, torch.from_numpy(array)
+
+
+@pytest.mark.parametrize("value", [0.0, -1024.0, 7.0])
+@pytest.mark.parametrize("width", [((2, 2), (2, 2), (2, 2)), ((1, 0), (0, 3), (2, 4)), ((0, 0), (5, 0), (0, 0))])
+def test_a_border_of_one_value_is_cut_from_each_side_and_the_affine_follows(width, value):
+    data, inside = bordered(width, value)
+    image = CropBlankd("image")(data)["image"]
+    assert torch.equal(image.as_tensor(), inside)
+    np.testing.assert_allclose(image.affine[:3, 3], AFFINE[:3, 3] + AFFINE[:3, :3] @ [before for before, _ in width])
+
+
+def test_sides_may_have_values_of_their_own():
+    data, inside = bordered(((0, 0), (0, 0), (1, 0)), 0.0)
+    data["image"] = MetaTensor(torch.nn.functional.pad(data["image"].as_tensor(), (0, 2), value=-5.0))
+    assert torch.equal(CropBlankd("image")(data)["image"].as_tensor(), inside)
+
+
+def test_a_scan_without_such_a_border_passes_unchanged():
+    data, _ = bordered(((0, 0), (0, 0), (0, 0)))
+    data["image"][0, 0, 0, 0] = 0  # a corner, and zeros inside, are no border
+    data["image"][0, 1, 1, :] = 0
+    image = CropBlankd("image")(data)["image"]
+    assert torch.equal(image.as_tensor(), data["image"].as_tensor())
+    np.testing.assert_array_equal(image.affine, AFFINE)
+
+
+def test_a_plane_stays_if_any_channel_or_voxel_of_it_says_something():
+    data, inside = bordered(((2, 2), (2, 2), (2, 2)), channels=2)
+    data["image"][1, 1, 3, 4] = -3.0  # below 0, in the second channel alone
+    image = CropBlankd("image")(data)["image"]
+    assert image.shape == (2, 4, 4, 5)
+    assert torch.equal(image.as_tensor()[:, 1:], inside)
+
+
+def test_the_label_is_cut_with_its_image_whatever_it_holds():
+    data, _ = bordered(((1, 2), (0, 1), (3, 0)))
+    data["label"] = MetaTensor(torch.arange(data["image"].numel()).view(data["image"].shape) % 3)
+    out = CropBlankd(["image", "label"])(data)
+    assert torch.equal(out["label"].as_tensor(), data["label"].as_tensor()[:, 1:4, 0:4, 3:])
+
+
+@pytest.mark.parametrize("value", [0.0, 100.0])
+def test_a_scan_that_is_all_alike_is_refused(value):
+    image = MetaTensor(torch.full((1, 4, 5, 6), value), meta={"filename_or_obj": "scan_3.nii.gz"})
+    with pytest.raises(DataError, match=rf"scan_3.nii.gz: a scan has something in it.*{value:g} in every voxel"):
+        CropBlankd("image")({"image": image})
+
+
+def test_one_voxel_and_two_flat_halves_are_left():
+    image = torch.zeros(1, 4, 5, 6)
+    image[0, 3, 0, 2] = 1
+    assert CropBlankd("image")({"image": image})["image"].tolist() == [[[[1.0]]]]
+    halves = torch.zeros(1, 4, 5, 6)
+    halves[:, 2:] = 1
+    assert CropBlankd("image")({"image": halves})["image"].shape == (1, 4, 5, 6)
+
+
+def test_predictions_of_a_bordered_scan_return_to_its_grid_with_zeros_around():
+    data, inside = bordered(((1, 2), (0, 1), (3, 0)))
+    out = Compose([CropBlankd("image"), Orientationd("image", axcodes="LPS", labels=None)])(data)
+    logits = torch.cat([-out["image"].as_tensor(), out["image"].as_tensor()])
+    label = RestoreGridd("pred", "image", argmax=True)({**out, "pred": logits})["pred"][0].as_tensor()
+    assert torch.equal(label, (data["image"].as_tensor()[0] > 0).to(torch.uint8))
+    assert int(label.sum()) == inside.numel()
+
+
+def test_a_lazy_chain_looks_at_what_waits_before_it():
+    data, inside = bordered(((2, 0), (0, 0), (0, 1)))
+    lazy = Compose([Orientationd("image", axcodes="LAS", labels=None), CropBlankd("image")], lazy=True)
+    assert torch.equal(lazy(data)["image"].as_tensor(), inside.flip(1))
