@@ -187,7 +187,7 @@ class DicomReader(ImageReader):
             "affine": affine,
             "original_affine": affine.copy(),
             "frame_affine": frame.affine,
-            "spatial_shape": np.asarray(frame.array.shape, dtype=np.int16),
+            "spatial_shape": np.asarray(frame.array.shape),
             "space": "RAS",
             "original_channel_dim": float("nan"),
         }

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection, PathLike
@@ -23,7 +22,7 @@ from decathlete.errors import DataError
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.transforms.contours import contour_mask, read_contour
 from decathlete.transforms.dicom import read_dicom_frame
-from decathlete.transforms.read import NiftiReader, Volume, read_nifti
+from decathlete.transforms.read import NiftiReader, Volume, header_of, read_nifti
 
 CAVITY, MUSCLE = 1, 2
 NO_OUTER = 3  # outside the inner contour, where no outer one was drawn: background or muscle
@@ -43,11 +42,7 @@ def read_frame(path: str | Path) -> Volume:
         return read_nifti(path)
     frame = read_dicom_frame(path)
     array = frame.array[:, :, None]
-    header = nib.Nifti1Image(array, frame.affine).header
-    header.set_sform(frame.affine, code=1)
-    header.set_qform(frame.affine, code=1)
-    header.set_xyzt_units("mm")
-    return Volume(array, frame.affine, header, list(frame.notes), path)
+    return Volume(array, frame.affine, header_of(array.shape, frame.affine), list(frame.notes), path)
 
 
 class FrameReader(NiftiReader):

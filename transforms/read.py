@@ -204,6 +204,8 @@ def _check_same_grid(image: _Grid, label: _Grid, tolerance_mm: float) -> None:
             "sform_code 0 and qform_code 0",
             "Copy the header of the other file",
         )
+    _check_handedness(label.path, "label and image", {"label": label.affine, "image": image.affine},
+                      "Bring the label into its image's orientation")  # fmt: skip
     difference = np.abs(image.affine - label.affine)
     row, column = np.unravel_index(int(difference.argmax()), (4, 4))
     if difference.max() > tolerance_mm:
@@ -270,7 +272,7 @@ class NiftiReader(ImageReader):
             "affine": volume.affine.copy(),
             "original_affine": volume.affine.copy(),
             "as_closest_canonical": False,
-            "spatial_shape": np.asarray(volume.array.shape[:3], dtype=np.int16),
+            "spatial_shape": np.asarray(volume.array.shape[:3]),  # int64: NIfTI-2 and DICOM have longer axes than int16
             "space": "RAS",
             "original_channel_dim": channel_dim,
         }
@@ -443,24 +445,30 @@ def _affine(path: Path, header: nib.Nifti1Header, shape: tuple[int, ...], notes:
         notes.append(f"no sform and no qform: orientation unknown, taken as LAS with spacing {_numbers(pixdim)} mm")
     _check_affine(path, affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not pixdim_good or np.abs(pixdim / spacing - 1).max() > 1e-2:
+    spacing_agrees = pixdim_good and np.abs(pixdim / spacing - 1).max() <= 1e-2
+    if not spacing_agrees:
         notes.append(
             f"pixdim {_numbers(pixdim)} disagrees with the sform; spacing {_numbers(spacing)} mm is the sform's"
         )
-    elif codes["sform_code"] > 0 and codes["qform_code"] > 0:
-        _check_forms_agree(path, affine, _qform(path, header), shape)
+    if codes["sform_code"] > 0 and codes["qform_code"] > 0:  # directions are compared whatever pixdim says
+        _check_forms_agree(path, affine, _qform(path, header, None if spacing_agrees else spacing), shape)
     if np.abs(affine[:3, 3]).max() > _FAR_MM:
         notes.append(f"the origin is {np.abs(affine[:3, 3]).max() / 1000:,.0f} m away from zero")
     return affine
 
 
-def _qform(path: Path, header: nib.Nifti1Header) -> NDArray[np.float64]:
+def _qform(path: Path, header: nib.Nifti1Header, spacing: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Affine by the qform, with ``spacing`` (mm) in place of that of pixdim."""
     quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
     if not np.isfinite(quaternion).all():
         raise GeometryError(path, "the qform's quaternion is finite", _numbers(quaternion), "Correct the header")
+    qfac = float(header["pixdim"][0])
+    if qfac < 0 and qfac != -1:  # the standard's own library reads -1 here and nibabel 1: one of them mirrors the image
+        raise GeometryError(path, "the qform's handedness, pixdim[0], is 1 or -1", f"{qfac:g}", "Correct the header")
     header = header.copy()
-    if header["pixdim"][0] not in (-1, 1):
-        header["pixdim"][0] = 1  # by the standard, a qfac of 0 reads as 1
+    header["pixdim"][0] = -1 if qfac == -1 else 1  # by the standard, 0 reads as 1
+    if spacing is not None:
+        header["pixdim"][1:4] = spacing
     try:
         return np.asarray(header.get_qform(), dtype=np.float64)
     except ValueError as error:
@@ -489,12 +497,21 @@ def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
 
 
 def _check_forms_agree(path: Path, sform: NDArray, qform: NDArray, shape: tuple[int, ...]) -> None:
+    _check_handedness(path, "sform and qform", {"sform": sform, "qform": qform},
+                      "Correct the header, or set the code of the wrong one to 0")  # fmt: skip
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     apart = np.linalg.norm((sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:], axis=0).max()
     # a quarter of a voxel: a float32 quaternion near a half turn is off by 2e-4 rad, 0.1 mm over a large volume
     if apart > 0.25 * np.linalg.norm(sform[:3, :3], axis=0).min():
         raise GeometryError(path, "sform and qform agree", f"corners up to {apart:.3g} mm apart",
                             "Correct the header, or set the code of the wrong one to 0")  # fmt: skip
+
+
+def _check_handedness(path: Path, both: str, affines: Mapping[str, NDArray], remedy: str) -> None:
+    """Refuse two affines one of which is the other's mirror image: then left is right in one of the two."""
+    if len({np.linalg.det(affine[:3, :3]) > 0 for affine in affines.values()}) > 1:
+        axes = " and ".join(f"{''.join(nib.aff2axcodes(affine))} by the {name}" for name, affine in affines.items())
+        raise GeometryError(path, f"{both} agree in handedness", f"a flip between them: axes {axes}", remedy)
 
 
 def _unpacked(path: Path, needed: int) -> NDArray[np.uint8]:
@@ -659,6 +676,19 @@ def _header_to_write(header: nib.Nifti1Header) -> nib.Nifti1Header:
     header["magic"] = b"n+2" if isinstance(header, nib.Nifti2Header) else b"n+1"
     header["vox_offset"] = 0
     header["scl_slope"] = header["scl_inter"] = np.nan
+    return header
+
+
+def header_of(shape: Sequence[int], affine: NDArray[np.float64]) -> nib.Nifti1Header:
+    """Header for float32 voxels that came from no NIfTI file, placed by ``affine`` in mm; NIfTI-2 for long axes."""
+    header = nib.Nifti2Header() if max(shape) > np.iinfo(np.int16).max else nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(None, None)
+    header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1)
+    header.set_xyzt_units("mm")
     return header
 
 

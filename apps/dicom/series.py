@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import pydicom
 
 from decathlete.errors import DataError, listed
 from decathlete.transforms.dicom import MODALITIES
 from decathlete.transforms.dicom_series import read_dicom_series
-from decathlete.transforms.read import Volume
+from decathlete.transforms.read import Volume, header_of
 
 _TAGS = ["Modality", "SeriesInstanceUID", "SeriesDescription"]
 
@@ -56,10 +55,7 @@ def read_series(folder: str | Path) -> SeriesVolume:
     found = series_in(folder)
     _refuse_several(folder, found)
     volume = read_dicom_series(folder)
-    header = nib.Nifti1Image(volume.array, volume.affine).header
-    header.set_sform(volume.affine, code=1)
-    header.set_qform(volume.affine, code=1)
-    header.set_xyzt_units("mm")
+    header = header_of(volume.array.shape, volume.affine)
     affine = header.get_sform()  # to the digits of NIfTI, so that the same scan as a NIfTI file gives the same labels
     modality = found[0].modality if found else ""
     return SeriesVolume(volume.array, affine, header, list(volume.notes), folder, list(volume.paths), modality)

@@ -24,6 +24,13 @@ def test_a_series_has_its_place_in_space_in_the_header_too(tmp_path, write_slice
     assert [path.name for path in volume.slices] == [f"1.2.3.4_{n}.dcm" for n in (3, 10, 17, 24)]
 
 
+def test_slices_wider_than_int16_get_a_header_of_nifti_2(tmp_path, write_slices):
+    volume = read_series(write_slices(tmp_path / "ct", np.zeros((40_000, 2, 2)), AFFINE))
+    assert volume.header["dim"].tolist() == [3, 40_000, 2, 2, 1, 1, 1, 1]
+    assert volume.header["sizeof_hdr"] == 540  # NIfTI-2
+    np.testing.assert_allclose(volume.header.get_sform(), AFFINE, atol=1e-5)
+
+
 def test_several_series_are_listed(tmp_path, write_slices, array):
     write_slices(tmp_path, array, AFFINE, series="1.2.7", SeriesDescription="venous")
     write_slices(tmp_path, array[:, :, :1], AFFINE, series="1.2.9", Modality="MR")

@@ -43,6 +43,14 @@ def test_a_frame_is_a_volume_of_one_slice_in_its_place(items):
     assert header.get_xyzt_units()[0] == "mm"
 
 
+def test_a_frame_longer_than_int16_is_a_volume(tmp_path, write_slices):
+    [path] = write_slices(tmp_path, np.zeros((3, 40_000, 1)), np.diag([-1.0, -1, 1, 1])).iterdir()
+    volume = read_frame(path)
+    assert volume.array.shape == tuple(volume.header.get_data_shape()) == (3, 40_000, 1)
+    loaded = LoadImaged("image", reader="decathlete.transforms.DicomReader")({"image": path})["image"]
+    assert loaded.meta["spatial_shape"].tolist() == [3, 40_000]
+
+
 def test_nifti_files_are_read_as_they_are(tmp_path):
     array = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.diag([1, 2, 3, 1])), tmp_path / "a.nii.gz")

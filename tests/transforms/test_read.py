@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from monai.data import NibabelReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
 
 from decathlete.errors import DataError, GeometryError
+from decathlete.inference.folders import write_on_grid
 from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -186,6 +188,93 @@ def test_affines_that_differ_are_told_with_both_values(image, tmp_path):
     )
     with pytest.raises(GeometryError, match=r"difference of 0.5 mm, in x of the origin: label 5.5, image 5 \(case_1"):
         read_pair(image, label)
+
+
+_SIX = np.array([4, 5, 6])  # voxels an axis of the volumes whose forms differ
+_TURNS = [
+    np.eye(3)[list(order)] * signs
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+def _two_forms(path: Path, sform: np.ndarray, qform: np.ndarray, stretch: float, codes=(1, 1)) -> Path:
+    image = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(_SIX), None)
+    image.set_sform(sform, codes[0])
+    image.set_qform(qform, codes[1])
+    image.header["pixdim"][1:4] *= stretch
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.02, 3.0])
+@pytest.mark.parametrize("turn", _TURNS)
+def test_forms_of_other_directions_are_refused_whatever_the_spacing(tmp_path, turn, stretch):
+    """All 48 ways to lay the axes, about one centre: a flip is named, and no spacing in pixdim hides it."""
+    sform = nib.affines.from_matvec(np.diag([1.5, 2, 3]), [-15, -18, -24])
+    centre = (_SIX - 1) / 2
+    matrix = turn @ np.diag([1.5, 2, 3])
+    qform = nib.affines.from_matvec(matrix, nib.affines.apply_affine(sform, centre) - matrix @ centre)
+    path = _two_forms(tmp_path / "a.nii", sform, qform, stretch)
+    if np.array_equal(turn, np.eye(3)):
+        np.testing.assert_allclose(read_nifti(path).affine, sform, atol=1e-6)
+        return
+    axes = "".join(nib.aff2axcodes(qform))
+    found = f"a flip between them: axes RAS by the sform and {axes} by" if np.linalg.det(turn) < 0 else "mm apart"
+    with pytest.raises(GeometryError, match=found):
+        read_nifti(path)
+
+
+def test_a_flip_in_a_pair_of_files_and_in_nifti_2_is_named(tmp_path):
+    flipped = np.diag([-1.5, 2, 3, 1])
+    for kind, name in ((nib.Nifti1Pair, "a.hdr"), (nib.Nifti2Image, "a.nii")):
+        image = kind(np.arange(120, dtype=np.int16).reshape(_SIX), None)
+        image.set_sform(np.diag([1.5, 2, 3, 1]), 2)
+        image.set_qform(flipped, 1)
+        image.header["pixdim"][1:4] *= 1.02
+        nib.save(image, tmp_path / name)
+        with pytest.raises(GeometryError, match="axes RAS by the sform and LAS by the qform"):
+            read_nifti(tmp_path / name)
+
+
+def test_a_form_of_code_0_is_not_compared(tmp_path):
+    right, flipped = np.diag([1.5, 2, 3, 1]), np.diag([-1.5, 2, 3, 1])
+    np.testing.assert_allclose(read_nifti(_two_forms(tmp_path / "s.nii", right, flipped, 1.02, (1, 0))).affine, right)
+    read = read_nifti(_two_forms(tmp_path / "q.nii", right, flipped, 1.0, (0, 1)))
+    np.testing.assert_allclose(read.affine, flipped)
+
+
+@pytest.mark.parametrize(("qfac", "third"), [(1, 3), (-1, -3), (0, 3), (2, 3), (np.nan, 3)])
+def test_qfac_is_the_sign_of_the_third_axis(tmp_path, qfac, third):
+    path = _two_forms(tmp_path / "a.nii", np.diag([1.5, 2, 3, 1]), np.diag([1.5, 2, 3, 1]), 1.0, (0, 1))
+    path.write_bytes(path.read_bytes()[:76] + np.float32(qfac).tobytes() + path.read_bytes()[80:])
+    np.testing.assert_allclose(read_nifti(path).affine, np.diag([1.5, 2, third, 1]))
+
+
+def test_a_negative_qfac_that_libraries_read_in_two_ways_is_refused(tmp_path):
+    path = _two_forms(tmp_path / "a.nii", np.diag([1.5, 2, 3, 1]), np.diag([1.5, 2, 3, 1]), 1.0, (0, 1))
+    path.write_bytes(path.read_bytes()[:76] + np.float32(-2).tobytes() + path.read_bytes()[80:])
+    with pytest.raises(GeometryError, match=r"pixdim\[0\], is 1 or -1. found -2"):
+        read_nifti(path)
+
+
+def test_a_flipped_label_is_refused_however_large_the_tolerance(image, tmp_path):
+    flip = nib.load(image).affine @ np.diag([-1, 1, 1, 1])
+    label = _write(tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), flip)
+    with pytest.raises(GeometryError, match="a flip between them: axes PLS by the label and ALS by the image"):
+        check_pair(read_nifti(image), read_nifti(label, kind="label"), tolerance_mm=10)
+
+
+def test_axes_longer_than_int16_are_loaded_and_written(tmp_path):
+    label = np.zeros((40_000, 3, 2), np.uint8)
+    label[39_999, 2, 1] = 1
+    nib.save(nib.Nifti2Image(label, np.eye(4)), tmp_path / "long.nii.gz")
+    loaded = LoadImaged("label", reader=NiftiReader, kind="label")({"label": tmp_path / "long.nii.gz"})["label"]
+    assert loaded.meta["spatial_shape"].tolist() == [40_000, 3, 2]
+    volume = read_nifti(tmp_path / "long.nii.gz", kind="label")
+    write_on_grid(volume.array, volume, tmp_path / "out.nii.gz", "test")
+    written = nib.load(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), label)
 
 
 def test_note_is_logged_once_a_file(tmp_path, caplog):
