@@ -6,13 +6,15 @@ is checked here: sizes before anything is allocated, bits above BitsStored, resc
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
 import os
+import threading
 import warnings
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,18 @@ import pydicom
 from monai.config import PathLike
 from monai.data import ImageReader
 from numpy.typing import NDArray
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from decathlete.errors import DataError, GeometryError
 from decathlete.files import check_content
 
 logger = logging.getLogger(__name__)
-# it writes warnings here too ("Invalid value for VR UI" for every Sunnybrook frame), and the tracebacks of decoders
-# whose errors are told below
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_PIXELS = 2**26  # 8192 x 8192: more than any slice, 256 MiB as float32
 MODALITIES = ("CT", "MR", "NM", "PT")  # slices of patients; RTDOSE, SEG and pictures of reports are none
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_HEADER_BYTES = 2**24  # of a slice without its pixels: far more than any scanner writes
 _COSINE_TOLERANCE = 1e-3  # scanners write six digits; this is a twentieth of a degree
 _SPACING_MM = (1e-3, 100.0)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -110,10 +110,9 @@ def read_dicom_header(
     """
     path = Path(path)
     data = _bytes(path)
-    _check_inflation(path, data, max_pixels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_pydicom():
         try:
+            _check_inflation(path, max_pixels)
             header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
             _check_image(path, header, modalities, max_pixels)
         except DataError:
@@ -123,6 +122,79 @@ def read_dicom_header(
         except Exception as error:  # a damaged file makes pydicom raise whatever its values lead to
             raise DataError(path, "a DICOM file can be parsed", _reason(error), "Export it again") from error
     return header
+
+
+def peek(path: str | Path, tags: Sequence[str]) -> pydicom.Dataset | None:
+    """What a file's header says under ``tags``, for choosing among files: None where the file has not DICOM's mark.
+
+    Of a file that cannot be read the data set is empty; the strict reader tells why.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(132)[128:] != b"DICM":
+                return None
+        with quiet_pydicom():
+            _check_inflation(Path(path))
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+    except Exception:  # a damaged file makes pydicom raise whatever its values lead to
+        return pydicom.Dataset()
+
+
+class _Quiet:
+    """Keeps what pydicom warns of from the log and from Python's warnings, from the first reader to the last.
+
+    Readers may be threads: `warnings.catch_warnings` of two that overlap would leave the filters of one for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._undo = contextlib.ExitStack()
+        self._said: dict[int, list[str]] = {}  # of threads that read
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[list[str]]:
+        """Within it pydicom warns nobody ("Invalid value for VR UI" for every Sunnybrook frame); gives its warnings.
+
+        After it the warning filters and the level of pydicom's log are what they were.
+        """
+        me = threading.get_ident()
+        with self._lock:
+            if self._readers == 0:
+                self._begin()
+            self._readers += 1
+            before, self._said[me] = self._said.get(me), []
+        try:
+            yield self._said[me]
+        finally:
+            with self._lock:
+                if before is None:
+                    del self._said[me]
+                else:
+                    self._said[me] = before
+                self._readers -= 1
+                if self._readers == 0:
+                    self._undo.close()
+
+    def _begin(self) -> None:
+        self._undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("always")
+        show = warnings.showwarning
+
+        def listen(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+            said = self._said.get(threading.get_ident())
+            if said is None:
+                show(message, *args, **kwargs)  # of a thread that does not read DICOM
+            else:
+                said.append(" ".join(str(message).split()))
+
+        warnings.showwarning = listen
+        log = logging.getLogger("pydicom")  # which gets the tracebacks of decoders, whose errors are told here
+        self._undo.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL)
+
+
+quiet_pydicom = _Quiet()
 
 
 def frame_geometry(
@@ -208,19 +280,31 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _check_inflation(path: Path, data: bytes, max_pixels: int) -> None:
-    """Refuse a deflated data set that would unpack to more than a slice can hold."""
-    start = 144 + int.from_bytes(data[140:144], "little")  # group 2 begins with its own length, an element of 12 bytes
-    if _DEFLATED not in data[132:start]:
+def _check_inflation(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a deflated data set that would unpack to more than its header and the pixels that it states.
+
+    pydicom says which files it will inflate, and where: it unpacks them whole before it looks at anything.
+    """
+    if read_file_meta_info(path).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
-    limit = 8 * max_pixels
-    unpack, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
+    with path.open("rb") as file:
+        file.seek(132)
+        read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        packed = file.read()
     try:
+        unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+        start = unpack.decompress(packed, _HEADER_BYTES)
+        header = read_dataset(io.BytesIO(start), is_implicit_VR=False, is_little_endian=True,
+                              stop_when=lambda tag, *_: tag >= 0x7FE00008)  # fmt: skip
+        sides = [header.get(name) for name in ("Rows", "Columns", "BitsAllocated")]
+        pixels = math.prod(sides) // 8 if all(isinstance(side, int) for side in sides) else 0
+        limit, total, rest = _HEADER_BYTES + min(pixels, 4 * max_pixels), len(start), unpack.unconsumed_tail
         while rest and not unpack.eof:
-            total += len(unpack.decompress(rest, 1 << 24))
+            total += len(unpack.decompress(rest, 1 << 20))
             rest = unpack.unconsumed_tail
             if total > limit:
-                raise DataError(path, f"a deflated slice unpacks to at most {limit:,} bytes", "more of them")
+                raise DataError(path, f"a deflated slice of this size unpacks to at most {limit:,} bytes",
+                                "more of them", "Export it again")  # fmt: skip
     except zlib.error as error:
         raise DataError(path, "a deflated data set is sound", str(error), "Export it again") from error
 
@@ -261,14 +345,15 @@ def _stored_pixels(path: Path, header: pydicom.Dataset, notes: list[str]) -> NDA
                             "Copy or export it again")  # fmt: skip
         if found > needed + 1:
             notes.append(f"{found - needed} bytes after the last pixel are left out")
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    else:
+        _check_compressed(path, header, syntax)
+    with quiet_pydicom() as said:
         try:
             array = header.pixel_array
         except Exception as error:  # each decoder has errors of its own
             rule = f"pixels in {syntax.name} ({syntax}) can be decoded"
             raise DataError(path, rule, _reason(error), "Export it uncompressed") from error
-    notes.extend(f"decoder: {' '.join(str(w.message).split())}" for w in said if syntax.is_compressed)
+        notes.extend(f"decoder: {text}" for text in said if syntax.is_compressed)
     if array.shape != (header.Rows, header.Columns):
         raise DataError(path, f"the image has {header.Rows} x {header.Columns} pixels", f"{array.shape}")
     if header.get("LossyImageCompression") == "01":
@@ -280,6 +365,65 @@ def _stored_pixels(path: Path, header: pydicom.Dataset, notes: list[str]) -> NDA
     shift = 8 * array.dtype.itemsize - int(header.BitsStored)
     # overlays of old scanners lie above BitsStored, and the sign is the uppermost of the stored bits
     return (array << shift) >> shift if shift > 0 else array
+
+
+def _check_compressed(path: Path, header: pydicom.Dataset, syntax: UID) -> None:
+    """Refuse compressed pixels that state another size than the header's, before a decoder takes memory for them."""
+    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # by which frames are found; there is but one
+        if name in header:
+            del header[name]
+    data, parts, place = header.PixelData, [], 0
+    while data[place : place + 4] == b"\xfe\xff\x00\xe0":  # items; the first is the table of offsets
+        end = place + 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+        parts.append(data[place + 8 : end])
+        place = end
+    stream, size = b"".join(parts[1:]), (int(header.Rows), int(header.Columns))
+    if syntax == RLELossless:
+        limit = 2 * math.prod(size) * int(header.BitsAllocated) // 8 + 2**16  # some writers pad
+        if _unpacked_rle(stream, limit) > limit:
+            raise DataError(path, f"{size[0]} x {size[1]} pixels unpack to at most {limit:,} bytes", "more of them",
+                            "Export it again")  # fmt: skip
+        return
+    for rows, columns, samples in _stated_sizes(stream):
+        if (rows, columns, samples) != (*size, 1):
+            raise DataError(path, f"the compressed image has {size[0]} x {size[1]} pixels and 1 sample, as its header",
+                            f"{rows} x {columns} and {samples}", "Export it again")  # fmt: skip
+
+
+def _unpacked_rle(stream: bytes, limit: int) -> int:
+    """Bytes that the segments of an RLE frame unpack to, counted as far as ``limit``."""
+    number = min(int.from_bytes(stream[:4], "little"), 15)
+    starts = [int.from_bytes(stream[4 * n : 4 * n + 4], "little") for n in range(1, number + 1)]
+    total = 0
+    for start, end in zip(starts, [*starts[1:], len(stream)], strict=True):
+        segment, place = stream[start:end], 0
+        while place < len(segment) and total <= limit:
+            head = segment[place]
+            place += head + 2 if head < 128 else 1 + (head > 128)
+            total += head + 1 if head < 128 else (257 - head) * (head > 128)
+    return total
+
+
+def _stated_sizes(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Rows, columns and samples of JPEG's or JPEG-LS's first frame, or of all JPEG 2000 codestreams there are."""
+
+    def number(place: int, length: int) -> int:
+        return int.from_bytes(stream[place : place + length], "big")
+
+    if stream.startswith(b"\xff\xd8"):
+        place = 2
+        while place + 10 <= len(stream) and stream[place] == 0xFF:
+            marker = stream[place + 1]
+            if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+                yield number(place + 5, 2), number(place + 7, 2), stream[place + 9]
+                return
+            place += 1 if marker == 0xFF else 2 + number(place + 2, 2)
+        return
+    place = stream.find(b"\xff\x4f\xff\x51")
+    while place >= 0 and place + 42 <= len(stream):
+        width, height, left, top = (number(place + 8 + 4 * n, 4) for n in range(4))
+        yield height - top, width - left, number(place + 40, 2)
+        place = stream.find(b"\xff\x4f\xff\x51", place + 4)
 
 
 def _rescaling(path: Path, header: pydicom.Dataset, notes: list[str]) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from decathlete.errors import DataError, GeometryError, listed
 from decathlete.files import is_file_or_broken_link
-from decathlete.transforms.dicom import DicomFrame, read_dicom_frame
+from decathlete.transforms.dicom import DicomFrame, peek, read_dicom_frame
 
 _NO_IMAGES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "SEG", "SR", "PR", "KO", "REG", "DOC")
 _SAME_PLACE_MM = 0.01
@@ -71,28 +69,14 @@ def _slices(folder: Path, notes: list[str]) -> list[Path]:
     for path in sorted(p for p in folder.iterdir() if is_file_or_broken_link(p)):
         if path.name.startswith((".", "DICOMDIR")):
             continue
-        modality, is_dicom = _modality(path)
-        if modality in _NO_IMAGES:
-            notes.append(f"{path.name} is left out: Modality {modality}")
-        elif is_dicom or path.suffix.lower() in ("", ".dcm", ".ima"):
+        header = peek(path, ["Modality"])
+        if header is not None and header.get("Modality") in _NO_IMAGES:
+            notes.append(f"{path.name} is left out: Modality {header.Modality}")
+        elif header is not None or path.suffix.lower() in ("", ".dcm", ".ima"):
             paths.append(path)  # one that cannot be read is an error: leaving it out would leave a gap
         else:
             notes.append(f"{path.name} is left out: it is not DICOM")
     return paths
-
-
-def _modality(path: Path) -> tuple[str | None, bool]:
-    """Modality where it can be read, and whether the file has DICOM's mark."""
-    try:
-        with path.open("rb") as file:
-            marked = file.read(132)[128:] == b"DICM"
-        if not marked:
-            return None, False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality"), True
-    except Exception:  # the strict reader says what is wrong
-        return None, True
 
 
 def _check_identity(folder: Path, frames: Sequence[DicomFrame]) -> None:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VOXELS = 2**30  # 1024^3: more than any CT of a whole body, 4 GiB as float32
 PAIR_TOLERANCE_MM = 1e-3
+_MAX_OFFSET = 2**26  # bytes of header and extensions before the voxels; those in use have some megabytes
 _GZIP_MAGIC = b"\x1f\x8b"
 _DEFLATE_MAX_RATIO = 1032  # zlib's documented limit: no stream unpacks to more than this
 _SPACING_MM = (1e-3, 100.0)
@@ -389,6 +390,9 @@ def _layout(
 
     offset = float(header["vox_offset"])
     first = 0 if header["magic"].item()[:2] == b"ni" else header.sizeof_hdr + 4
+    if math.isfinite(offset) and offset > _MAX_OFFSET:  # few bytes of gzip can hold very many zeros
+        raise DataError(path, f"vox_offset is at most {_MAX_OFFSET:,} bytes", f"{offset:,.0f}",
+                        "Convert the image again, without its extensions")  # fmt: skip
     if not (math.isfinite(offset) and offset >= first and offset == int(offset)):
         raise DataError(path, f"vox_offset is a whole number of at least {first}", f"{offset:g}",
                         "Convert the image again")  # fmt: skip

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
+from pydicom import Dataset
 
 from decathlete.errors import DataError, listed
-from decathlete.transforms.dicom import MODALITIES
+from decathlete.transforms.dicom import MODALITIES, peek
 from decathlete.transforms.dicom_series import read_dicom_series
 from decathlete.transforms.read import Volume, header_of
 
@@ -106,21 +105,8 @@ def _refuse_several(folder: Path, found: list[Series]) -> None:
         )
 
 
-def _images(folder: Path) -> Iterator[tuple[Path, pydicom.Dataset]]:
+def _images(folder: Path) -> Iterator[tuple[Path, Dataset]]:
     for path in sorted(folder.iterdir()):
-        header = None if path.name.startswith((".", "DICOMDIR")) else _header(path)
+        header = None if path.name.startswith((".", "DICOMDIR")) else peek(path, _TAGS)
         if header is not None and header.get("Modality") in MODALITIES:
             yield path, header
-
-
-def _header(path: Path) -> pydicom.Dataset | None:
-    """What identifies a file's series; None where that cannot be read, which the strict reader tells."""
-    try:
-        with path.open("rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-    except Exception:  # a damaged file makes pydicom raise whatever its values lead to
-        return None

@@ -160,6 +160,15 @@ def test_shape_beyond_the_limit_is_refused_before_unpacking(image):
         read_nifti(image, max_voxels=100)
 
 
+def test_zeros_without_end_before_the_voxels_are_refused_before_unpacking(image):
+    """A gzip file of 100 kB, of 504 voxels, whose vox_offset of 100 MB would be unpacked first."""
+    plain = bytearray(gzip.decompress(image.read_bytes()))
+    plain[108:112] = np.float32(100e6).tobytes()
+    image.write_bytes(gzip.compress(bytes(plain[:352]) + bytes(100_000_000 - 352) + bytes(plain[352:]), 1))
+    with pytest.raises(DataError, match=r"vox_offset is at most 67,108,864 bytes\. found 100,000,000"):
+        read_nifti(image)
+
+
 def test_not_finite_voxels_are_counted_and_the_first_is_named(tmp_path):
     values = np.zeros((3, 4, 5), np.float32)
     values[1, 2, 3] = values[2, 0, 0] = np.nan
