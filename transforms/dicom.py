@@ -82,14 +82,15 @@ def read_dicom_frame(
         GeometryError: spacing, position or orientation cannot be.
     """
     path = Path(path)
-    header = read_dicom_header(path, pixels=True, modalities=modalities, max_pixels=max_pixels)
     notes: list[str] = []
-    stored = _stored_pixels(path, header, notes)
-    slope, intercept = _rescaling(path, header, notes)
-    array = np.asarray(stored.T * np.float64(slope) + intercept, dtype=np.float32)
-    if not np.isfinite(array).all():
-        raise DataError(path, "pixels are finite after rescaling", f"slope {slope}, intercept {intercept}")
-    affine, spacing = frame_geometry(header, path, notes)
+    with quiet_pydicom():
+        header = _header(path, True, modalities, max_pixels)
+        stored = _stored_pixels(path, header, notes)
+        slope, intercept = _rescaling(path, header, notes)
+        array = np.asarray(stored.T * np.float64(slope) + intercept, dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise DataError(path, "pixels are finite after rescaling", f"slope {slope}, intercept {intercept}")
+        affine, spacing = frame_geometry(header, path, notes)
     for note in notes:
         logger.info("%s: %s", path, note)
     del header.PixelData
@@ -99,28 +100,32 @@ def read_dicom_frame(
 def read_dicom_header(
     path: str | Path,
     *,
-    pixels: bool = False,
     modalities: Collection[str] = MODALITIES,
     max_pixels: int = MAX_PIXELS,
 ) -> pydicom.Dataset:
-    """Data set of a gray slice, checked as far as this goes without decoding; PixelData in it only with ``pixels``.
+    """Data set of a gray slice without its pixels, checked as far as this goes without them.
 
     Raises:
         DataError: as `read_dicom_frame`, but for what only the pixels tell.
     """
-    path = Path(path)
-    data = _bytes(path)
     with quiet_pydicom():
-        try:
-            _check_inflation(path, max_pixels)
-            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
-            _check_image(path, header, modalities, max_pixels)
-        except DataError:
-            raise
-        except RecursionError as error:
-            raise DataError(path, "sequences are nested as deep as a program can follow", "deeper ones") from error
-        except Exception as error:  # a damaged file makes pydicom raise whatever its values lead to
-            raise DataError(path, "a DICOM file can be parsed", _reason(error), "Export it again") from error
+        header = _header(Path(path), False, modalities, max_pixels)
+        _parse_values(header)
+    return header
+
+
+def _header(path: Path, pixels: bool, modalities: Collection[str], max_pixels: int) -> pydicom.Dataset:
+    data = _bytes(path)
+    try:
+        _check_inflation(path, max_pixels)
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
+        _check_image(path, header, modalities, max_pixels)
+    except DataError:
+        raise
+    except RecursionError as error:
+        raise DataError(path, "sequences are nested as deep as a program can follow", "deeper ones") from error
+    except Exception as error:  # a damaged file makes pydicom raise whatever its values lead to
+        raise DataError(path, "a DICOM file can be parsed", _reason(error), "Export it again") from error
     return header
 
 
@@ -135,7 +140,9 @@ def peek(path: str | Path, tags: Sequence[str]) -> pydicom.Dataset | None:
                 return None
         with quiet_pydicom():
             _check_inflation(Path(path))
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            _parse_values(header)
+            return header
     except Exception:  # a damaged file makes pydicom raise whatever its values lead to
         return pydicom.Dataset()
 
@@ -307,6 +314,13 @@ def _check_inflation(path: Path, max_pixels: int = MAX_PIXELS) -> None:
                                 "more of them", "Export it again")  # fmt: skip
     except zlib.error as error:
         raise DataError(path, "a deflated data set is sound", str(error), "Export it again") from error
+
+
+def _parse_values(header: pydicom.Dataset) -> None:
+    """Have pydicom parse what it else would when a value is asked for, where it warns whoever asks."""
+    for tag in list(header.keys()):
+        with contextlib.suppress(Exception):  # a value that is never asked for may be wrong
+            header[tag]
 
 
 def _check_image(path: Path, header: pydicom.Dataset, modalities: Collection[str], max_pixels: int) -> None:

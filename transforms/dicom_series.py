@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decathlete.errors import DataError, GeometryError, listed
 from decathlete.files import is_file_or_broken_link
-from decathlete.transforms.dicom import DicomFrame, peek, read_dicom_frame
+from decathlete.transforms.dicom import DicomFrame, peek, quiet_pydicom, read_dicom_frame
 
 _NO_IMAGES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "SEG", "SR", "PR", "KO", "REG", "DOC")
 _SAME_PLACE_MM = 0.01
@@ -56,12 +56,13 @@ def read_dicom_series(folder: str | Path) -> DicomVolume:
     if not folder.is_dir():
         raise DataError(folder, "a series is a folder of slices", "no such folder")
     notes: list[str] = []
-    frames = [read_dicom_frame(path) for path in _slices(folder, notes)]
-    if not frames:
-        raise DataError(folder, "the folder holds a DICOM series", "no slice in it", "Sub-folders are not searched")
-    _check_identity(folder, frames)
-    _check_grid(frames)
-    return _stacked(folder, frames, notes)
+    with quiet_pydicom():
+        frames = [read_dicom_frame(path) for path in _slices(folder, notes)]
+        if not frames:
+            raise DataError(folder, "the folder holds a DICOM series", "no slice in it", "Sub-folders are not searched")
+        _check_identity(folder, frames)
+        _check_grid(frames)
+        return _stacked(folder, frames, notes)
 
 
 def _slices(folder: Path, notes: list[str]) -> list[Path]:

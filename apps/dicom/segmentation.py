@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from decathlete import __version__
 from decathlete.dicom.codes import UNKNOWN, SegmentCodes, segment_codes
+from decathlete.dicom.conformity import leave_out_what_is_not_allowed
 from decathlete.errors import DataError, GeometryError, UsageError, listed
 from decathlete.files import atomic_write
-from decathlete.transforms.dicom import read_dicom_header
+from decathlete.transforms.dicom import quiet_pydicom, read_dicom_header
 
 if TYPE_CHECKING:
     import pydicom
@@ -29,6 +29,9 @@ _LO = 64  # letters of a DICOM long string
 _MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
                  "StudyDate", "StudyTime", "ReferringPhysicianName")  # fmt: skip
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+# read strictly before, and written anew
+_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+_ANY_CLASS = "1.2.840.10008.5.1.4.1.1.2"  # CT: patient and study have the same attributes in all classes of images
 
 
 def check_highdicom() -> None:
@@ -50,7 +53,7 @@ def write_dicom_seg(
     Patient, study and frame of reference (if they name one) are the slices'; each frame names the slice that it lies
     on. The classes are segments 1, 2, ... in the order of their values, with their name and the codes of
     `decathlete.dicom.CODES`; a class without a voxel is described too. Slices without any class have no frame, unless
-    all are.
+    all are. What slices say of patient and study against the rules of DICOM is left out, and told in one warning.
 
     Args:
         label: (X, Y, Z), as the volume of the slices: X along their rows.
@@ -62,10 +65,20 @@ def write_dicom_seg(
     Raises:
         UsageError: highdicom is not installed.
         GeometryError: label map and slices do not fit.
-        DataError: a slice without the UIDs that a SEG refers to.
+        DataError: a slice without the UIDs that a SEG refers to, or one of which highdicom can make none.
         OSError: the file cannot be written.
     """
     check_highdicom()
+    with quiet_pydicom():  # of values that are copied as they are, and of empty label maps
+        seg = _seg(label, slices, target, bundle, labels)
+        with atomic_write(target) as part:
+            seg.save_as(part)
+    return Path(target)
+
+
+def _seg(
+    label: NDArray[Any], slices: Sequence[str | Path], target: str | Path, bundle: str, labels: Mapping[str, int]
+) -> pydicom.Dataset:
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -75,6 +88,14 @@ def write_dicom_seg(
         own = generate_uid(prefix=None)
         for header in headers:
             header.FrameOfReferenceUID = own
+    left_out = _make_fit_to_copy(headers[0])
+    if left_out:
+        told = listed((f"{name}: {value}" for name, value in left_out.items()), most=20)
+        logger.warning("%s: the SEG is without values of the slices that DICOM does not allow: %s", target, told)
+    _tell_odd_uids(target, headers)
+    classes = {str(header.SOPInstanceUID): str(header.SOPClassUID) for header in headers}
+    for header in headers:
+        header.SOPClassUID = _ANY_CLASS  # highdicom copies nothing from classes that are not in its table
     _set_distance(headers)
     size = (int(headers[0].Columns), int(headers[0].Rows), len(headers))
     if tuple(label.shape) != size:
@@ -86,8 +107,7 @@ def write_dicom_seg(
     codes = {name: segment_codes(bundle, name) for name in names}
     if unknown := [name for name, found in codes.items() if found is UNKNOWN]:
         logger.warning("%s: no code is known for %s of '%s': coded as tissue", target, listed(unknown), bundle)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values of the source that are copied as they are, and of empty label maps
+    try:
         seg = highdicom.seg.Segmentation(
             source_images=headers,
             pixel_array=frames,
@@ -107,23 +127,53 @@ def write_dicom_seg(
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",  # UTF-8: names of classes may have any letters
         )
-        with atomic_write(target) as part:
-            seg.save_as(part)
-    return Path(target)
+        _refer_by_own_class(seg, classes)
+    except Exception as error:  # whatever the values of a header lead highdicom to
+        raise DataError(target, "a DICOM SEG can be made of the slices", f"{type(error).__name__}: {error}",
+                        "Export the series again, or predict without --dicom-seg") from error  # fmt: skip
+    return seg
 
 
 def _header(path: Path) -> pydicom.Dataset:
     header = read_dicom_header(path)
-    missing = [name for name in _NEEDED if not header.get(name)]
+    missing = [name for name in _NEEDED if not (header.get(name) and isinstance(header[name].value, str))]
     if missing:
         raise DataError(path, f"a SEG refers to {', '.join(_NEEDED)}", f"no {' and no '.join(missing)}",
                         "Export the series again, or predict without --dicom-seg")  # fmt: skip
+    return header
+
+
+def _make_fit_to_copy(header: pydicom.Dataset) -> dict[str, str]:
+    """Leave out what a SEG must not repeat of its slices; keyword to value of it."""
+    left_out = leave_out_what_is_not_allowed(header, (*_NEEDED, "FrameOfReferenceUID", *_PLACE))
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, "")
-    if header.PatientSex not in ("M", "F", "O"):
+    if header.PatientSex not in ("M", "F", "O", "", None):
+        left_out["PatientSex"] = ascii(header.PatientSex)
         header.PatientSex = ""
-    return header
+    return left_out
+
+
+def _tell_odd_uids(target: str | Path, headers: Sequence[pydicom.Dataset]) -> None:
+    from pydicom.uid import UID
+
+    for name in (*_NEEDED, "FrameOfReferenceUID"):
+        odd = sorted({str(header[name].value) for header in headers if not UID(header[name].value).is_valid})
+        if odd:
+            found = listed((ascii(uid[:80]) for uid in odd), most=1)
+            logger.warning("%s: %s of the slices is not a valid UID: %s. The SEG keeps it, "
+                           "since it refers to them by it", target, name, found)  # fmt: skip
+
+
+def _refer_by_own_class(seg: pydicom.Dataset, classes: Mapping[str, str]) -> None:
+    """Have each reference to a slice name the slice's class."""
+
+    def correct(dataset: pydicom.Dataset, element: Any) -> None:
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = classes.get(str(dataset.get("ReferencedSOPInstanceUID")), element.value)
+
+    seg.walk(correct)
 
 
 def _set_distance(headers: Sequence[pydicom.Dataset]) -> None:

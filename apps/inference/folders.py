@@ -48,7 +48,7 @@ class PredictReport:
     Attributes:
         done: label maps that were written.
         skipped: label maps that were there already, made of the same scans with the same weights and options.
-        failed: input to the one line that says why it has no label map.
+        failed: input to the one line that says why it has no label map, or no DICOM SEG beside it.
         elsewhere: inputs whose label maps another process was making.
         left_out: what else lies in a folder that was given, to what kind of entry it is.
     """
@@ -171,8 +171,12 @@ def predict(
                     known = records.statistics(file, case, target) if pages is None else None
                     figures[case] = known or _figures_of_finished(predictor, file, target, case, pages)
                 else:
-                    figures[case] = _predict_one(predictor, records, file, targets[file], memory_gib, outputs, pages)
+                    figures[case], fault = _predict_one(
+                        predictor, records, file, targets[file], memory_gib, outputs, pages
+                    )
                     done.done.append(target)
+                    if fault is not None:
+                        done.failed[file] = fault
                 records.add(file, case, target, figures[case])
             except _DiskError:
                 raise
@@ -196,7 +200,8 @@ def predict(
         return done
     done.elsewhere = [file for file in done.elsewhere if not is_finished(targets[file]) and file not in done.failed]
     if outputs.frames:
-        heartbeats({file: targets[file]["label"] for file in files if file not in done.failed}, folder)
+        there = [file for file in files if file not in done.failed or targets[file]["label"] in done.done]
+        heartbeats({file: targets[file]["label"] for file in there}, folder)
     _say(done, folder, share.size)
     share.release()
     if report is not None and pages is not None:
@@ -288,8 +293,12 @@ def _predict_one(
     memory_gib: float | None,
     outputs: Outputs,
     pages: list[PredictedCase] | None,
-) -> dict[str, dict[str, Any]]:
-    """Predict one file or series, write what belongs to it, add it to a report's cases, and return its statistics."""
+) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Predict one file or series, write what belongs to it, and add it to a report's cases.
+
+    Returns:
+        Its statistics, and the line that says why it has no DICOM SEG: the label map is there all the same.
+    """
     from decathlete.inference.frame_outputs import write_contours
     from decathlete.transforms.masked_scan import write_masked_scan
 
@@ -315,17 +324,23 @@ def _predict_one(
     if outputs.contours:
         with _naming_a_full_disk(targets["label"]):
             write_contours(prediction.label, targets["label"].parent, case)
-    if "dicom_seg" in targets:
+    write_on_grid(prediction.label, volume, targets["label"], note)  # after what is beside it: where it is, so are they
+    fault = None
+    if "dicom_seg" in targets:  # but for the SEG, which a header can make impossible
         from decathlete.dicom.segmentation import write_dicom_seg
 
         slices = getattr(volume, "slices", [file])
-        with _naming_a_full_disk(targets["dicom_seg"]):
-            write_dicom_seg(prediction.label, slices, targets["dicom_seg"], predictor.name, predictor.labels)
-    write_on_grid(prediction.label, volume, targets["label"], note)  # last: where it is, the case is finished
+        try:
+            with _naming_a_full_disk(targets["dicom_seg"]):
+                write_dicom_seg(prediction.label, slices, targets["dicom_seg"], predictor.name, predictor.labels)
+        except _DiskError:
+            raise
+        except Exception as error:  # whatever is wrong with the headers, the label map is there
+            fault = f"{_one_line(file, error)} The label map is written: {targets['label']}"
     figures = label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
     if pages is not None:
         pages.append(_page_case(predictor, case, volume, prediction, figures, pages))
-    return figures
+    return figures, fault
 
 
 def _page_case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pydicom
 import pytest
 
 from decathlete.dicom import read_series, write_dicom_seg
+from decathlete.dicom.conformity import leave_out_what_is_not_allowed
 from decathlete.errors import DataError, GeometryError
-from decathlete.transforms.dicom import read_dicom_header
+from decathlete.transforms.dicom import quiet_pydicom, read_dicom_header
 
 pytest.importorskip("highdicom", reason="pip install 'decathlete[dicom-seg]'")
 
@@ -150,6 +152,98 @@ def test_classes_without_a_code_are_tissue_with_a_warning(series, tmp_path, capl
     assert (segment.SegmentNumber, segment.SegmentLabel) == (1, "Rückenmark")
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
     assert "no code is known for Rückenmark" in caplog.text
+
+
+# what old scanners and anonymizers write, and what the SEG's line must say of it
+_ODD = {
+    "PatientBirthDate": ("1950", "1950"),
+    "StudyDate": ("00000000", "00000000"),
+    "StudyTime": ("10:10:10", "10:10:10"),
+    "PatientSex": ("male", "male"),
+    "PatientAge": ("45", "45"),
+    "StudyID": ("X" * 17, "X" * 17),
+    "PatientID": ("Z" * 65, "Z" * 40 + "..."),
+    "AccessionNumber": ("a\nb", r"a\nb"),
+    "PatientName": ("a^b^c^d^e^f", "a^b^c^d^e^f"),
+    "ReferringPhysicianName": ("a=b=c=d", "a=b=c=d"),
+    "StudyDescription": ("\u00e7", r"\xe7"),  # and no SpecificCharacterSet
+    "PatientComments": ("a\x07", r"a\x07"),
+    "OtherPatientNames": ("a\\b", None),  # may have several values
+}
+
+
+@pytest.mark.parametrize("name", _ODD)
+def test_a_value_that_dicom_forbids_is_left_out_and_named(tmp_path, write_slices, caplog, name):
+    value, told = _ODD[name]
+    with quiet_pydicom():
+        folder = write_slices(tmp_path / "a", np.zeros((4, 4, 2)), AFFINE, **{name: value})
+    caplog.set_level(logging.WARNING)
+    path = write_dicom_seg(
+        np.ones((4, 4, 2), int), sorted(folder.iterdir()), tmp_path / "a.dcm", "spleen", {"spleen": 1}
+    )
+    seg = pydicom.dcmread(path)
+    if told is None:
+        assert caplog.text == ""
+        return
+    assert f"without values of the slices that DICOM does not allow: {name}: '{told}'" in caplog.text
+    assert len(caplog.records) == 1
+    assert not seg.get(name)
+    kept = {"PatientName": "Made^Up", "PatientID": "made"}
+    assert {word: str(seg[word].value) for word in kept if word != name} == {w: v for w, v in kept.items() if w != name}
+
+
+@pytest.mark.parametrize("day", ["20240231", "2024", "20240101-20240105", "2024.01.01"])
+def test_days_that_are_none_are_left_out(tmp_path, write_slices, caplog, day):
+    with quiet_pydicom():
+        folder = write_slices(tmp_path / "a", np.zeros((4, 4, 2)), AFFINE, StudyDate=day)
+    write_dicom_seg(np.ones((4, 4, 2), int), sorted(folder.iterdir()), tmp_path / "a.dcm", "spleen", {"spleen": 1})
+    assert f"StudyDate: '{day}'" in caplog.text
+
+
+def test_values_in_sequences_are_left_out_too():
+    header, item = pydicom.Dataset(), pydicom.Dataset()
+    with quiet_pydicom():
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.3", "no uid"
+        header.ReferencedStudySequence = [item]
+        header.PatientName = "M\u00fcller^J"
+        header.SpecificCharacterSet = "ISO_IR 100"
+    assert leave_out_what_is_not_allowed(header) == {"ReferencedStudySequence[1].ReferencedSOPInstanceUID": "'no uid'"}
+    assert header.ReferencedStudySequence[0].ReferencedSOPClassUID == "1.2.3"
+    assert header.PatientName == "M\u00fcller^J"
+
+
+@pytest.mark.parametrize(("stated", "stays"), [("ISO_IR 192", True), ("ISO-IR 192", True), ("ISO_IR 999", False),
+                                               ("ISO_IR 6", False), ("", False)])  # fmt: skip
+def test_letters_beyond_ascii_need_a_character_set_that_has_them(stated, stays):
+    header = pydicom.Dataset()
+    with quiet_pydicom():
+        header.SpecificCharacterSet, header.PatientName = stated, "M\u00fcller^J"
+        left_out = leave_out_what_is_not_allowed(header)
+    assert left_out == ({} if stays else {"PatientName": r"'M\xfcller^J'"})
+
+
+def test_slices_of_an_unknown_class_are_referred_to_by_it(tmp_path, write_slices):
+    folder = write_slices(tmp_path / "a", np.zeros((4, 4, 2)), AFFINE, SOPClassUID="1.2.3.4.5.6")
+    path = write_dicom_seg(
+        np.ones((4, 4, 2), int), sorted(folder.iterdir()), tmp_path / "a.dcm", "spleen", {"spleen": 1}
+    )
+    seg = pydicom.dcmread(path)
+    sources = [f.DerivationImageSequence[0].SourceImageSequence[0] for f in seg.PerFrameFunctionalGroupsSequence]
+    sources += list(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence)
+    assert {str(source.ReferencedSOPClassUID) for source in sources} == {"1.2.3.4.5.6"}
+    assert seg.PatientName == "Made^Up"
+
+
+@pytest.mark.parametrize("uid", ["1.02.3", "1.2." + "3" * 61, "a study"])
+def test_a_study_of_no_valid_uid_is_referred_to_as_it_is_with_a_warning(tmp_path, write_slices, caplog, uid):
+    with quiet_pydicom():
+        folder = write_slices(tmp_path / "a", np.zeros((4, 4, 2)), AFFINE, StudyInstanceUID=uid)
+    path = write_dicom_seg(
+        np.ones((4, 4, 2), int), sorted(folder.iterdir()), tmp_path / "a.dcm", "spleen", {"spleen": 1}
+    )
+    assert f"StudyInstanceUID of the slices is not a valid UID: '{uid}'. The SEG keeps it" in caplog.text
+    with quiet_pydicom():
+        assert pydicom.dcmread(path).StudyInstanceUID == uid
 
 
 def test_what_does_not_fit_is_refused(series, tmp_path, write_slices):

@@ -11,6 +11,7 @@ import pytest
 
 from decathlete.cli import main
 from decathlete.dicom import read_series
+from decathlete.transforms.dicom import quiet_pydicom
 
 
 @pytest.fixture
@@ -60,6 +61,31 @@ def test_a_series_predicted_before_gets_its_seg(bundle, series, out, capsys):
     assert (out / "ct_seg.dcm").is_file()
     predict(bundle, series, "--dicom-seg", output=out)
     assert "1 present" in capsys.readouterr().err
+
+
+def test_a_seg_that_cannot_be_made_leaves_the_label_map(bundle, tmp_path, scan, write_slices, out, capsys):
+    pytest.importorskip("highdicom")
+    array, affine = scan
+    folders = [write_slices(tmp_path / name, array.round(), affine, StudyInstanceUID=study)
+               for name, study in (("a", ""), ("b", "1.2.3"))]  # fmt: skip
+    assert predict(bundle, *folders, "--dicom-seg", output=out) == 1
+    said = capsys.readouterr().err
+    assert "no StudyInstanceUID" in said
+    assert f"The label map is written: {out / 'a.nii.gz'}" in said
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        "a.nii.gz", "b.nii.gz", "b_seg.dcm", "volumes.json"]  # fmt: skip
+    assert set(json.loads((out / "volumes.json").read_text())) == {"a", "b"}
+
+
+def test_headers_against_the_rules_of_dicom_get_label_map_and_seg(bundle, tmp_path, scan, write_slices, out):
+    pytest.importorskip("highdicom")
+    array, affine = scan
+    with quiet_pydicom():
+        folder = write_slices(tmp_path / "a", array.round(), affine, PatientBirthDate="1950", StudyDate="00000000",
+                              StudyTime="10:10:10", SOPClassUID="1.2.3.4.5.6")  # fmt: skip
+    assert predict(bundle, folder, "--dicom-seg", output=out) == 0
+    assert pydicom.dcmread(out / "a_seg.dcm").PatientBirthDate == ""
+    assert (out / "a.nii.gz").is_file()
 
 
 def test_several_series_are_listed(bundle, series, out, scan, write_slices, capsys):
