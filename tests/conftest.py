@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +69,28 @@ def write_slices():
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def said_within():
+    """Caller of ``read(path)`` in a process that may take so many MiB more than this one has; what came of it."""
+
+    def said(mebibytes: int, read: Callable[[Path], object], path: Path) -> str:
+        def child(to) -> None:
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + mebibytes * 2**20,) * 2)
+            try:
+                to.send(f"read: {read(path)}"[:200])
+            except Exception as error:  # MemoryError too
+                to.send(f"{type(error).__name__}: {error}")
+
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=child, args=(theirs,))
+        process.start()
+        theirs.close()
+        try:
+            return ours.recv()
+        finally:
+            process.join()
+
+    return said

@@ -125,6 +125,21 @@ def _read(path: Path, kind: str, channels: int, allowed_labels: Collection[int] 
     return Volume(array, affine, _header_to_write(header), notes, path)
 
 
+def read_nifti_header(path: str | Path) -> nib.Nifti1Header:
+    """Header of a NIfTI file, for a look ahead of `read_nifti`; shape and spacing in it are not checked yet.
+
+    `nibabel.load` unpacks the header's extensions too, and a small file can hold any number of zeros there.
+
+    Raises:
+        DataError: the file is missing, or has no NIfTI header.
+    """
+    try:
+        header_path, voxel_path = _files(Path(path))
+        return _header(header_path, single=header_path == voxel_path)
+    except OSError as error:
+        raise DataError(path, "the file can be read", error.strerror or str(error)) from error
+
+
 def check_pair(image: Volume, label: Volume, *, tolerance_mm: float = PAIR_TOLERANCE_MM) -> None:
     """Refuse a label that does not lie on its image voxel by voxel.
 

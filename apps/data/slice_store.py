@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -40,7 +39,7 @@ from decathlete.errors import ConfigError, DataError, GeometryError
 from decathlete.files import atomic_write, lock, remove_leftovers, strip_nifti_suffix
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
-from decathlete.transforms.read import MAX_VOXELS
+from decathlete.transforms.read import MAX_VOXELS, read_nifti_header
 
 logger = logging.getLogger(__name__)
 
@@ -493,7 +492,7 @@ def _header_voxels(case: Mapping, keys: Sequence[str]) -> int | None:
     given = case.get(keys[0])
     with contextlib.suppress(Exception):  # whatever is wrong with a file, its reader says it better
         paths = [given] if isinstance(given, (str, os.PathLike)) else list(given or [])
-        voxels = sum(math.prod(nib.load(path).shape) for path in paths)
+        voxels = sum(math.prod(read_nifti_header(path).get_data_shape()) for path in paths)
         return voxels if 0 < voxels <= MAX_VOXELS else None
     return None
 

@@ -377,10 +377,10 @@ def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_g
     Raises:
         DeviceError: the estimate exceeds it.
     """
-    from decathlete.transforms.read import MAX_VOXELS
+    from decathlete.transforms.read import MAX_VOXELS, read_nifti_header
 
     try:
-        header = nib.load(file).header
+        header = read_nifti_header(file)
         shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
     except Exception:  # what is wrong with the file, the strict reader says
         return

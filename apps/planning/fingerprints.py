@@ -23,6 +23,7 @@ from decathlete.errors import DataError, listed
 from decathlete.planning.layouts import Layout, check_consecutive
 from decathlete.progress import ProgressBar
 from decathlete.transforms import Volume, check_pair, read_nifti
+from decathlete.transforms.read import read_nifti_header
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ def _channel_names_of(layout: Layout) -> tuple[str, ...]:
     if layout.channels and (layout.channels != ("image",) or isinstance(first, list)):
         return layout.channels
     try:
-        shape = nib.load(first).shape
+        shape = read_nifti_header(first).get_data_shape()
     except Exception:  # what is wrong with it, the strict reader says
         return layout.channels
     number = shape[3] if len(shape) == 4 else 1

@@ -127,8 +127,10 @@ def _image(image: Any, channel: int) -> tuple[NDArray[Any], NDArray[np.float64],
 
 
 def _channels_of(path: Path) -> int:
+    from decathlete.transforms.read import read_nifti_header
+
     try:
-        shape = nib.load(path).shape
+        shape = read_nifti_header(path).get_data_shape()
     except Exception:  # the strict reader says what is wrong with the file
         return 1
     return shape[3] if len(shape) == 4 else 1

@@ -15,9 +15,12 @@ import pytest
 from monai.data import NibabelReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
 
+from decathlete.data.slice_store import _header_voxels
 from decathlete.errors import DataError, GeometryError
 from decathlete.inference.folders import write_on_grid
 from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
+from decathlete.transforms.read import read_nifti_header
+from decathlete.view.scan import _channels_of
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"
@@ -167,6 +170,22 @@ def test_zeros_without_end_before_the_voxels_are_refused_before_unpacking(image)
     image.write_bytes(gzip.compress(bytes(plain[:352]) + bytes(100_000_000 - 352) + bytes(plain[352:]), 1))
     with pytest.raises(DataError, match=r"vox_offset is at most 67,108,864 bytes\. found 100,000,000"):
         read_nifti(image)
+
+
+def test_a_look_at_a_header_unpacks_no_extension(image, said_within, tmp_path):
+    """300 MB of zeros as an extension: nibabel's own look takes them all."""
+    plain = bytearray(gzip.decompress(image.read_bytes()))
+    plain[108:112] = np.float32(352 + 3 * 10**8).tobytes()
+    extension = (3 * 10**8).to_bytes(4, "little") + (4).to_bytes(4, "little") + bytes(3 * 10**8 - 8)
+    image.write_bytes(gzip.compress(bytes(plain[:348]) + b"\1\0\0\0" + extension + bytes(plain[352:]), 1))
+    assert said_within(150, lambda path: nib.load(path).shape, image).startswith("MemoryError")
+    for look in (
+        lambda path: read_nifti_header(path).get_data_shape(),
+        _channels_of,
+        lambda path: _header_voxels({"image": str(path)}, ["image"]),
+    ):
+        assert said_within(150, look, image) in ("read: (9, 8, 7)", "read: 1", "read: 504")
+    assert "vox_offset is at most" in said_within(150, read_nifti, image)
 
 
 def test_not_finite_voxels_are_counted_and_the_first_is_named(tmp_path):
