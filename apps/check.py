@@ -13,12 +13,15 @@ from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
 from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_root
-from decathlete.errors import DecathleteError
+from decathlete.errors import DecathleteError, one_line
 from decathlete.failures import find_error
 from decathlete.machine import free_device_bytes, free_memory_bytes
 
 if TYPE_CHECKING:
     from decathlete.planning.fingerprints import CaseFacts
+
+if TYPE_CHECKING:
+    from decathlete.planning import Layout
 
 SAMPLED_BYTES = 1 << 30  # a larger data set is looked over in 20 cases: reading all of it takes minutes
 SAMPLED_CASES = 20
@@ -37,7 +40,8 @@ class CheckReport:
     lines: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:
-        """Print a line and keep it."""
+        """Print a line and keep it; what is not printable, such as in a file's name, is spelt out."""
+        text = one_line(text)
         self.lines.append(text)
         print(text, flush=True)
 
@@ -82,23 +86,32 @@ def check(target: str | Path, dataset_dir: str | Path | None = None) -> CheckRep
 
 
 def _is_data(path: Path) -> bool:
+    from decathlete.data.kinds import kind_of
     from decathlete.data.tasks import task_of_folder
 
     if is_bundle(path):
         return False
-    if _is_sunnybrook(path):
-        return True
     if not path.is_dir():
         return task_of_folder(path) is not None and len(path.parts) > 1  # data/Task09_Spleen that is not there yet
-    return path.parent.name not in ("", "bundles") or not is_bundle(packaged_root() / path.name)
+    if path.parent.name not in ("", "bundles") or not is_bundle(packaged_root() / path.name):
+        return True
+    return kind_of(path) == "sunnybrook"  # which has a bundle of its name
 
 
 def _check_data(report: CheckReport, folder: Path, limit: int | None = None) -> None:
+    """A data set of any kind, looked over as that kind is read."""
     from decathlete.data.cases import list_cases
+    from decathlete.data.kinds import kind_of
     from decathlete.data.verification import stated, verify
 
-    if _is_sunnybrook(folder):
+    kind = kind_of(folder)
+    if kind == "sunnybrook":
         _check_sunnybrook(report, folder)
+        return
+    if kind == "nnunet":
+        from decathlete.planning import find_layout
+
+        _check_layout(report, find_layout(folder))
         return
     cases = list_cases(folder)
     channels, labels = stated(folder)
@@ -109,10 +122,6 @@ def _check_data(report: CheckReport, folder: Path, limit: int | None = None) -> 
         report.fault(fault)
     if not faults:
         report.say("data         every file is readable and finite, every label lies on its image")
-
-
-def _is_sunnybrook(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("link.csv", "final_data", "DICOM", "contours-manual"))
 
 
 def _check_sunnybrook(report: CheckReport, folder: Path) -> None:
@@ -259,18 +268,26 @@ def _check_training(report: CheckReport, parser: Any) -> None:
 
 
 def _check_patterns(report: CheckReport, data: Path, parser: Any) -> None:
-    """Files that a config tells by patterns, as ``decathlete new`` reads them; faults are raised."""
-    from decathlete.planning import find_layout, take_fingerprint
+    """Files that a config tells by patterns."""
+    from decathlete.planning import find_layout
 
     classes = [name for name, value in parser.get("labels").items() if value]
     layout = find_layout(data, parser.get("image_files"), parser.get("label_files"), classes=classes)
-    found = take_fingerprint(replace(layout, ignore=tuple(parser.get("ignore") or ())), accept=True)
+    cases = _check_layout(report, replace(layout, ignore=tuple(parser.get("ignore") or ())))
+    _note_sides(report, parser, cases)
+
+
+def _check_layout(report: CheckReport, layout: Layout) -> Sequence[CaseFacts]:
+    """A data set as ``decathlete new`` reads it; faults are raised, the facts of the cases returned."""
+    from decathlete.planning import take_fingerprint
+
+    found = take_fingerprint(layout, accept=True)
     for note in found.notes:
         report.say(f"note         {note}")
     report.say(
         f"data         {len(found.cases)} cases: every file is readable and finite, every label lies on its image"
     )
-    _note_sides(report, parser, found.cases)
+    return found.cases
 
 
 def _note_sides(report: CheckReport, parser: Any, cases: Sequence[CaseFacts] = ()) -> None:

@@ -33,7 +33,7 @@ class DecathleteError(Exception):
     def __init__(self, where: str | PathLike[str], rule: str, found: str = "", remedy: str = "") -> None:
         self.where, self.rule, self.found, self.remedy = str(where), rule, found, remedy
         sentences = [rule, f"found {found}" if found else "", remedy]
-        super().__init__(f"{self.where}: " + ". ".join(s.rstrip(".") for s in sentences if s) + ".")
+        super().__init__(one_line(f"{self.where}: " + ". ".join(s.rstrip(".") for s in sentences if s) + "."))
 
     def __reduce__(self) -> tuple:
         # errors cross process borders (data workers); the default would call __init__ with the joined message
@@ -72,6 +72,11 @@ class TrainingError(WorkError):
 
 class DeviceError(WorkError):
     """Memory or device ran out."""
+
+
+def one_line(text: str) -> str:
+    """The text with what is not printable spelt out (``\\n``, ``\\u202e``): file names may hold any of it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

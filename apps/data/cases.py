@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from decathlete.data import nfbs
 from decathlete.data.folds import split
+from decathlete.data.kinds import WORDS, kind_of
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError
 from decathlete.files import (
@@ -21,6 +22,7 @@ from decathlete.files import (
     nifti_files,
     strip_nifti_suffix,
 )
+from decathlete.names import read_text, same_name
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def datalist(
         for case in cases
         for key in ("image", "label")
         for path in _paths(case.get(key))
-        if not Path(path).is_file()
+        if not os.path.isfile(path)  # also False for a name that no file system takes
     ]
     if missing:
         check_content(missing[0])
@@ -125,9 +127,9 @@ def read_description(folder: str | Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(path, "dataset.json is JSON", str(error), "Correct the file, or remove it") from error
+        description = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # also bytes of no text, and numbers of thousands of digits
+        raise DataError(path, "dataset.json is JSON", f"{error!s:.200}", "Correct the file, or remove it") from error
     if not isinstance(description, dict):
         raise DataError(path, "dataset.json is a JSON object", type(description).__name__, "Correct the file")
     return description
@@ -167,6 +169,17 @@ def _no_cases(folder: Path, found: str) -> DataError:
     if inside:
         return DataError(folder, "dataset_dir is the folder of one data set, with imagesTr in it",
                          f"a folder of data sets: {', '.join(inside)}", f"Pass {folder / inside[0]}")  # fmt: skip
+    kind = kind_of(folder)
+    if kind not in (None, "msd"):
+        remedy = (
+            "Make a bundle of it with 'decathlete new'"
+            if kind == "nnunet"
+            else "Use the bundle sunnybrook"
+            if kind == "sunnybrook"
+            else "Convert the images to NIfTI first"
+        )
+        return DataError(folder, "dataset_dir holds cases, imagesTr/*.nii.gz with labelsTr or a dataset.json of the "
+                         "Decathlon's", WORDS[kind], remedy)  # fmt: skip
     task = task_of_folder(folder)
     return DataError(folder, "dataset_dir holds cases, imagesTr/*.nii.gz with labelsTr or a dataset.json", found,
                      f"Run 'decathlete data {task.name if task else 'TASK'}' or pass --dataset_dir")  # fmt: skip
@@ -188,7 +201,7 @@ def _from_entry(folder: Path, entry: Any, number: int, part: str) -> Case:
         raise DataError(where, f"an entry gives {' and '.join(keys)}", f"{entry!r:.200}", "Correct the file")
     case: Case = {key: _inside(folder, entry[key], where) for key in keys}
     first = case["image"][0] if isinstance(case["image"], list) else case["image"]
-    return case | {"case_id": strip_nifti_suffix(Path(first).name)}
+    return case | {"case_id": same_name(strip_nifti_suffix(Path(first).name))}
 
 
 def _inside(folder: Path, entry: Any, where: str) -> str | list[str]:
@@ -197,21 +210,40 @@ def _inside(folder: Path, entry: Any, where: str) -> str | list[str]:
     if not isinstance(entry, str):
         raise DataError(where, "a file is given by its name", f"{entry!r:.200}", "Correct the file")
     path = PurePosixPath(entry.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise DataError(where, "files lie in the data set's folder", f"'{entry}'", "Use paths relative to dataset.json")
-    return str(folder / path)
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise DataError(where, "files lie in the data set's folder", f"'{entry:.200}'",
+                        "Use paths relative to dataset.json")  # fmt: skip
+    return str(stored(folder / path))
+
+
+def stored(path: Path) -> Path:
+    """The file, spelt as its folder has it: letters may be composed otherwise, and the suffix be in capitals."""
+    if is_file_or_broken_link(path) or not path.parent.is_dir():
+        return path
+    return _by_name(path.parent).get(_plain(path.name), path)
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Files of a folder by the form in which names are compared."""
+    return {_plain(path.name): path for path in sorted(folder.iterdir(), reverse=True)}
+
+
+def _plain(name: str) -> str:
+    case = strip_nifti_suffix(name)
+    return same_name(case) + name[len(case) :].lower()
 
 
 def _from_folders(folder: Path, images: str, labels: str | None) -> list[Case]:
     if not (folder / images).is_dir():
         return []
     cases = []
+    there = {} if labels is None or not (folder / labels).is_dir() else _by_name(folder / labels)
     for image in nifti_files(folder / images):
-        case: Case = {"image": str(image), "case_id": strip_nifti_suffix(image.name)}
+        case: Case = {"image": str(image), "case_id": same_name(strip_nifti_suffix(image.name))}
         if labels:
-            same = [folder / labels / (case["case_id"] + suffix) for suffix in NIFTI_SUFFIXES]
-            there = [path for path in (folder / labels / image.name, *same) if is_file_or_broken_link(path)]
-            case["label"] = str(there[0] if there else folder / labels / image.name)
+            same = (_plain(image.name), *(case["case_id"] + suffix for suffix in NIFTI_SUFFIXES))
+            known = [there[name] for name in same if name in there]
+            case["label"] = str(known[0] if known else folder / labels / image.name)
         cases.append(case)
     return cases
 

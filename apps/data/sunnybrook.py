@@ -24,6 +24,7 @@ from decathlete.data.folders import dataset_folder
 from decathlete.data.folds import split
 from decathlete.errors import DataError, listed
 from decathlete.files import is_file_or_broken_link, nifti_files
+from decathlete.names import read_text
 from decathlete.progress import ProgressBar
 from decathlete.transforms.contours import CONTOUR_ORIGIN, distances_to_contour, read_contour
 from decathlete.transforms.dicom import read_dicom_frame, read_dicom_header
@@ -122,8 +123,11 @@ class SunnybrookIndex:
 
 
 def is_sunnybrook(folder: str | Path) -> bool:
-    """Whether a folder looks like this set, in either layout."""
-    return _root(Path(folder)) is not None
+    """Whether a folder looks like this set, in either layout; a folder called DICOM alone is anybody's."""
+    root = _root(Path(folder))
+    if root is None or any((root / name).exists() for name in ("link.csv", "dicoms", "contours-manual")):
+        return root is not None
+    return any(re.fullmatch(r"(?i)IM-\d+-\d+\.dcm", path.name) for path in (root / "DICOM").iterdir())
 
 
 def index_sunnybrook(folder: str | Path, progress: bool = False, pixels: bool = False) -> SunnybrookIndex:
@@ -298,7 +302,7 @@ def _patients(root: Path, index: SunnybrookIndex) -> Iterator[tuple[str, str, Pa
 def _linked(file: Path, index: SunnybrookIndex) -> list[tuple[str, str]]:
     """Sound rows of link.csv, sorted; a name that stands for two patients is left out with both."""
     try:
-        lines = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
+        lines = list(csv.reader(read_text(file).splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(file, "link.csv is text that says whose contours are whose", f"{error}") from error
     header = [word.strip().lower() for word in lines[0]] if lines else []

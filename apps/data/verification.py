@@ -11,7 +11,7 @@ from typing import Any
 from decathlete.data import nfbs
 from decathlete.data.cases import list_cases, read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
-from decathlete.errors import DataError
+from decathlete.errors import DataError, one_line
 from decathlete.files import nifti_files
 from decathlete.progress import ProgressBar
 from decathlete.transforms import Volume, check_pair, read_nifti
@@ -25,7 +25,8 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return self.message if self.message.startswith(str(self.path)) else f"{self.path}: {self.message}"
+        whole = self.message.startswith((str(self.path), one_line(str(self.path))))
+        return one_line(self.message if whole else f"{self.path}: {self.message}")
 
 
 def verify(
@@ -103,7 +104,7 @@ def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, lis
             channels = len(modality)
         if given := description.get("labels"):
             # MSD writes {"1": "liver"}, nnU-Net v2 {"liver": 1}, or {"whole": [1, 2]} for regions
-            numbers = [key if str(key).isdigit() else value for key, value in given.items()]
+            numbers = [key if str(key).isdecimal() else value for key, value in given.items()]
             lists = [number if isinstance(number, list) else [number] for number in numbers]
             labels = sorted({0, *(int(number) for values in lists for number in values)})
     except (AttributeError, TypeError, ValueError) as error:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from decathlete.data.cases import Case, list_cases, read_description
 from decathlete.data.folds import split
-from decathlete.data.nfbs import is_nfbs
+from decathlete.data.kinds import CHANNEL, IMAGE_SUFFIXES, WORDS, kind_of
 from decathlete.data.tasks import task_of_folder
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, UsageError, listed
 from decathlete.files import NIFTI_SUFFIXES, check_content, is_file_or_broken_link, nifti_files
+from decathlete.names import check_name, plain_text, same_name
 
 logger = logging.getLogger(__name__)
 
-OTHER_SUFFIXES = (".nrrd", ".mha")  # read by ITK and converted once; .mhd and .nhdr keep their voxels elsewhere
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})(?P<suffix>\.nii\.gz|\.nii|\.nrrd|\.mha)$", re.IGNORECASE)
+LONGEST_PATTERN = 255  # characters
 _HINT = "Give imagesTr and labelsTr, or say which files they are with --images '*/t1.nii.gz' --labels '*/seg.nii.gz'"
 
 
@@ -89,23 +90,33 @@ def find_layout(
         raise DataError(folder, "--data is a data set's folder", "no such folder", "Check the path")
     if bool(images) != bool(labels):
         raise UsageError("--images, --labels", "are given together", "one of them", _HINT)
+    for option, patterns in (("--images", images), ("--labels", (labels,) if labels else ())):
+        for pattern in patterns:
+            check_name(pattern, option, "a pattern of files", LONGEST_PATTERN, UsageError)
     description = read_description(folder) or {}
+    kind = kind_of(folder, description)
+    stated = _channel_names(folder, description)
+    found, regions, ignore = (_numbered(classes), {}, ()) if classes else _classes(folder, description)
     if images and labels:
         layout = _by_patterns(folder, tuple(images), labels)
-    elif is_nfbs(folder):
-        raise DataError(folder, "a bundle is made of a data set that has none", "NFBS", "Use the bundle nfbs")
-    elif "training" not in description and (raw := _nnunet_patterns(folder, description)):
-        layout = _by_patterns(folder, *raw)
+    elif kind in ("nfbs", "sunnybrook"):
+        raise DataError(folder, "a bundle is made of a data set that has none", WORDS[kind], f"Use the bundle {kind}")
+    elif kind == "dicom":
+        raise DataError(folder, "the images of a data set are NIfTI, NRRD or MetaImage files", WORDS[kind],
+                        "Convert images and labels to NIfTI first")  # fmt: skip
+    elif kind == "nnunet":
+        layout = _by_nnunet(folder, description, len(stated))
     else:
         layout = _by_decathlon(folder)
-    stated = _channel_names(folder, description)
-    names = tuple(channels) or stated or ("image",)
+    names = tuple(check_name(name, "--channels", "a channel's name", kind=UsageError) for name in channels)
+    names = names or stated or ("image",)
     if names == ("image",) and len(layout.images) > 1:
         names = tuple(f"channel_{n}" for n in range(len(layout.images)))
     if layout.images and len(names) != len(layout.images):
         raise DataError(folder, f"{len(layout.images)} files a case need {len(layout.images)} channel names",
                         f"{len(names)}: {', '.join(names)}", "Correct dataset.json, or --channels")  # fmt: skip
-    found, regions, ignore = (_numbered(classes), {}, ()) if classes else _classes(folder, description)
+    if modality is not None:
+        check_name(modality, "--modality", "a modality", kind=UsageError)
     return replace(
         layout,
         channels=names,
@@ -114,7 +125,7 @@ def find_layout(
         ignore=ignore,
         modality=modality or _modality(stated),
         about={
-            key: str(description[other])
+            key: plain_text(description[other])
             for key, other in (
                 ("name", "name"), ("description", "description"), ("reference", "reference"),
                 ("licence", "licence"), ("licence", "license"),
@@ -130,8 +141,12 @@ def matched_cases(
     labels: str | None = None,
     fold: int | str = "all",
     part: Literal["training", "validation", "all"] = "all",
+    without: str | None = None,
 ) -> list[Case]:
     """Cases by patterns of their files, as ``{"image": path or list, "label": path, "case_id": id}``, sorted by id.
+
+    A file that two patterns match is the narrower one's: ``*_seg.nii.gz`` are labels beside images ``*.nii.gz``.
+    Letters with accents may be spelt in either of Unicode's ways, and the suffixes be in capitals.
 
     Args:
         dataset_dir: the data set's folder.
@@ -139,12 +154,13 @@ def matched_cases(
         labels: pattern of the labels; None lists the images alone.
         fold: 0 to 4, or ``all``.
         part: of the fold.
+        without: pattern of files that are no images, though a pattern of the images matches them.
 
     Raises:
         DataError: no case, or a case that lacks a file.
         UsageError: a pattern that cannot be, or an unknown fold.
     """
-    cases, faults = _matched(Path(dataset_dir), tuple(images), labels)
+    cases, faults = _matched(Path(dataset_dir), tuple(images), labels, without)
     if faults:
         raise DataError(faults[0].path, "every case has its files", faults[0].message,
                         f"{len(faults)} in all: add them, or take the cases away")  # fmt: skip
@@ -182,32 +198,68 @@ def _by_patterns(folder: Path, images: tuple[str, ...], labels: str) -> Layout:
         raise DataError(folder, f"files match --images {listed(images)}", "none", "Quote the pattern, and start it at "
                         "the folder of --data: --images '*/t1.nii.gz'")  # fmt: skip
     # a channel that the patterns do not know: a number beyond them
-    if all(_CHANNEL.match(PurePosixPath(p).name) for p in images):
+    if all(CHANNEL.match(PurePosixPath(p).name) for p in images):
         for path in sorted((folder / images[0]).parent.glob("*")) if "*" not in str(Path(images[0]).parent) else []:
-            match = _CHANNEL.match(path.name)
+            match = CHANNEL.match(path.name)
             if match and int(match["number"]) >= len(images):
                 faults.append(Fault(path, f"is channel {int(match['number'])} of a data set that states "
                                     f"{len(images)}. Take it away, or add the channel to dataset.json"))  # fmt: skip
     return Layout(folder, "pairs", images, labels, cases=tuple(cases), faults=tuple(faults))
 
 
-def _nnunet_patterns(folder: Path, description: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
-    """Patterns of nnU-Net's raw folders (``imagesTr/case_0000.nii.gz``), or None for another layout."""
-    if not (folder / "imagesTr").is_dir():
-        return None
-    matches = [m for p in sorted((folder / "imagesTr").iterdir()) if (m := _CHANNEL.match(p.name))]
-    labels = {p.name.lower() for p in (folder / "labelsTr").iterdir()} if (folder / "labelsTr").is_dir() else set()
-    belong = any(f"{m['case']}{m['suffix']}".lower() in labels for m in matches)
-    if not matches or not (belong or "channel_names" in description):
-        return None
-    suffix = str(description.get("file_ending") or matches[0]["suffix"])
-    number = len(description.get("channel_names") or ()) or 1 + max(int(m["number"]) for m in matches)
-    return tuple(f"imagesTr/*_{n:04d}{suffix}" for n in range(number)), f"labelsTr/*{suffix}"
+def _by_nnunet(folder: Path, description: Mapping[str, Any], channels: int) -> Layout:
+    """nnU-Net's raw folders, ``imagesTr/case_0000.nii.gz`` with ``labelsTr/case.nii.gz``."""
+    where, ending = folder / "imagesTr", description.get("file_ending")
+    known = [p.name for p in sorted(where.iterdir()) if p.name.lower().endswith(IMAGE_SUFFIXES) and p.name[0] != "."]
+    if ending is not None:
+        if not isinstance(ending, str) or ending.lower() not in IMAGE_SUFFIXES:
+            raise DataError(folder / "dataset.json", f"file_ending is one of {', '.join(IMAGE_SUFFIXES)}",
+                            f"{ending!r:.80}", "Correct it, or convert the images to NIfTI first")  # fmt: skip
+        others, known = known, [name for name in known if name.lower().endswith(ending.lower())]
+        if others and not known:
+            raise DataError(folder / "dataset.json", "file_ending is how the images in imagesTr end",
+                            f"'{ending}' for {listed(others, 3)}", "Correct file_ending")  # fmt: skip
+    matches = [match for name in known if (match := CHANNEL.match(name))]
+    if not matches:
+        found = listed(known, 3) or "no image"
+        remedy = f"Rename {known[0]} to {_numbered_name(known[0])}, and so on" if known else "Add the images"
+        raise DataError(where, "nnU-Net's images end in the number of their channel, case_0000.nii.gz", found, remedy)
+    suffix = (ending or matches[0]["suffix"]).lower()
+    number = channels or 1 + max(int(match["number"]) for match in matches)
+    layout = _by_patterns(folder, tuple(f"imagesTr/*_{n:04d}{suffix}" for n in range(number)), f"labelsTr/*{suffix}")
+    unnumbered = [
+        Fault(where / name, f"has no number of a channel in its name. Rename it to {_numbered_name(name)}")
+        for name in known if not CHANNEL.match(name)
+    ]  # fmt: skip
+    return replace(layout, faults=(*layout.faults, *unnumbered))
 
 
-def _matched(folder: Path, images: tuple[str, ...], labels: str | None) -> tuple[list[Case], list[Fault]]:
+def _numbered_name(name: str) -> str:
+    suffix = next(end for end in IMAGE_SUFFIXES if name.lower().endswith(end))
+    return f"{name[: -len(suffix)]}_0000{name[-len(suffix) :]}"
+
+
+def are_overlapping(images: Iterable[str], labels: str) -> bool:
+    """Whether a pattern of images matches what a pattern of labels does."""
+    return bool(labels) and any(_shape(image).fullmatch(labels.replace("*", "x")) for image in images)
+
+
+def _matched(
+    folder: Path, images: tuple[str, ...], labels: str | None, without: str | None = None
+) -> tuple[list[Case], list[Fault]]:
     patterns = [*images, *([labels] if labels else [])]
-    found = [_match(folder, pattern) for pattern in patterns]
+    matches = {pattern: _match(folder, pattern) for pattern in [*patterns, *([without] if without else [])]}
+    narrowest: dict[Path, int] = {}
+    for pattern, files in matches.items():
+        for file in files.values():
+            narrowest[file] = max(narrowest.get(file, 0), _letters(pattern))
+    found = [
+        {case_id: file for case_id, file in matches[pattern].items() if narrowest[file] == _letters(pattern)}
+        for pattern in patterns
+    ]
+    if labels and (both := set(found[-1].values()) & {file for files in found[:-1] for file in files.values()}):
+        raise DataError(min(both), "a file is an image or a label", f"{listed(images)} and {labels} match it",
+                        "Make the patterns narrower")  # fmt: skip
     if labels and not any(found[:-1]):
         return [], []
     cases, faults = [], []
@@ -225,6 +277,10 @@ def _matched(folder: Path, images: tuple[str, ...], labels: str | None) -> tuple
     return cases, faults
 
 
+def _letters(pattern: str) -> int:
+    return len(pattern.replace("*", ""))
+
+
 def _match(folder: Path, pattern: str) -> dict[str, Path]:
     """Case id to file. Several stars are joined by ``_`` where they stand for different words."""
     if re.search(r"[?\[\]]|\*\*", pattern) or "*" not in pattern:
@@ -232,12 +288,11 @@ def _match(folder: Path, pattern: str) -> dict[str, Path]:
     path = PurePosixPath(pattern)
     if path.is_absolute() or ".." in path.parts:
         raise UsageError(pattern, "a pattern starts at the folder of --data and stays in it", pattern, _HINT)
-    shape = re.compile("([^/]*)".join(re.escape(part) for part in str(path).split("*")))
+    shape = _shape(str(path))
     found: dict[str, Path] = {}
-    for file in sorted(folder.glob(str(path))):
-        match = shape.fullmatch(file.relative_to(folder).as_posix())
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if match is None or hidden or not is_file_or_broken_link(file):
+    for file in _walk(folder, path.parts):
+        match = shape.fullmatch(same_name(file.relative_to(folder).as_posix()))
+        if match is None or not is_file_or_broken_link(file):
             continue
         case_id = "_".join(dict.fromkeys(match.groups()))
         if case_id in found:
@@ -245,6 +300,24 @@ def _match(folder: Path, pattern: str) -> dict[str, Path]:
                             "Make the pattern narrower")  # fmt: skip
         found[case_id] = file
     return found
+
+
+def _shape(pattern: str) -> re.Pattern[str]:
+    """What names look like by a pattern, in the form in which names are compared."""
+    suffix = next((end for end in IMAGE_SUFFIXES if pattern.lower().endswith(end)), "")
+    before = same_name(pattern[: len(pattern) - len(suffix)])
+    return re.compile("([^/]*)".join(re.escape(part) for part in before.split("*")) + f"(?i:{re.escape(suffix)})")
+
+
+def _walk(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Paths that a pattern's parts match, none of them hidden."""
+    shape = _shape(parts[0])
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.startswith(".") and shape.fullmatch(same_name(path.name)):
+            if len(parts) == 1:
+                yield path
+            else:
+                yield from _walk(path, parts[1:])
 
 
 def _missing(cases: Iterable[Case]) -> Iterable[Fault]:
@@ -256,7 +329,7 @@ def _missing(cases: Iterable[Case]) -> Iterable[Fault]:
                 except DataError as error:
                     yield Fault(Path(path), str(error))
                     continue
-                if not Path(path).is_file():
+                if not os.path.isfile(path):
                     yield Fault(Path(path), f"{case['case_id']} has no {key}: no such file. Add it, or take the case "
                                 "away")  # fmt: skip
 
@@ -266,16 +339,18 @@ def _paths(entry: str | list[str]) -> list[str]:
 
 
 def _channel_names(folder: Path, description: Mapping[str, Any]) -> tuple[str, ...]:
-    given = description.get("modality") or description.get("channel_names") or {}
+    field = "modality" if description.get("modality") else "channel_names"
+    given = description.get(field) or {}
     try:
-        numbered = {int(number): str(name) for number, name in given.items()}
+        numbered = {int(number): name for number, name in given.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(folder / "dataset.json", "modality names the channels by number", f"{given!r:.200}",
                         'Write {"0": "T2", "1": "ADC"}') from error  # fmt: skip
     if sorted(numbered) != list(range(len(numbered))):
         raise DataError(folder / "dataset.json", "channels are numbered 0, 1, 2 without a gap",
                         f"{sorted(numbered)}", "Number the channels anew, in the order of the files")  # fmt: skip
-    return tuple(numbered[n] for n in range(len(numbered)))
+    where = f"{folder / 'dataset.json'}, {field}"
+    return tuple(check_name(numbered[n], where, "a channel's name") for n in range(len(numbered)))
 
 
 def _modality(names: Sequence[str]) -> str | None:
@@ -285,6 +360,8 @@ def _modality(names: Sequence[str]) -> str | None:
 
 
 def _numbered(names: Sequence[str]) -> dict[str, int]:
+    for name in names:
+        check_name(name, "--classes", "a class's name", kind=UsageError)
     classes = {"background": 0, **{name: value for value, name in enumerate(names, start=1)}}
     if len(classes) != len(names) + 1:
         raise UsageError("--classes", "every class has a name of its own", ", ".join(names), "Leave background out")
@@ -306,13 +383,13 @@ def _classes(
         raise DataError(file, "labels name the classes", f"{given!r:.200}", 'Write {"0": "background", "1": "liver"}')
     named: dict[str, tuple[int, ...]] = {}
     for one, other in given.items():
-        value, name = (one, other) if str(one).isdigit() else (other, one)
+        value, name = (one, other) if _is_value(one) else (other, one)
         values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        taken = len(values) == 1 and str(values[0]).isdigit() and (int(values[0]),) in named.values()
-        if not values or not all(str(v).isdigit() for v in values) or str(name) in named or taken:
-            raise DataError(file, "labels pair a name with a value, each once", f"{one!r}: {other!r}",
+        taken = len(values) == 1 and _is_value(values[0]) and (int(values[0]),) in named.values()
+        if not values or not all(map(_is_value, values)) or str(name) in named or taken:
+            raise DataError(file, "labels pair a name with a value, each once", f"{one!r:.80}: {other!r:.80}",
                             'Write {"0": "background", "1": "liver"}')  # fmt: skip
-        named[str(name)] = tuple(int(v) for v in values)
+        named[check_name(name, f"{file}, labels", "a class's name")] = tuple(int(v) for v in values)
     ignore = next((named.pop(name) for name in list(named) if name.lower() == "ignore"), ())
     regions = {name: values for name, values in named.items() if values != (0,)}
     if all(len(values) == 1 for values in regions.values()):
@@ -330,6 +407,11 @@ def _classes(
     return dict(sorted(classes.items(), key=lambda item: item[1])), regions, ignore
 
 
+def _is_value(value: object) -> bool:
+    """Whether it is a label's value; four digits are more classes than anybody draws."""
+    return re.fullmatch(r"[0-9]{1,4}", str(value)) is not None
+
+
 def check_consecutive(where: str | Path, values: Iterable[int]) -> None:
     """Refuse label values that leave out a number: a network gives one channel a class, counted from 0.
 
@@ -337,7 +419,8 @@ def check_consecutive(where: str | Path, values: Iterable[int]) -> None:
         DataError: names the values that are there and those that are missing.
     """
     there = sorted(values)
-    absent = sorted(set(range(max(there) + 1)) - set(there))
+    near = range(min(max(there), 2 * len(there) + 5) + 1)  # a damaged label may hold values of any size
+    absent = [value for value in near if value not in there]
     if absent:
         raise DataError(where, "classes are numbered 0, 1, 2 without a gap", f"{there}, without {listed(absent)}",
                         "Number them anew in the label files and in dataset.json")  # fmt: skip

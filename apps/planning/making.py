@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from decathlete.data.folders import dataset_folder
-from decathlete.errors import UsageError, listed
+from decathlete.errors import UsageError, listed, one_line
 from decathlete.machine import free_memory_bytes
 from decathlete.planning.conversion import convert, needs_conversion
 from decathlete.planning.fine_tuning import find_weights, load_fitting, network_of
@@ -79,14 +80,15 @@ def new_bundle(
     if weights is not None:
         plan = replace(plan, pretrained=True)
         _say_what_stays_new(plan, weights)
-    print("\n".join(describe_plan(plan, fingerprint, where)))
+    print("\n".join(map(one_line, describe_plan(plan, fingerprint, where))))
     if explain:
         return None
     write_bundle(plan, folder, fingerprint, overwrite, pretrained=weights)
     expected = Path(dataset_folder(plan.dataset))
-    given = "" if expected.resolve() == layout.folder.resolve() else f" --dataset_dir {layout.folder}"
-    print(f"\nwritten      {folder}\nnext         decathlete check {folder}{given}\n"
-          f"             decathlete run training --config {folder}{given}")  # fmt: skip
+    at = shlex.quote(str(folder))
+    given = "" if expected.resolve() == layout.folder.resolve() else f" --dataset_dir {shlex.quote(str(layout.folder))}"
+    print(f"\nwritten      {folder}\nnext         decathlete check {at}{given}\n"
+          f"             decathlete run training --config {at}{given}")  # fmt: skip
     return folder
 
 

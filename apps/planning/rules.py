@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from decathlete.data.folds import NUM_FOLDS, official_ids, split
 from decathlete.data.tasks import Task, Window, task_of_folder
 from decathlete.errors import DataError, DeviceError
+from decathlete.names import plain_text
 from decathlete.planning.fingerprints import CaseFacts, Fingerprint
 from decathlete.planning.footprint import CUDA_GIB, PROCESS_GIB, Resident, resident_gib, training_gib, weight_bytes
 from decathlete.planning.layouts import Layout
@@ -429,9 +429,9 @@ def _title(fingerprint: Fingerprint) -> str:
 def _name_of(layout: Layout) -> str:
     """The folder's name as it was given; a link's target may have another."""
     name = Path(os.path.abspath(layout.folder)).name
-    if re.search(r"[\\'\"$@%]", name):  # it stands in an expression of the configs
-        raise DataError(layout.folder, "the name of a data set's folder has no quotes, backslashes, $, @ or %",
-                        f"'{name}'", "Rename it, or give a link to it")  # fmt: skip
+    if not name.isprintable():  # it stands in the configs
+        raise DataError(layout.folder, "the name of a data set's folder is printable", repr(name),
+                        "Rename it, or give a link to it")  # fmt: skip
     return name
 
 
@@ -441,7 +441,7 @@ def _source(layout: Layout) -> str:
     description = layout.about.get("description", "")
     if task and not description:
         return f"Medical Segmentation Decathlon, {task.folder}"
-    return f"{name}: {description}" if description else name
+    return plain_text(f"{name}: {description}" if description else name)
 
 
 def _by(numbers: Any) -> str:

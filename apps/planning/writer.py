@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,9 +18,11 @@ import yaml
 
 import decathlete
 from decathlete.bundle import bundle_names, packaged_root
-from decathlete.errors import UsageError
+from decathlete.errors import DataError, DecathleteError, UsageError, one_line
 from decathlete.files import atomic_folder, atomic_write, check_output_folder
+from decathlete.names import check_name, expression, is_code
 from decathlete.planning.fingerprints import Fingerprint
+from decathlete.planning.layouts import are_overlapping
 from decathlete.planning.plans import Plan
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -111,21 +116,103 @@ def render(plan: Plan, root: str = "", fingerprint: Fingerprint | None = None, a
         fingerprint: of the data, where there is one.
         authors: for the metadata.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
-    environment.filters.update(short=_short, json=lambda value: json.dumps(value, ensure_ascii=False))
     values = _values(plan, root or f"bundles/{plan.name}", fingerprint, authors)
-    texts = {}
-    for template, name in FILES.items():
-        text = environment.get_template(template).render(values)
-        texts[name] = align(text) if name.endswith(".yaml") else text
+    texts = _rendered(values)
+    neutral = _values(_neutral(plan), "bundles/neutral", fingerprint, "")
+    _check_same_ids(texts, _rendered(neutral | {"overlapping": values["overlapping"]}), plan)
     example = packaged_root() / "hippocampus"
     texts |= {name: (example / name).read_text(encoding="utf-8") for name in COPIED}
     if fingerprint is not None:
         texts["configs/fingerprint.json"] = fingerprint.to_json()
     return texts
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Templates whose insertions never end a line: what is not printable is spelt out.
+
+    Text of the data is inserted as a value by ``flow`` or ``json``, inside of an expression by ``expression``.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+        finalize=lambda value: one_line(str(value)),
+    )  # fmt: skip
+    environment.filters.update(short=_short, json=_json, expression=expression, shell=shlex.quote)
+    return environment
+
+
+def _rendered(values: Mapping[str, Any]) -> dict[str, str]:
+    texts = {}
+    for template, name in FILES.items():
+        text = _environment().get_template(template).render(values)
+        texts[name] = align(text) if name.endswith(".yaml") else text
+    return texts
+
+
+def _json(value: Any) -> str:
+    """JSON on one line, which is YAML too, with letters of any script as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
+
+
+def _neutral(plan: Plan) -> Plan:
+    """The plan with words of our own in place of all that came with the data."""
+    return replace(
+        plan,
+        name="neutral",
+        dataset="neutral",
+        modality="neutral",
+        title="neutral",
+        data_source="neutral",
+        licence="neutral",
+        channels=tuple(f"channel {n}" for n in range(len(plan.channels))),
+        classes={f"class {n}": value for n, value in enumerate(plan.classes.values())},
+        regions={f"region {n}": values for n, values in enumerate(plan.regions.values())},
+        images=tuple(f"{n}/*.nii.gz" for n in range(len(plan.images))),
+        labels_pattern="labels/*.nii.gz" if plan.labels_pattern else "",
+        references=("neutral",) * len(plan.references),
+        notes=("neutral",) * len(plan.notes),
+        reasons=dict.fromkeys(plan.reasons, "neutral"),
+    )
+
+
+def _check_same_ids(texts: Mapping[str, str], neutral: Mapping[str, str], plan: Plan) -> None:
+    """Refuse configs to which the names in a plan add an id or an expression, whatever way they found.
+
+    Raises:
+        DataError: the configs have other ids than those of the same plan with neutral names.
+    """
+    names = [name for name in texts if name.endswith((".yaml", ".json"))]
+    for name in names:
+        found = "a text that ends its place"
+        try:
+            ours, plain = (_leaves(yaml.load(text[name], _Loader)) for text in (texts, neutral))
+            found = next((f"'{one_line(str(a))[:60]}'" for a, b in zip(ours, plain, strict=True) if a != b), "")
+        except (yaml.YAMLError, ValueError):  # another number of leaves
+            pass
+        if found:
+            raise DataError(f"{plan.name}, {name}", "the names of a data set stay names in its bundle", found,
+                            "Rename channels, classes and the folder with plain letters")  # fmt: skip
+
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NAMED = ("labels", "regions")  # whose keys are names of the data
+
+
+def _leaves(config: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Place of each leaf, and the leaf itself where it is an expression, a reference or a macro."""
+    if isinstance(config, Mapping):
+        own = place and place[-1] in _NAMED
+        for number, (key, value) in enumerate(config.items()):
+            yield from _leaves(value, (*place, number if own else key))
+    elif isinstance(config, list):
+        for number, value in enumerate(config):
+            yield from _leaves(value, (*place, number))
+    else:
+        special = isinstance(config, str) and is_code(config)
+        data = place in (("dataset_dir",), ("output_dir",))  # expressions around the names of data set and bundle
+        yield place, "expression" if special and data else config if special else ""
 
 
 def align(text: str) -> str:
@@ -166,9 +253,10 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
         "plan": plan,
         "why": {"network": "planned by hand", **dict.fromkeys(_EXPLAINED, "chosen by hand"), **plan.reasons},
         "root": root,
-        "task": f", '{plan.task}'" if plan.task else "",
+        "task": f", {expression(plan.task)}" if plan.task else "",
         "val_fold": "'all'" if plan.train_cases == 1 else "0 if @fold == 'all' else @fold",
         "flow": flow,
+        "overlapping": are_overlapping(plan.images, plan.labels_pattern),
         "fingerprint": fingerprint,
         "authors": authors or "the authors of this bundle",
         "versions": {name: version(name).partition("+")[0] for name in ("monai", "torch", "numpy")},
@@ -204,6 +292,10 @@ _EXPLAINED = ("max_epochs", "batch_size", "patch_size", "margin_size", "roi_size
 
 
 def _root(folder: Path, name: str) -> str:
-    """The folder as the configs state it: no machine's path."""
+    """The folder as the configs state it: no machine's path, and none that a config would take for code."""
     path = PurePosixPath(folder.as_posix())
+    try:
+        check_name(str(path), "--output", "a folder")
+    except DecathleteError:
+        return f"bundles/{name}"
     return f"bundles/{name}" if path.is_absolute() or ".." in path.parts else str(path)

@@ -1,0 +1,68 @@
+"""What kind of data set a folder holds, told by what is in it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from decathlete.data.nfbs import is_nfbs
+from decathlete.files import NIFTI_SUFFIXES
+
+Kind = Literal["msd", "nnunet", "nfbs", "sunnybrook", "dicom"]
+WORDS: dict[Kind, str] = {
+    "msd": "the Decathlon's folders",
+    "nnunet": "nnU-Net's raw folders",
+    "nfbs": "NFBS",
+    "sunnybrook": "the Sunnybrook set",
+    "dicom": "DICOM files",
+}
+OTHER_SUFFIXES = (".nrrd", ".mha")  # read by ITK and converted once; .mhd and .nhdr keep their voxels elsewhere
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *OTHER_SUFFIXES)
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})(?P<suffix>\.nii\.gz|\.nii|\.nrrd|\.mha)$", re.IGNORECASE)
+_LOOKED_AT = 20  # files of a folder, to see whether they are DICOM
+
+
+def kind_of(folder: str | Path, description: Mapping[str, Any] | None = None) -> Kind | None:
+    """Kind of a data set, or None for another one; the folder need not exist.
+
+    Folders with ``imagesTr`` or a ``dataset.json`` are the Decathlon's or nnU-Net's, whatever else lies in them.
+
+    Args:
+        folder: the data set's folder.
+        description: what its ``dataset.json`` says, where that was read already.
+
+    Raises:
+        DataError: ``dataset.json`` is not a JSON object.
+    """
+    folder = Path(folder)
+    if is_nfbs(folder):
+        return "nfbs"
+    if (folder / "imagesTr").is_dir() or (folder / "dataset.json").is_file():
+        if description is None:
+            from decathlete.data.cases import read_description
+
+            description = read_description(folder) or {}
+        return "nnunet" if _is_nnunet(folder, description) else "msd"
+    if not folder.is_dir():
+        return None
+    from decathlete.data.sunnybrook import is_sunnybrook, may_be_dicom
+
+    if is_sunnybrook(folder):
+        return "sunnybrook"
+    files = chain(folder.glob("*"), folder.glob("*/*"), folder.glob("*/*/*"))
+    looked_at = islice((path for path in files if path.is_file() and not path.name.startswith(".")), _LOOKED_AT)
+    return "dicom" if any(may_be_dicom(path) for path in looked_at) else None
+
+
+def _is_nnunet(folder: Path, description: Mapping[str, Any]) -> bool:
+    """By its own words in ``dataset.json``, or by names that end in the number of a channel where labels' do not."""
+    if "training" in description or not (folder / "imagesTr").is_dir():
+        return False
+    if "channel_names" in description or "file_ending" in description:
+        return True
+    labels = {p.name.lower() for p in (folder / "labelsTr").iterdir()} if (folder / "labelsTr").is_dir() else set()
+    matches = filter(None, (CHANNEL.match(path.name) for path in (folder / "imagesTr").iterdir()))
+    return any(f"{m['case']}{m['suffix']}".lower() in labels for m in matches)
