@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete.data.cases import Case
-from decathlete.errors import DataError, UsageError
+from decathlete.data.kinds import OTHER_SUFFIXES
+from decathlete.errors import DataError, UsageError, listed
 from decathlete.files import atomic_write
-from decathlete.planning.layouts import OTHER_SUFFIXES, Layout, is_nifti
+from decathlete.planning.layouts import Layout, is_nifti
 from decathlete.progress import ProgressBar
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -33,7 +36,10 @@ def needs_conversion(layout: Layout) -> bool:
 
 
 def convert(layout: Layout, target: str | Path, progress: bool = True) -> Path:
-    """Write the cases as ``imagesTr`` and ``labelsTr`` with a ``dataset.json``; what is there already is kept.
+    """Write the cases as ``imagesTr`` and ``labelsTr`` with a ``dataset.json``.
+
+    What was converted before is kept where its source still has the same content, by SHA-256 in ``converted.json``;
+    converted files whose source is gone are deleted.
 
     Voxels and geometry are ITK's, whose LPS millimetres become NIfTI's RAS. Several files of a case become one 4D file.
 
@@ -50,29 +56,75 @@ def convert(layout: Layout, target: str | Path, progress: bool = True) -> Path:
     if target.resolve() == layout.folder.resolve():
         raise UsageError(target, "the converted data set needs a folder of its own", "that of --data",
                          "Choose another NAME")  # fmt: skip
-    mark = target / "converted.json"
-    source = {"from": str(layout.folder.resolve())}
-    if target.is_dir() and any(target.iterdir()) and (not mark.is_file() or json.loads(mark.read_text()) != source):
+    record = _Record(target, str(layout.folder.resolve()))
+    if target.is_dir() and any(target.iterdir()) and not record.is_ours:
         raise UsageError(target, "converted files go into a folder of their own", "other data there",
                          "Take it away, or choose another NAME")  # fmt: skip
-    with atomic_write(mark) as part:
-        part.write_text(json.dumps(source))
-    listed = []
+    entries, wanted = [], set()
     for case in ProgressBar(layout.cases, desc=f"convert {layout.folder.name}", unit="case", disable=not progress):
         name = f"{case['case_id']}.nii.gz".replace("/", "_")
         for key, folder in (("image", "imagesTr"), ("label", "labelsTr")):
-            if not (target / folder / name).is_file():
-                _convert(case, key, target / folder / name)
-        listed.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+            made = f"{folder}/{name}"
+            wanted.add(made)
+            sources = _digests(case[key])
+            if not record.holds(made, sources):
+                record.forget(made)  # before its file changes: a record never speaks of another file
+                _convert(case, key, target / made)
+                record.add(made, sources)
+        entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    for made in record.others(wanted):
+        record.forget(made)
+        (target / made).unlink(missing_ok=True)
     description = {
         **layout.about,
         "modality": {str(n): name for n, name in enumerate(layout.channels)},
         **({"labels": {str(v): name for name, v in layout.classes.items()}} if layout.classes else {}),
-        "training": listed,
+        "training": entries,
     }
     with atomic_write(target / "dataset.json") as part:
         part.write_text(json.dumps(description, indent=1), encoding="utf-8")
     return target
+
+
+class _Record:
+    """Which converted file was made of which content: ``converted.json`` beside the files.
+
+    Attributes:
+        is_ours: the folder holds what was converted from this data set, or nothing.
+    """
+
+    def __init__(self, target: Path, source: str) -> None:
+        self.target, self.file, self.source = target, target / "converted.json", source
+        content = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        self.is_ours = content.get("from") == source
+        # an earlier version kept no digests: then all is converted anew
+        self.made: dict[str, list[str]] = dict(content.get("sha256") or {}) if self.is_ours else {}
+
+    def holds(self, made: str, sources: list[str]) -> bool:
+        return self.made.get(made) == sources and (self.target / made).is_file()
+
+    def add(self, made: str, sources: list[str]) -> None:
+        self.made[made] = sources
+        self._write()
+
+    def forget(self, made: str) -> None:
+        if self.made.pop(made, None) is not None or not self.file.is_file():
+            self._write()
+
+    def others(self, wanted: set[str]) -> list[str]:
+        return sorted(set(self.made) - wanted)
+
+    def _write(self) -> None:
+        with atomic_write(self.file) as part:
+            part.write_text(json.dumps({"from": self.source, "sha256": self.made}, indent=1), encoding="utf-8")
+
+
+def _digests(entry: str | list[str]) -> list[str]:
+    found = []
+    for path in [entry] if isinstance(entry, str) else entry:
+        with Path(path).open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
 
 
 def _convert(case: Case, key: str, target: Path) -> None:
@@ -98,12 +150,13 @@ def read_other(path: str | Path) -> tuple[NDArray, NDArray[np.float64]]:
     Raises:
         DataError: the file cannot be read, or is no volume of one value a voxel.
     """
+    _check_nrrd(Path(path))
     import itk
 
     try:
         image = itk.imread(str(path))
     except Exception as error:  # ITK raises RuntimeError, KeyError and TypeError by what it does not know
-        found = " ".join(str(error).split())[-200:]
+        found = _reason(error)
         raise DataError(path, "the file can be read by ITK", found, "Convert the image to NIfTI") from error
     array = np.asarray(itk.array_from_image(image))
     if image.GetImageDimension() != 3 or array.ndim != 3:
@@ -116,3 +169,32 @@ def read_other(path: str | Path) -> tuple[NDArray, NDArray[np.float64]]:
     if array.dtype in (np.int64, np.uint64):  # which NIfTI's readers know badly
         array = array.astype(np.int32)
     return array, _LPS_TO_RAS @ affine
+
+
+def _reason(error: Exception) -> str:
+    """What ITK says of a file, without the places in its own code and its lists of types."""
+    said = re.search(r"ITK ERROR: (?:\w+\(0x[0-9a-f]+\): )?(.+)", str(error), re.DOTALL)
+    return " ".join((said[1] if said else str(error)).split())[:200]
+
+
+def _check_nrrd(path: Path) -> None:
+    """Refuse a NRRD file that is no volume of one value a voxel, of which ITK says nothing that a reader understands.
+
+    Raises:
+        DataError: several layers of segments (3D Slicer's, where segments overlap), or another number of axes.
+    """
+    if path.suffix.lower() != ".nrrd":
+        return
+    with path.open("rb") as file:
+        head = file.read(1 << 16).split(b"\n\n")[0].decode("utf-8", "replace")
+    fields = dict(re.findall(r"(?m)^([^#:\r\n]+):=? ?(.*?)\r?$", head))
+    if not head.startswith("NRRD") or fields.get("dimension", "3").strip() == "3":
+        return
+    names = [fields[key] for key in sorted(fields) if re.fullmatch(r"Segment\d+_Name", key)]
+    if names:
+        layers = {fields[key] for key in fields if re.fullmatch(r"Segment\d+_Layer", key)}
+        raise DataError(path, "a label map has one value a voxel", f"{len(layers)} layers of overlapping segments: "
+                        f"{listed(names)}", "In 3D Slicer, choose segments that do not overlap and export them as a "
+                        "label map")  # fmt: skip
+    found = f"{fields['dimension'].strip()} axes of {fields.get('sizes', '?').strip()}"
+    raise DataError(path, "a volume has three axes and one value a voxel", found, "Give one file a channel")
