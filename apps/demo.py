@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from decathlete.errors import DecathleteError, UsageError, WorkError
+from decathlete.names import inert
 
 BUNDLE, TASK, DATA_FOLDER = "hippocampus", "hippocampus", "Task04_Hippocampus"
 PHANTOMS = 40
@@ -119,8 +120,8 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
     resume = (run / "last.pt").is_file()
     say(2, f"training: {minutes:g} minutes of iterations after set-up{', resumed' if resume else ''}")
     overrides = {
-        "dataset_dir": str(dataset_dir),
-        "output_dir": str(run),
+        "dataset_dir": inert(dataset_dir),
+        "output_dir": inert(run),
         "fold": FOLD,
         "minutes": minutes,
         "resume": resume,

@@ -81,6 +81,7 @@ def translate(
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
     from decathlete.errors import UsageError
+    from decathlete.names import inert
 
     if len(bundles) > 1 or not bundles[0]:
         raise UsageError("--config", "takes one bundle", " ".join(bundles) or "none", "Give a folder or a name")
@@ -95,10 +96,10 @@ def translate(
     check_tracking(_value(own, "tracking"))
     added = ["--config_file", files[0] if len(files) == 1 else repr(files)]
     if _value(own, "bundle_root") is None:
-        added += ["--bundle_root", literal(str(folder))]
+        added += ["--bundle_root", inert(str(folder))]
     data = _data_folder(Path(files[0]), environ.get("DECATHLETE_DATA"))
     if data and _value(own, "dataset_dir") is None:
-        added += ["--dataset_dir", literal(data)]
+        added += ["--dataset_dir", inert(data)]
     return ["run", *own, *added, *rest]
 
 

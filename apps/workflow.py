@@ -20,6 +20,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from decathlete.bundle import bundle_folder, config_file, config_files
 from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
+from decathlete.names import inert, read_text
 from decathlete.short_form import check_tracking, in_torchrun, literal
 
 # arguments of MONAI's own `run`, not ids of a config
@@ -52,10 +53,10 @@ def load(
     parser = _read(files)
     metadata = folder / "configs" / "metadata.json"
     if metadata.is_file():
-        parser.read_meta(str(metadata))
+        parser.read_meta(_read_json(metadata))
     values = check_overrides(parser, overrides or {}, where=where, file=files[-1])
     if "bundle_root" in parser:
-        values.setdefault("bundle_root", literal(str(folder)))
+        values.setdefault("bundle_root", inert(str(folder)))
     parser.update(values)
     return parser
 
@@ -93,6 +94,16 @@ def _read(files: list[Path]) -> ConfigParser:
         found = " ".join(str(error).split())
         raise ConfigError(", ".join(str(f) for f in files), "must be YAML or JSON", found) from error
     return parser
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(file))
+    except (OSError, ValueError) as error:
+        raise ConfigError(file, "must be JSON", " ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise ConfigError(file, "must be a JSON object", type(content).__name__)
+    return content
 
 
 def _ids(config: Any, prefix: str = "") -> Iterator[str]:
@@ -220,10 +231,10 @@ def _prepared(
     extra = {k: values.pop(k) for k in list(values) if tracking and k in DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]}
     values = check_overrides(parser, values, where=where, file=files[-1])
     if "bundle_root" in parser:
-        values.setdefault("bundle_root", literal(str(folder)))
+        values.setdefault("bundle_root", inert(str(folder)))
     data = data_folder(parser.get("dataset_dir"), values.get("dataset_dir"), file=files[-1])
     if data is not None:
-        values["dataset_dir"] = literal(str(data))
+        values["dataset_dir"] = inert(str(data))
     _check_device(values.get("device"))
     return values | extra
 
@@ -311,7 +322,7 @@ def run(
         DecathleteError: whatever of ours was raised inside MONAI's engines, freed of its wrapping.
     """
     values = dict(overrides or {})
-    if str(values.get("fold", "")).isdigit():
+    if str(values.get("fold", "")).isdecimal():
         values["fold"] = int(values["fold"])
     own = {name: values.pop(name) for name in RUN_ARGUMENTS if values.get(name) is not None}
     if gpus is not None and gpus < 1:

@@ -52,7 +52,7 @@ def read_contour(path: str | Path) -> NDArray[np.float64]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(path, f"a contour file has at most {_MAX_BYTES:,} bytes", f"{path.stat().st_size:,}")
-        text = path.read_bytes().decode("ascii")
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("ascii")  # a mark of some editors
     except OSError as error:
         raise DataError(path, "the file can be read", error.strerror or str(error)) from error
     except UnicodeDecodeError as error:

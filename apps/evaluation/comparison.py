@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from decathlete.errors import DataError
 from decathlete.evaluation.report import RESAMPLES, SEED, aligned, read_rows
+from decathlete.names import read_text
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,19 @@ def _reference(
     path: Path, cases: set[str], names: list[str], labels: Mapping[int, str] | None
 ) -> dict[tuple[str, str], float]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["case"] in cases and row["dice"] not in ("", "nan")]
-        found = {(row["case"], row["label"]): float(row["dice"]) for row in rows}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        table = csv.DictReader(StringIO(read_text(path), newline=""))
+        rows = [row for row in table if row["case"] in cases and row["dice"] not in ("", "nan")]
+        found = {(row["case"], str(row["label"])): float(row["dice"]) for row in rows}
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(path, "must be a CSV with the columns case, label, dice", f"{error!r}") from error
     if labels is None:
-        values = sorted({int(label) for _, label in found if label.isdigit()})
+        values = sorted({int(label) for _, label in found if _is_value(label)})
         labels = dict(zip(values, names, strict=False))
-    return {(case, labels.get(int(label), "") if label.isdigit() else label): v for (case, label), v in found.items()}
+    return {(case, labels.get(int(label), "") if _is_value(label) else label): v for (case, label), v in found.items()}
+
+
+def _is_value(label: str) -> bool:
+    return re.fullmatch("[0-9]{1,9}", label) is not None
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:

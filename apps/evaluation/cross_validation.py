@@ -19,6 +19,7 @@ from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import atomic_write, check_output_folder, file_sha256, files_sha256, strip_nifti_suffix
+from decathlete.names import inert
 
 if TYPE_CHECKING:
     from decathlete.evaluation.components import Components
@@ -129,7 +130,7 @@ def fold_numbers(folds: str) -> list[int]:
     numbers: set[int] = set()
     for part in str(folds).split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError("folds", "must be numbers such as 0-4 or 0,2", f"'{folds}'")
         numbers |= set(range(int(first), int(last or first) + 1))
     if not numbers or max(numbers) >= NUM_FOLDS:
@@ -304,9 +305,9 @@ class _Fold:
     def _command(self, run_id: str) -> list[str]:
         """The run of this fold as a command."""
         command = [sys.executable, "-m", "decathlete.cli", "run", run_id, "--config", str(self.bundle)]
-        command += ["--fold", str(self.number), "--output_dir", str(self.folder)]
+        command += ["--fold", str(self.number), "--output_dir", inert(self.folder)]
         if self.dataset_dir is not None:
-            command += ["--dataset_dir", str(self.dataset_dir)]
+            command += ["--dataset_dir", inert(self.dataset_dir)]
         return command + [f"--{name}={_as_word(value)}" for name, value in self.overrides.items()]
 
     def _prediction_overrides(self) -> dict[str, Any]:
@@ -339,7 +340,7 @@ def _cases(
     data = data_folder(parser.get("dataset_dir"), None if dataset_dir is None else str(dataset_dir), file=file)
     settings: dict[str, Any] = {**overrides, "fold": fold}
     if data is not None:
-        settings["dataset_dir"] = str(data)
+        settings["dataset_dir"] = inert(data)
     parser = load(bundle, "train", settings, where="cross-validate")
     parts = []
     for name in ("train::dataset::data", "validate::dataset::data"):

@@ -127,4 +127,4 @@ def foreground(labels: Mapping[Any, Any], where: str | Path = "labels") -> dict[
 
 
 def _is_whole(value: Any) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdigit())
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from decathlete.errors import DataError
 from decathlete.evaluation.labels import Scored
 from decathlete.evaluation.metrics import Mask, score
 from decathlete.files import atomic_write
+from decathlete.names import read_text
 
 METRICS = ("dice", "iou", "nsd_1mm", "hd95_mm", "volume_ml", "reference_volume_ml")
 COLUMNS = ("case", "class", *METRICS)
@@ -184,9 +186,8 @@ def read_table(path: str | Path, columns: Sequence[str], convert: Callable[[Row]
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [convert(row) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return [convert(row) for row in csv.DictReader(StringIO(read_text(path), newline=""))]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError(path, f"must be a table with the columns {', '.join(columns)}", found) from error
 

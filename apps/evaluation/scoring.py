@@ -24,6 +24,7 @@ from decathlete.files import (
     strip_nifti_suffix,
 )
 from decathlete.inference.outputs import Outputs
+from decathlete.names import same_name
 from decathlete.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -236,9 +237,10 @@ def _by_case(place: Path, outputs: Outputs) -> dict[str, Path]:
     files = nifti_files(place)
     if not files:
         found = {strip_nifti_suffix(Path(head["image"]).name): Path(head["label"]) for head in list_heads(place)}
-    names = {strip_nifti_suffix(path.name) for path in files}
-    for path in files:
-        case = outputs.case_of(strip_nifti_suffix(path.name), names)
+    stems = {path: same_name(strip_nifti_suffix(path.name)) for path in files}
+    names = set(stems.values())
+    for path, stem in stems.items():
+        case = outputs.case_of(stem, names)
         if case is None:  # beside the label map that was predicted with it
             continue
         if case in found:

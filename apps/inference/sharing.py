@@ -17,6 +17,7 @@ from typing import Any
 
 from decathlete.errors import DataError
 from decathlete.files import atomic_write, lock
+from decathlete.names import read_text
 from decathlete.short_form import in_torchrun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
@@ -203,9 +204,10 @@ def listed_inputs(path: Path) -> list[Path]:
         DataError: no text, or no path in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, "a list of inputs is a text file of one path a line", str(error)) from error
+        raise DataError(path, "a list of inputs is a text file of one path a line", str(error),
+                        "Save it as UTF-8") from error  # fmt: skip
     found = [path.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise DataError(path, "a list of inputs is a text file of one path a line", "no path")

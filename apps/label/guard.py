@@ -45,17 +45,17 @@ def check_name(value: object, what: str) -> str:
     """A name that is one part of a path, as it came.
 
     Raises:
-        UsageError: no text, empty, too long, with a slash, ``..`` or a control character in it, or with a dot in front.
+        UsageError: no text, empty, too long, with a slash, ``..`` or an unprintable character in it, or with
+            a dot in front.
     """
-    rule = "is a plain name: no slash, no '..', no control character, no dot in front"
+    rule = "is a plain name: printable, no slash, no '..', no dot in front"
     if not isinstance(value, str):
         raise UsageError(what, rule, f"a {type(value).__name__}")
     try:
         length = len(value.encode())
     except UnicodeEncodeError:
         raise UsageError(what, rule, "text that is no Unicode") from None
-    bad = any(c in "/\\" or ord(c) < 32 or 127 <= ord(c) < 160 for c in value)
-    if not value or bad or ".." in value or value.startswith("."):
+    if not value or not value.isprintable() or "/" in value or "\\" in value or ".." in value or value.startswith("."):
         raise UsageError(what, rule, f"{value[:80]!r}")
     if length > LONGEST_NAME:
         raise UsageError(what, f"is at most {LONGEST_NAME} bytes long", f"{length} bytes")
@@ -194,7 +194,7 @@ class Guard:
             if name == "tag" and value:
                 check_tag(value)
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > _most(scope):
+        if length.isdecimal() and int(length) > _most(scope):
             raise Refusal(413, f"body: is at most {_most(scope)} bytes long")
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:

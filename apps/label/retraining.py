@@ -22,6 +22,7 @@ from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
 from decathlete.label.splitting import split
 from decathlete.label.studies import Archive, StudiesFolder
+from decathlete.names import inert
 from decathlete.workflow import load, run
 
 logger = logging.getLogger(__name__)
@@ -136,16 +137,16 @@ class Retraining(TrainTask):
     ) -> dict[str, Any]:
         config = load(self.folder, "train")
         values: dict[str, Any] = {
-            "train::dataset::data": training,
+            "train::dataset::data": inert(training),  # ids are names of uploaded files
             "train::trainer::max_epochs": settings.max_epochs,
-            "output_dir": str(output),
+            "output_dir": inert(output),
         }
         if settings.val_split >= 0:
-            values |= {"validate::dataset::data": validation, "dataset_dir": str(output.parent)}
+            values |= {"validate::dataset::data": inert(validation), "dataset_dir": inert(output.parent)}
         if settings.gpus is None:
             values["device"] = f"$torch.device('{settings.device}')"
         if weights is not None:
-            start = {"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": str(weights)}
+            start = {"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": inert(weights)}
             values["train::handlers"] = [*config.get("train::handlers"), start]
             rates = {name: config.get(name) for name in ("lr", "matrix_lr")}
             values |= {k: FINE_TUNING * float(v) for k, v in rates.items() if isinstance(v, (int, float))}
