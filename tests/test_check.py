@@ -206,3 +206,26 @@ def test_bad_data_set_through_data_verify(shared, tmp_path, capsys, caplog):
     assert main(["data", "hippocampus", "--output", str(tmp_path), "--verify"]) == 1
     assert "label and image affines agree" in caplog.text
     assert "1 fault, named above" in capsys.readouterr().err
+
+
+def test_a_decathlon_folder_beside_its_dicom_is_the_decathlons(data, tmp_path, capsys):
+    folder = Path(shutil.copytree(data, tmp_path / "own" / "Task04_Hippocampus"))
+    (folder / "DICOM").mkdir()
+    assert main(["check", str(folder)]) == 0
+    assert "5 cases looked over" in capsys.readouterr().out
+
+
+def test_nnunets_raw_folders_are_looked_over(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DECATHLETE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "raw" / "Dataset004"
+    for part, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (folder / part).mkdir(parents=True)
+        for file in (data / part).glob("*.nii.gz"):
+            shutil.copy(file, folder / part / file.name.replace(".nii.gz", end))
+    about = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    assert main(["check", str(folder)]) == 0
+    assert "5 cases: every file is readable" in capsys.readouterr().out
+    next((folder / "labelsTr").iterdir()).unlink()
+    assert main(["check", str(folder)]) == 1
+    assert "has no label" in capsys.readouterr().err

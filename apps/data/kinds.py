@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from decathlete.data.nfbs import is_nfbs
 from decathlete.files import NIFTI_SUFFIXES
+from decathlete.names import same_name
 
 Kind = Literal["msd", "nnunet", "nfbs", "sunnybrook", "dicom"]
 WORDS: dict[Kind, str] = {
@@ -63,6 +64,8 @@ def _is_nnunet(folder: Path, description: Mapping[str, Any]) -> bool:
         return False
     if "channel_names" in description or "file_ending" in description:
         return True
-    labels = {p.name.lower() for p in (folder / "labelsTr").iterdir()} if (folder / "labelsTr").is_dir() else set()
-    matches = filter(None, (CHANNEL.match(path.name) for path in (folder / "imagesTr").iterdir()))
+    if not (folder / "labelsTr").is_dir():
+        return False
+    labels = {same_name(path.name).lower() for path in (folder / "labelsTr").iterdir()}
+    matches = filter(None, (CHANNEL.match(same_name(path.name)) for path in (folder / "imagesTr").iterdir()))
     return any(f"{m['case']}{m['suffix']}".lower() in labels for m in matches)

@@ -118,8 +118,9 @@ def render(plan: Plan, root: str = "", fingerprint: Fingerprint | None = None, a
     """
     values = _values(plan, root or f"bundles/{plan.name}", fingerprint, authors)
     texts = _rendered(values)
-    neutral = _values(_neutral(plan), "bundles/neutral", fingerprint, "")
-    _check_same_ids(texts, _rendered(neutral | {"overlapping": values["overlapping"]}), plan)
+    neutral = _values(_neutral(plan), "bundles/neutral", fingerprint, "") | {"overlapping": values["overlapping"]}
+    neutral["references"] = [f"neutral {n}" for n in range(len(values["references"]))]
+    _check_same_ids(texts, _rendered(neutral), plan)
     example = packaged_root() / "hippocampus"
     texts |= {name: (example / name).read_text(encoding="utf-8") for name in COPIED}
     if fingerprint is not None:
@@ -171,7 +172,6 @@ def _neutral(plan: Plan) -> Plan:
         regions={f"region {n}": values for n, values in enumerate(plan.regions.values())},
         images=tuple(f"{n}/*.nii.gz" for n in range(len(plan.images))),
         labels_pattern="labels/*.nii.gz" if plan.labels_pattern else "",
-        references=("neutral",) * len(plan.references),
         notes=("neutral",) * len(plan.notes),
         reasons=dict.fromkeys(plan.reasons, "neutral"),
     )

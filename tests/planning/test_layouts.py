@@ -11,6 +11,7 @@ import pytest
 from decathlete.data.folds import split
 from decathlete.errors import DataError, UsageError
 from decathlete.planning import find_layout, matched_cases
+from decathlete.planning.layouts import check_consecutive
 
 _spec = importlib.util.spec_from_file_location("boxes", Path(__file__).with_name("boxes.py"))
 boxes = importlib.util.module_from_spec(_spec)
@@ -189,3 +190,99 @@ def test_links_whose_content_was_not_fetched_are_faults_and_no_fewer_cases(tmp_p
     assert [case["case_id"] for case in layout.cases] == [case["case_id"] for case in before.cases]
     if write is write_decathlon:  # of patterns the reader tells it
         assert ["found a link to ../.git/annex" in str(fault) for fault in layout.faults] == [True, True]
+
+
+def test_images_without_the_number_of_a_channel_are_named(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=1)
+    for file in (folder / "imagesTr").iterdir():
+        file.rename(file.with_name(file.name.replace("_0000", "")))
+    with pytest.raises(DataError, match=r"case_0\.nii\.gz.*Rename case_0\.nii\.gz to case_0_0000\.nii\.gz"):
+        find_layout(folder)
+
+
+def test_one_image_without_the_number_of_a_channel_is_named(tmp_path):
+    folder = write_nnunet(tmp_path / "data", channels=1)
+    (folder / "imagesTr" / "case_3_0000.nii.gz").rename(folder / "imagesTr" / "case_3.nii.gz")
+    faults = {fault.path.name: str(fault) for fault in find_layout(folder).faults}
+    assert "Rename it to case_3_0000.nii.gz" in faults["case_3.nii.gz"]
+
+
+@pytest.mark.parametrize("write", [write_nnunet, write_decathlon])
+@pytest.mark.parametrize("listed", [True, False])
+def test_letters_composed_in_another_way_are_one_name(tmp_path, write, listed):
+    folder = write(tmp_path / "data", channels=1)
+    composed, apart = "Gr\u00f6\u00dfe", "Gro\u0308\u00dfe"
+    for file in (folder / "imagesTr").iterdir():
+        file.rename(file.with_name(file.name.replace("case", apart)))
+    for file in (folder / "labelsTr").iterdir():
+        file.rename(file.with_name(file.name.replace("case", composed)))
+    text = (folder / "dataset.json").read_text().replace("case", composed)
+    (folder / "dataset.json").write_text(text) if listed else (folder / "dataset.json").unlink()
+    layout = find_layout(folder)
+    assert layout.faults == ()
+    assert [case["case_id"] for case in layout.cases] == [f"{composed}_{i}" for i in range(5)]
+    assert all(path.is_file() for path in layout.files)
+
+
+@pytest.mark.parametrize("write", [write_nnunet, write_decathlon])
+def test_suffixes_in_capitals_are_accepted(tmp_path, write):
+    folder = write(tmp_path / "data", channels=1)
+    for file in [*(folder / "imagesTr").iterdir(), *(folder / "labelsTr").iterdir()]:
+        file.rename(str(file).replace(".nii.gz", ".NII.GZ"))
+    layout = find_layout(folder)
+    assert (len(layout.cases), layout.faults) == (5, ())
+    assert all(path.is_file() for path in layout.files)
+    assert (
+        len(find_layout(folder, [f"imagesTr/*{'_0000' * (write is write_nnunet)}.nii.gz"], "labelsTr/*.nii.gz").cases)
+        == 5
+    )
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".png", 5])
+def test_a_wrong_file_ending_is_told_from_dataset_json(tmp_path, ending):
+    folder = write_nnunet(tmp_path / "data", file_ending=ending)
+    with pytest.raises(DataError, match=r"dataset\.json: file_ending is") as error:
+        find_layout(folder)
+    assert "Quote" not in str(error.value)
+
+
+def test_labels_beside_the_images_are_no_images(tmp_path):
+    for name in ("anna", "bert"):
+        image, label = draw(0)
+        save(tmp_path / f"{name}.nii.gz", image[0])
+        save(tmp_path / f"{name}_seg.nii.gz", label)
+    layout = find_layout(tmp_path, ["*.nii.gz"], "*_seg.nii.gz")
+    assert [(c["case_id"], Path(c["image"]).name, Path(c["label"]).name) for c in layout.cases] == [
+        ("anna", "anna.nii.gz", "anna_seg.nii.gz"),
+        ("bert", "bert.nii.gz", "bert_seg.nii.gz"),
+    ]
+    assert layout.faults == ()
+    alone = matched_cases(tmp_path, ["*.nii.gz"], without="*_seg.nii.gz")
+    assert [case["case_id"] for case in alone] == ["anna", "bert"]
+
+
+def test_a_channel_of_a_narrower_pattern_is_no_case_of_the_wider_one(tmp_path):
+    for name in ("anna", "bert"):
+        for end in ("", "_t2", "_seg"):
+            save(tmp_path / f"{name}{end}.nii.gz", draw(0)[1])
+    layout = find_layout(tmp_path, ["*.nii.gz", "*_t2.nii.gz"], "*_seg.nii.gz", ["T1", "T2"])
+    assert [case["case_id"] for case in layout.cases] == ["anna", "bert"]
+    assert layout.faults == ()
+
+
+def test_a_file_that_is_image_and_label_at_once_is_refused(tmp_path):
+    save(tmp_path / "a_seg.nii.gz", draw(0)[1])
+    with pytest.raises(DataError, match="a file is an image or a label"):
+        find_layout(tmp_path, ["*_seg.nii.gz"], "*_seg.nii.gz")
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_dataset_json_may_begin_with_a_mark(tmp_path, mark):
+    folder = write_decathlon(tmp_path / "data")
+    (folder / "dataset.json").write_text((folder / "dataset.json").read_text(), encoding=mark)
+    assert find_layout(folder).channels == ("M0",)
+
+
+def test_values_of_any_size_are_told_at_once():
+    with pytest.raises(DataError, match="without 1, 2"):
+        check_consecutive("labels", [0, 2**31])

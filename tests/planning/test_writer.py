@@ -139,9 +139,16 @@ def test_the_bundle_looks_for_a_links_own_name(tmp_path):
     assert "dataset_folder('link')" in (folder / "configs" / "train.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ["anna's scans", 'a "b" \\c', "$x", "@labels", "50%", "a#b", "{{ 7 * 7 }}"])
+def test_the_bundle_finds_a_folder_of_any_printable_name(tmp_path, name):
+    data = boxes.write_decathlon(Path("data", name))
+    folder = new_bundle("boxes", data, **SMALL)
+    assert load(folder, "train").get_parsed_content("dataset_dir") == str(data)
+
+
 def test_a_folder_whose_name_would_break_the_configs_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no quotes"):
-        new_bundle("boxes", boxes.write_decathlon(tmp_path / "anna's scans"), **SMALL)
+    with pytest.raises(DataError, match=r"is printable. found 'a.nb'"):
+        new_bundle("boxes", boxes.write_decathlon(tmp_path / "a\nb"), **SMALL)
 
 
 def test_faulty_data_leave_nothing_behind(tmp_path, capsys):
