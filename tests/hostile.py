@@ -6,12 +6,14 @@ TOUCH = "__import__('pathlib').Path('touched').touch()"  # in the working direct
 
 TEXTS = [
     # MONAI's expressions, references and macros
-    f"${TOUCH}", f"$ {TOUCH}", f"$({TOUCH})", f"$[{TOUCH}][0]", "$import os", "$from os import system", "$", "$$", "$x$",
+    f"${TOUCH}", f"$ {TOUCH}", f"$({TOUCH})", f"$[{TOUCH}][0]", "$import os", "$from os import system", "$", "$$",
+    "$x$",
     "$@labels", "@labels", "@", "@bundle_root", "@labels::background", "@#labels", "@##x", "a @#x", "a@::b", "%", "%T1",
     "%labels", "%#x", "100%::x", "%train.yaml::labels", "%/etc/passwd.json", "x::y", "::", "a#b", "#", "# comment",
     "labels::1", "_target_", "_requires_", "_disabled_", "_mode_", "_meta_", "__local_refs['labels']",
     # YAML
-    "a: b", "a:\nb", "- a", "? a", "!!python/object:os.system x", f"!!python/object/apply:eval [\"{TOUCH}\"]", "!x",
+    "a: b", "a:\nb", "- a", "? a", "!!python/object:os.system x", f"!!python/object/apply:eval [\"{TOUCH}\"]",
+    "!x",
     "&a b", "*a", "<<", "<<: *a", "|", ">", "{a: 1}", "[a, b]", "{", "}", "]", ",", "null", "~", "yes", "1e3", "0x10",
     "2001-01-01", "---", "...", "a # b", f"x\nrun: \"${TOUCH}\"", f"x\r\nrun: \"${TOUCH}\"", f"x\rrun: '${TOUCH}'",
     f"x\u2028run: \"${TOUCH}\"", f"x\x85run: \"${TOUCH}\"", f"\"\nrun: \"${TOUCH}\"\nx: \"", "'", "\"", "\\", "\\n", "''",

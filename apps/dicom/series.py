@@ -40,7 +40,7 @@ class Series:
     slices: int
 
     def __str__(self) -> str:
-        name = f" '{self.description}'" if self.description else ""
+        name = f" '{self.description[:64]}'" if self.description else ""  # DICOM's own limit
         return f"{self.uid} ({self.modality}{name}, {self.slices} slice{'s' if self.slices > 1 else ''})"
 
 

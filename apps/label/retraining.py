@@ -20,7 +20,7 @@ from decathlete.evaluation.labels import bundle_labels
 from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
-from decathlete.label.splitting import split
+from decathlete.label.splitting import data_overrides, split
 from decathlete.label.studies import Archive, StudiesFolder
 from decathlete.names import inert
 from decathlete.workflow import load, run
@@ -136,13 +136,8 @@ class Retraining(TrainTask):
         self, settings: Settings, training: list[Pair], validation: list[Pair], output: Path, weights: Path | None
     ) -> dict[str, Any]:
         config = load(self.folder, "train")
-        values: dict[str, Any] = {
-            "train::dataset::data": inert(training),  # ids are names of uploaded files
-            "train::trainer::max_epochs": settings.max_epochs,
-            "output_dir": inert(output),
-        }
-        if settings.val_split >= 0:
-            values |= {"validate::dataset::data": inert(validation), "dataset_dir": inert(output.parent)}
+        watched = validation if settings.val_split >= 0 else None
+        values = data_overrides(training, watched, output) | {"train::trainer::max_epochs": settings.max_epochs}
         if settings.gpus is None:
             values["device"] = f"$torch.device('{settings.device}')"
         if weights is not None:

@@ -1,11 +1,14 @@
-"""Which labelled cases a training is watched on."""
+"""Which labelled cases a training is watched on, and how they come into its config."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 from decathlete.label.adoption import Pair
+from decathlete.names import inert
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
@@ -19,3 +22,19 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     held_out = ranked[:count]
     training = [pair for pair in pairs if pair not in held_out]
     return training, [pair for pair in pairs if pair in held_out] or training
+
+
+def data_overrides(training: Sequence[Pair], validation: Sequence[Pair] | None, output: Path) -> dict[str, Any]:
+    """Overrides of a training's config that put pairs in the place of its data.
+
+    The ids of the pairs are names of files that somebody uploaded: they enter as values that nothing evaluates.
+
+    Args:
+        training: pairs to train on.
+        validation: pairs to validate on; None for the cases that the bundle itself names.
+        output: the run's folder.
+    """
+    values = {"train::dataset::data": inert(training), "output_dir": inert(output)}
+    if validation is not None:
+        values |= {"validate::dataset::data": inert(validation), "dataset_dir": inert(output.parent)}
+    return values

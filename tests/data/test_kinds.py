@@ -78,5 +78,5 @@ def test_other_kinds_are_named_where_cases_are_wanted(nnunet, hearts):
     with pytest.raises(DataError, match="Use the bundle sunnybrook"):
         find_layout(hearts)
     frames = next(path for path in hearts.rglob("dicoms/*") if path.is_dir())
-    with pytest.raises(DataError, match="DICOM files. Convert images and labels"):
+    with pytest.raises(DataError, match=r"DICOM files\. Convert images and labels"):
         find_layout(frames)

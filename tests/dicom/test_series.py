@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,10 @@ from decathlete.dicom import read_series, series_in
 from decathlete.dicom.series import series_folder
 from decathlete.errors import DataError
 
+_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile.py")
+hostile = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hostile)
+TEXTS = hostile.TEXTS
 AFFINE = np.array([[-0.8, 0, 0, 20], [0, -1.2, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1]])
 
 
@@ -58,3 +65,24 @@ def test_what_is_no_slice_is_passed_over(tmp_path, write_slices, array):
 def test_a_folder_without_dicom_is_none(tmp_path):
     (tmp_path / "a.txt").write_text("a text")
     assert series_folder(tmp_path) is None
+
+
+def test_texts_of_headers_are_told_in_one_line_and_run_nowhere(tmp_path, write_slices, array, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n, text in enumerate(TEXTS):
+        try:
+            folder = write_slices(
+                tmp_path / str(n),
+                array[:, :, :1],
+                AFFINE,
+                SeriesDescription=text,
+                PatientID=text,
+                StudyDescription=text,
+            )
+        except (ValueError, UnicodeError, TypeError):  # which DICOM cannot hold
+            continue
+        write_slices(folder, array[:, :, :1], AFFINE, series="1.2.9", SeriesDescription=text)
+        with pytest.raises(DataError) as error:
+            series_folder(folder)
+        assert str(error.value).isprintable()
+    assert not Path("touched").exists()

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from decathlete.errors import DataError
 from decathlete.evaluation import compare
 from decathlete.evaluation.report import METRICS, write_rows
+
+_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile.py")
+hostile = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hostile)
+TEXTS = hostile.TEXTS
 
 
 @pytest.fixture
@@ -59,3 +68,32 @@ def test_table_without_the_columns_is_refused(metrics_csv, tmp_path):
 def test_no_common_case_is_an_error(metrics_csv, tmp_path):
     with pytest.raises(DataError, match="none of them"):
         compare(metrics_csv, reference(tmp_path, "T,0,z,1,0.8"))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_cells_of_any_content_are_compared_or_refused_in_one_line(metrics_csv, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "reference.csv"
+    for row in ([text, "1", "0.5"], ["a", text, "0.5"], ["a", "1", text], ["a"], [text] * 5):
+        with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+            csv.writer(file).writerows([["case", "label", "dice"], row, ["b", "2", "0.5"]])
+        told = ""
+        try:
+            assert {r["case"] for r in compare(metrics_csv, path).rows} <= {"a", "b"}
+        except DataError as error:
+            told = str(error)
+        assert told.isprintable()
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_tables_may_begin_with_a_mark(metrics_csv, tmp_path, mark):
+    path = tmp_path / "reference.csv"
+    path.write_text("case,label,dice\na,1,0.8\n", encoding=mark)
+    metrics_csv.write_text(metrics_csv.read_text(), encoding=mark)
+    assert len(compare(metrics_csv, path).rows) == 1
+
+
+def test_a_field_beyond_all_limits_is_told_in_one_line(metrics_csv, tmp_path):
+    with pytest.raises(DataError, match="columns case, label, dice"):
+        compare(metrics_csv, reference(tmp_path, f"T,0,{'x' * 200_000},1,0.8"))

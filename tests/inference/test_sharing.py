@@ -118,6 +118,9 @@ def test_a_text_file_lists_inputs_beside_itself(tmp_path):
     (tmp_path / "more" / "c.nii").write_bytes(b"")
     (tmp_path / "cases.txt").write_text(f"# of today\nb.nii.gz\n\n{tmp_path}/a.nii.gz\nmore\n")
     assert [file.name for file in input_files(tmp_path / "cases.txt")] == ["b.nii.gz", "a.nii.gz", "c.nii"]
+    for mark in ("utf-8-sig", "utf-16"):  # as editors of Windows write
+        (tmp_path / "marked.txt").write_text("b.nii.gz\n", encoding=mark)
+        assert listed_inputs(tmp_path / "marked.txt") == [tmp_path / "b.nii.gz"]
     (tmp_path / "none.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match="no path"):
         listed_inputs(tmp_path / "none.txt")

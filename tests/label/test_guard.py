@@ -19,8 +19,8 @@ def test_plain_names_pass(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "C:\\x", "a..b", ".lock", "a\0b", "a\nb", "x" * 201,
-     "ü" * 101, "\ud800", None, 7, ["a"]],
+    ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "C:\\x", "a..b", ".lock", "a\0b", "a\nb",
+     "a\u202eb", "a\u2028b", "\ufeffa", "x" * 201, "ü" * 101, "\ud800", None, 7, ["a"]],
 )  # fmt: skip
 def test_what_leads_elsewhere_is_no_name(name):
     with pytest.raises(UsageError, match=r"^image: "):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
-from decathlete.label.splitting import split
+from decathlete.errors import UsageError
+from decathlete.label.guard import check_name
+from decathlete.label.splitting import data_overrides, split
+from decathlete.workflow import load
+
+_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile.py")
+hostile = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hostile)
+TEXTS, TOUCH = hostile.TEXTS, hostile.TOUCH
 
 
 def cases(count: int) -> list[dict[str, str]]:
@@ -34,3 +45,27 @@ def test_held_out_cases_mostly_stay_when_others_come():
 def test_the_split_does_not_depend_on_the_order():
     ids = [{c["case_id"] for c in split(given, 0.3)[1]} for given in (cases(10), cases(10)[::-1])]
     assert ids[0] == ids[1]
+
+
+def test_names_of_images_are_not_run_by_the_training_that_they_enter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [text for text in TEXTS if _is_name(text)]
+    assert f"${TOUCH}" in names
+    assert len(names) > 60
+    pairs = [{"image": f"/studies/{name}.nii.gz", "label": f"/l/{name}.nii.gz", "case_id": name} for name in names]
+    values = data_overrides(pairs, pairs[:1], tmp_path / "runs" / "$x#y")
+    parser = load("hippocampus", "train", values)
+    assert parser.get_parsed_content("train::dataset::data") == pairs
+    assert parser.get_parsed_content("validate::dataset::data") == pairs[:1]
+    assert parser.get_parsed_content("output_dir") == str(tmp_path / "runs" / "$x#y")
+    assert not Path("touched").exists()
+
+
+def _is_name(text: str) -> bool:
+    told = ""
+    try:
+        check_name(text, "image")
+    except UsageError as error:
+        told = str(error)
+    assert told.isprintable()
+    return not told

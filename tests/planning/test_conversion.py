@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -78,3 +80,57 @@ def test_a_file_that_itk_cannot_read_is_named(tmp_path):
     (tmp_path / "a.nrrd").write_text("no image")
     with pytest.raises(DataError, match=r"a\.nrrd: the file can be read by ITK"):
         read_other(tmp_path / "a.nrrd")
+
+
+def test_a_label_that_was_corrected_is_converted_anew(tmp_path):
+    for case in range(2):
+        write_mha(tmp_path / "raw" / f"{case}" / "t1.mha", VOXELS + case)
+        write_mha(tmp_path / "raw" / f"{case}" / "seg.mha", (VOXELS > 11).astype("<i2"))
+    layout = find_layout(tmp_path / "raw", ["*/t1.mha"], "*/seg.mha")
+    folder = convert(layout, tmp_path / "own", progress=False)
+    other = (folder / "labelsTr" / "1.nii.gz").stat().st_mtime_ns
+    source = tmp_path / "raw" / "0" / "seg.mha"
+    times = source.stat()
+    write_mha(source, (VOXELS > 17).astype("<i2"))
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))  # as copies and archives leave it
+    convert(layout, tmp_path / "own", progress=False)
+    assert np.asarray(nib.load(folder / "labelsTr" / "0.nii.gz").dataobj).sum() == 6
+    assert (folder / "labelsTr" / "1.nii.gz").stat().st_mtime_ns == other
+
+
+def test_a_conversion_without_digests_is_made_anew(tmp_path):
+    write_mha(tmp_path / "raw" / "a" / "t1.mha")
+    write_mha(tmp_path / "raw" / "a" / "seg.mha")
+    layout = find_layout(tmp_path / "raw", ["*/t1.mha"], "*/seg.mha")
+    folder = convert(layout, tmp_path / "own", progress=False)
+    (folder / "converted.json").write_text(json.dumps({"from": str((tmp_path / "raw").resolve())}))
+    (folder / "labelsTr" / "a.nii.gz").write_bytes(b"of another time")
+    convert(layout, folder, progress=False)
+    assert (np.asarray(nib.load(folder / "labelsTr" / "a.nii.gz").dataobj) == VOXELS).all()
+
+
+def test_a_converted_case_whose_source_is_gone_goes(tmp_path):
+    for case in "ab":
+        write_mha(tmp_path / "raw" / case / "t1.mha")
+        write_mha(tmp_path / "raw" / case / "seg.mha")
+    convert(find_layout(tmp_path / "raw", ["*/t1.mha"], "*/seg.mha"), tmp_path / "own", progress=False)
+    shutil.rmtree(tmp_path / "raw" / "a")
+    folder = convert(find_layout(tmp_path / "raw", ["*/t1.mha"], "*/seg.mha"), tmp_path / "own", progress=False)
+    assert [path.name for path in sorted(folder.rglob("*.nii.gz"))] == ["b.nii.gz", "b.nii.gz"]
+    assert find_layout(folder).faults == ()
+
+
+def test_layers_of_overlapping_segments_are_named(tmp_path):
+    header = (
+        "NRRD0004\ntype: unsigned char\ndimension: 4\nspace: left-posterior-superior\nsizes: 2 2 3 4\n"
+        "space directions: none (1,0,0) (0,1,0) (0,0,1)\nkinds: list domain domain domain\nencoding: raw\n"
+        "space origin: (0,0,0)\nSegment0_Layer:=0\nSegment0_Name:=Anterior\nSegment1_Layer:=1\n"
+        "Segment1_Name:=Posterior\n\n"
+    )
+    path = tmp_path / "a.seg.nrrd"
+    path.write_bytes(header.encode() + bytes(48))
+    with pytest.raises(DataError, match=r"2 layers of overlapping segments: Anterior, Posterior\. In 3D Slicer"):
+        read_other(path)
+    path.write_bytes(header.partition("Segment0")[0].encode() + b"\n" + bytes(48))
+    with pytest.raises(DataError, match=r"4 axes of 2 2 3 4. Give one file a channel"):
+        read_other(path)

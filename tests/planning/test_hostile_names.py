@@ -178,12 +178,17 @@ def test_endings_of_files(nnunet):
     assert [layout.images[0] for layout in taken] == ["imagesTr/*_0000.nii.gz"]
 
 
+WRONG_JSON = [
+    "[" * 100_000, "1" * 10_000, '{"labels": {"0": "a", "1": "b", "2": ' + "9" * 5000 + "}}", "", "{", "null", "[]",
+    '{"labels": {"a": 999999999999}}', b"\xed\xa0\x80", b"\xff\xfe\x00",
+]  # fmt: skip
+
+
 def test_dataset_json_of_any_json(decathlon):
     file = decathlon / "dataset.json"
     before = file.read_text()
     try:
-        for text in ["[" * 100_000, "1" * 10_000, '{"labels": {"0": "a", "1": "b", "2": ' + "9" * 5000 + "}}", "", "{",
-                     "null", "[]", '{"labels": {"a": 999999999999}}', "\ud800".encode("utf-8", "surrogatepass")]:  # fmt: skip
+        for text in WRONG_JSON:
             file.write_bytes(text if isinstance(text, bytes) else text.encode())
             with pytest.raises(DataError) as error:
                 find_layout(decathlon)

@@ -128,3 +128,9 @@ def test_an_item_gets_a_channel_a_contour_and_flags_for_those_drawn(tmp_path):
     assert item["label"].sum(dim=(1, 2)).tolist() == [12, 0]
     assert item["drawn"].tolist() == [1, 0]
     assert torch.equal(item["label"].affine, image.affine)
+
+
+def test_a_contour_may_begin_with_a_mark(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes(b"\xef\xbb\xbf1 1\r\n4 1\r\n4 5\r\n")
+    assert read_contour(path).tolist() == [[1, 1], [4, 1], [4, 5]]
