@@ -131,7 +131,7 @@ class Predictor:
         self.channels = self._volumes()
         self.classes = int(self._parsed("network_def::out_channels"))
         own_axes = {"mirror_axes", "inferer::mirror_axes"} & {name.replace("#", "::") for name in values}
-        if tta and not (own_axes and getattr(self.inferer, "mirror_axes", ())):  # the user's axes go before tta_axes
+        if tta and not (own_axes and getattr(self.inferer, "mirror_axes", None)):  # the user's axes go before tta_axes
             self._mirror()
         self._loader, self._preprocessing = self._split_loading(self._parsed("preprocessing"))
         if field:
