@@ -219,3 +219,4 @@ def test_cases_of_a_killed_process_are_predicted_by_the_next_start(bundle, tmp_p
     assert all((written[name].stat().st_ino, written[name].stat().st_mtime_ns) == was for name, was in before.items())
     assert all(np.asarray(nib.load(path).dataobj).shape == (8, 8, 8) for path in written.values())
     assert len(json.loads((output / "volumes.json").read_text())) == 200
+    assert list(output.glob(".*")) == []  # neither lock nor half a file of what was killed
