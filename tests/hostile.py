@@ -16,7 +16,8 @@ TEXTS = [
     "!x",
     "&a b", "*a", "<<", "<<: *a", "|", ">", "{a: 1}", "[a, b]", "{", "}", "]", ",", "null", "~", "yes", "1e3", "0x10",
     "2001-01-01", "---", "...", "a # b", f"x\nrun: \"${TOUCH}\"", f"x\r\nrun: \"${TOUCH}\"", f"x\rrun: '${TOUCH}'",
-    f"x\u2028run: \"${TOUCH}\"", f"x\x85run: \"${TOUCH}\"", f"\"\nrun: \"${TOUCH}\"\nx: \"", "'", "\"", "\\", "\\n", "''",
+    f"x\u2028run: \"${TOUCH}\"", f"x\x85run: \"${TOUCH}\"", f"\"\nrun: \"${TOUCH}\"\nx: \"", "'", "\"", "\\", "\\n",
+    "''",
     "\"\"", "'''", f"') or {TOUCH} or str('", f"\"}}\", \"run\": \"${TOUCH}\", \"x\": \"",
     # templates, shells, pages, paths
     "{{ 7 * 7 }}", "{% include 'train.yaml' %}", "{# x #}", "{{ plan.__class__ }}", "%s %(x)s {0}", "`id`", "$(id)",

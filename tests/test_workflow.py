@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,26 @@ def test_data_of_the_environment_comes_before_the_default_and_after_the_given(ti
     assert seen()["data"] == str(tmp_path / "env" / "Task04_Hippocampus")
     run("training", tiny, {"dataset_dir": tmp_path / "given" / "Task04_Hippocampus"})
     assert seen()["data"] == str(tmp_path / "given" / "Task04_Hippocampus")
+
+
+@pytest.mark.parametrize("name", ["@data", "$data", "%data", "a@#b", "a%::b"])
+def test_folders_that_look_like_a_reference_stay_folders(tiny, tmp_path, monkeypatch, name):
+    shutil.copytree(tmp_path / "data", tmp_path / name)
+    monkeypatch.setenv("DECATHLETE_DATA", name)  # relative
+    run("training", tiny)
+    assert seen()["data"] == str(Path(name, "Task04_Hippocampus"))
+    shutil.copytree(tiny, tmp_path / name / "tiny")
+    assert load(tmp_path / name / "tiny", "train").get_parsed_content("bundle_root") == str(tmp_path / name / "tiny")
+
+
+@pytest.mark.parametrize("text", ["\ufeff{}", "{", "[]"])
+def test_metadata_of_another_kind_is_told_in_one_line(tiny, text):
+    (tiny / "configs" / "metadata.json").write_text(text)
+    if text.endswith("{}"):
+        assert load(tiny, "train")["_meta_"] == {}
+        return
+    with pytest.raises(ConfigError, match=r"metadata\.json: must be"):
+        load(tiny, "train")
 
 
 def test_missing_and_empty_data_say_how_to_get_them(tiny, tmp_path):
