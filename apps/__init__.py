@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import TYPE_CHECKING
 
 from decathlete.lazy import lazy_names
@@ -14,9 +12,5 @@ __all__ = ["Predictor", "__version__", "bundle_folder", "predict"]
 if TYPE_CHECKING:
     from decathlete.bundle import bundle_folder
     from decathlete.inference import Predictor, predict
-
-# where pydicom is installed, MONAI 1.6 says at every LoadImage that NVIDIA's decoder is not
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
 
 __getattr__ = lazy_names(__name__, {"predict": "inference", "Predictor": "inference", "bundle_folder": "bundle"})

@@ -16,12 +16,11 @@ from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_ro
 from decathlete.errors import DecathleteError, one_line
 from decathlete.failures import find_error
 from decathlete.machine import free_device_bytes, free_memory_bytes
-
-if TYPE_CHECKING:
-    from decathlete.planning.fingerprints import CaseFacts
+from decathlete.names import inert
 
 if TYPE_CHECKING:
     from decathlete.planning import Layout
+    from decathlete.planning.fingerprints import CaseFacts
 
 SAMPLED_BYTES = 1 << 30  # a larger data set is looked over in 20 cases: reading all of it takes minutes
 SAMPLED_CASES = 20
@@ -74,7 +73,7 @@ def check(target: str | Path, dataset_dir: str | Path | None = None) -> CheckRep
     train = parsers["train"]
     if train is not None:
         if dataset_dir is not None:
-            train["dataset_dir"] = os.fspath(dataset_dir)
+            train["dataset_dir"] = inert(Path(dataset_dir))
         try:
             _check_training(report, train)
         except Exception as error:  # whatever a config's expressions raise is a finding

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from decathlete import __version__
 from decathlete.errors import DecathleteError, UsageError
+from decathlete.names import SPECIAL
+from decathlete.quiet import quiet
 
 AFTER_INTERRUPT = {
     "run": "; a training goes on with --resume",
@@ -25,13 +28,14 @@ AFTER_INTERRUPT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0 done, 1 work failed, 2 wrong use."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.verb not in ("run", "cross-validate", "predict", "view"):
-        arguments.parser.refuse(rest[0])
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # MONAI imports it; it warns of homes it cannot write to
     try:
-        return arguments.function(arguments, rest) or 0
+        arguments = parse(argv)
+    except UsageError as error:
+        print(f"decathlete: {error}", file=sys.stderr)
+        return error.exit_status
+    quiet()
+    try:
+        return arguments.function(arguments)
     except DecathleteError as error:
         if arguments.debug:
             raise
@@ -46,22 +50,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        from decathlete.failures import in_one_line
+        from decathlete.failures import find_error, in_one_line
 
+        if (ours := find_error(error)) is not None:  # raised where MONAI builds a config's parts
+            print(f"decathlete: {ours}", file=sys.stderr)
+            return ours.exit_status
         print(f"decathlete: {in_one_line(error)}. The same command with --debug shows where", file=sys.stderr)
         return 1
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """A command line's values; ``overrides`` holds the ``--id value`` that are no options of the verb.
+
+    Options and inputs may come in any order. Ends the process with one line and status 2 where a word fits nowhere.
+
+    Raises:
+        UsageError: the value of an override is cut short.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not words or words[0] not in parser.verbs:
+        return parser.parse_args(words[:1])  # --help, --version, or no verb
+    verb = parser.verbs[words[0]]
+    known, overrides = verb.in_order(words[1:])
+    arguments, rest = verb.parse_known_args(known)
+    if rest:
+        verb.refuse(rest[0])
+    arguments.verb, arguments.parser, arguments.overrides = words[0], verb, overrides
+    return arguments
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """argparse whose errors are one line, and which takes options and inputs in any order."""
+
+    verbs: dict[str, _Parser]
+
+    def __init__(self, *args: Any, overrides: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.takes_overrides = overrides
+        self.continues: dict[str, Callable[[str], bool]] = {}  # option to whether a word behind its first belongs to it
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
     def refuse(self, word: str) -> NoReturn:
         """End with the nearest known option for a word that none of the arguments takes."""
-        close = self.nearest(word)
-        self.error(f"unknown argument '{word}'" + (f", did you mean '{close}'?" if close else ""))
+        close = self.nearest(word) if word.startswith("-") else None
+        hint = ", overrides must be written as --id value" if self.takes_overrides and not word.startswith("-") else ""
+        self.error(f"unknown argument '{word}'" + (f", did you mean '{close}'?" if close else hint))
 
     def nearest(self, word: str, ids: Iterable[str] = ()) -> str | None:
         """The option that ``word`` resembles most, if one does, and more than any of a config's ``ids``."""
@@ -69,43 +105,74 @@ class _Parser(argparse.ArgumentParser):
         close = get_close_matches(word.partition("=")[0].replace("_", "-"), known, n=1)
         return close[0] if close and close[0] in self._option_string_actions else None
 
+    def in_order(self, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """Words as argparse can read them, options before inputs; and apart from them the overrides.
 
-def _data(a: argparse.Namespace, rest: list[str]) -> int:
+        The word behind an unknown ``--id`` is its value; ``--id`` alone, which means true, stands before another option
+        or at the end.
+        """
+        options: list[str] = []
+        inputs: list[str] = []
+        overrides: dict[str, Any] = {}
+        queue = deque(words)
+        while queue:
+            word = queue.popleft()
+            if word == "--":
+                inputs += queue
+                break
+            name, equals, value = word.partition("=")
+            option = self._option_string_actions.get(name)
+            if not word.startswith("-"):
+                inputs.append(word)
+            elif option is None:
+                if not self.takes_overrides or len(name) < 3 or not name.startswith("--"):
+                    self.refuse(word)
+                if not equals:
+                    value = queue.popleft() if queue and not queue[0].startswith("--") else "true"
+                overrides[name[2:]] = _override(name, value)
+            elif equals or option.nargs == 0 or not queue or queue[0].startswith("--"):
+                options.append(word)
+            elif name in self.continues:
+                options += [word, queue.popleft()]
+                while queue and self.continues[name](queue[0]):
+                    options.append(queue.popleft())
+            else:
+                options.append(f"{word}={queue.popleft()}")  # a value may start with a minus
+        return [*options, "--", *inputs] if inputs else options, overrides
+
+
+def _data(a: argparse.Namespace) -> int:
     from decathlete.data import fetch
 
     print(fetch(a.task, output=a.output, phantom=a.phantom, seed=a.seed, verify=a.verify))
     return 0
 
 
-def _check(a: argparse.Namespace, rest: list[str]) -> int:
+def _check(a: argparse.Namespace) -> int:
     from decathlete.check import check
 
     return 0 if check(a.target, dataset_dir=a.dataset_dir).ok else 1
 
 
-def _run(a: argparse.Namespace, rest: list[str]) -> int:
+def _run(a: argparse.Namespace) -> int:
     from decathlete.bundle import bundle_folder
 
     bundle_folder(a.config)  # a wrong name is told before anything heavy is imported
     from decathlete.workflow import run
 
-    overrides = dict(_pairs(rest))
-    for name in ("fold", "minutes", "dataset_dir", "output_dir"):
-        if getattr(a, name) is not None:
-            overrides[name] = getattr(a, name)
-    if a.resume:
-        overrides["resume"] = True
+    own = {name: getattr(a, name) for name in ("fold", "minutes", "dataset_dir", "output_dir")}
+    own["resume"] = a.resume or None
+    overrides = a.overrides | {name: value for name, value in own.items() if value is not None}
     return run(a.run_id, a.config, overrides, gpus=a.gpus, max_restarts=a.max_restarts)
 
 
-def _predict(a: argparse.Namespace, rest: list[str]) -> int:
-    overrides = dict(_pairs(rest))
-    if overrides:
+def _predict(a: argparse.Namespace) -> int:
+    if a.overrides:
         from decathlete.bundle import bundle_folder
         from decathlete.workflow import load
 
         config = load(bundle_folder(a.bundle), "inference")
-        for name in overrides:
+        for name in a.overrides:
             if name not in config and a.parser.nearest(f"--{name}", config.config):  # a slip in an option
                 a.parser.refuse(f"--{name}")
     from decathlete.inference import predict
@@ -125,12 +192,12 @@ def _predict(a: argparse.Namespace, rest: list[str]) -> int:
         field=a.field,
         dicom_seg=a.dicom_seg,
         report=a.report,
-        overrides=overrides,
+        overrides=a.overrides,
     )
     return 1 if report.failed else 0
 
 
-def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
+def _evaluate(a: argparse.Namespace) -> int:
     from decathlete.evaluation import evaluate
 
     summary = evaluate(
@@ -145,13 +212,13 @@ def _evaluate(a: argparse.Namespace, rest: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
+def _cross_validate(a: argparse.Namespace) -> int:
     from decathlete.evaluation import cross_validate
 
     summary = cross_validate(
         a.bundle,
         folds=a.folds,
-        overrides=dict(_pairs(rest)),
+        overrides=a.overrides,
         output=a.output,
         minutes=a.minutes,
         dataset_dir=a.dataset_dir,
@@ -161,7 +228,7 @@ def _cross_validate(a: argparse.Namespace, rest: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _explore(a: argparse.Namespace, rest: list[str]) -> int:
+def _explore(a: argparse.Namespace) -> int:
     from decathlete.data import dataset_folder
     from decathlete.explore import explore_sunnybrook
 
@@ -169,14 +236,14 @@ def _explore(a: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _promote(a: argparse.Namespace, rest: list[str]) -> int:
+def _promote(a: argparse.Namespace) -> int:
     from decathlete.training import promote
 
     print(promote(a.run, a.bundle, checkpoint=a.checkpoint, scans=a.scans))
     return 0
 
 
-def _new(a: argparse.Namespace, rest: list[str]) -> int:
+def _new(a: argparse.Namespace) -> int:
     from decathlete.planning import new_bundle
 
     new_bundle(
@@ -198,30 +265,30 @@ def _new(a: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _view(a: argparse.Namespace, rest: list[str]) -> int:
+def _view(a: argparse.Namespace) -> int:
     names = ("label", "prediction", "axis", "fps", "channel", "window", "slices", "size")
     options = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
     if a.batch is not None:
-        if rest and not rest[0].startswith("-"):
-            a.parser.error(f"give an IMAGE or --batch BUNDLE, not both: '{rest[0]}'")
+        if a.image:
+            a.parser.error(f"give an IMAGE or --batch BUNDLE, not both: '{a.image[0]}'")
         from decathlete.view import batch_montage
 
         size = {"size": options.pop("size")} if "size" in options else {}
-        overrides = dict(_pairs(rest)) | options  # --axis may be an id of the config; other ones are refused as such
+        overrides = a.overrides | options  # --axis may be an id of the config; other ones are refused as such
         print(batch_montage(a.batch, a.output, overrides, **size))
         return 0
-    for word in rest:
-        if word.startswith("-"):
-            a.parser.refuse(word)
-    if len(rest) != 1:
-        a.parser.error(f"give one IMAGE, not {len(rest)}" if rest else "give an IMAGE, or --batch BUNDLE")
+    for name in a.overrides:
+        a.parser.refuse(f"--{name}")
+    if len(a.image) != 1:
+        found = f"give one IMAGE, not {len(a.image)}" if a.image else "give an IMAGE, or --batch BUNDLE"
+        a.parser.error(found)
     from decathlete.view import film
 
-    print(film(rest[0], a.output, **options))
+    print(film(a.image[0], a.output, **options))
     return 0
 
 
-def _serve(a: argparse.Namespace, rest: list[str]) -> int:
+def _serve(a: argparse.Namespace) -> NoReturn:
     from decathlete.label import serve
 
     serve(a.bundle, a.studies, host=a.host, port=a.port, folder=a.folder)
@@ -232,21 +299,35 @@ def _add_largest_component(p: argparse.ArgumentParser) -> None:
     p.add_argument("--largest-component", "--largest_component", action="store_true", help=text)
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, object]]:
-    """Read ``--id value``, ``--id=value`` and a lone ``--id`` (true) as config overrides; values as YAML reads them."""
+def _override(name: str, text: str) -> Any:
+    """Value of an override: a number, true, false, null, or what stands in brackets or quotes, as YAML reads it.
+
+    All else is text, letter for letter: YAML would cut a path at ' #', and split it at ': '.
+
+    Raises:
+        UsageError: a bracket or quote that is not closed.
+    """
+    if text.startswith(SPECIAL):
+        return text
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
+        return float(text)  # 1e-3, which YAML takes for text
     import yaml
 
-    pairs: list[tuple[str, object]] = []
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UsageError(word, "an override is spelt --id value", f"'{word}' without an id before it")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
-        pairs.append((name, value if value.startswith(("$", "@", "%")) else yaml.safe_load(value)))
-    return pairs
+    enclosed = text.startswith(("[", "{", "'", '"'))
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # a date that is none
+        if enclosed:
+            raise UsageError(name, "a value that starts with a bracket or a quote must be closed", f"'{text}'",
+                             "Close it, or write ./ before a path") from None  # fmt: skip
+        return text
+    plain = value is None or isinstance(value, (bool, int, float))
+    return value if enclosed or (plain and ":" not in text) else text
+
+
+def _is_weights(word: str) -> bool:
+    """Whether a word names weights, or the folder of a run."""
+    return word.endswith((".pt", ".pth", ".ckpt", ".ts")) or os.path.isfile(os.path.join(word, "model_final.pt"))
 
 
 def _positive(text: str) -> float:
@@ -258,6 +339,34 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
     return value
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Reader of whole numbers from ``low`` to ``high``, for argparse."""
+
+    def read(text: str) -> int:
+        value = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else low - 1
+        if value < low or (high is not None and value > high):
+            limits = f"{low} or more" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"must be a whole number, {limits}, not '{text}'")
+        return value
+
+    return read
+
+
+def _fold(text: str) -> int | str:
+    """Number of a fold, or ``all``, for argparse."""
+    if text != "all" and not re.fullmatch("[0-9]{1,4}", text):
+        raise argparse.ArgumentTypeError(f"must be the number of a fold, 0 or more, or 'all', not '{text}'")
+    return text if text == "all" else int(text)
+
+
+def _modality(text: str) -> str:
+    """``CT`` or ``MRI``, for argparse."""
+    word = {"MR": "MRI"}.get(text.upper(), text.upper())
+    if word not in ("CT", "MRI"):
+        raise argparse.ArgumentTypeError(f"must be CT or MRI, not '{text}'")
+    return word
 
 
 def _names(text: str) -> list[str]:
@@ -273,7 +382,9 @@ def _two_numbers(text: str) -> list[float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be two numbers, such as -160,240, not '{text}'") from None
+        low = high = float("nan")
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise argparse.ArgumentTypeError(f"must be two numbers, such as -160,240, not '{text}'")
     return [low, high]
 
 
@@ -291,43 +402,45 @@ def _parser() -> _Parser:
         prog="decathlete",
         description="Train, check, predict and score MONAI bundles.",
         epilog="Not for clinical use.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"decathlete {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parser.verbs = verbs.choices
 
-    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def verb(name: str, function: Callable[..., int], text: str, overrides: bool = False) -> _Parser:
+        sub = verbs.add_parser(name, help=text, description=text, overrides=overrides)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(function=function, parser=sub)
+        sub.set_defaults(function=function)
         return sub
 
     p = verb("data", _data, "Download a data set, unpack and check it; or make phantoms.")
     p.add_argument("task", help="a task's name: hippocampus, spleen, ... or Task04_Hippocampus; nfbs or sunnybrook")
     p.add_argument("--output", default="data", metavar="DIR", help="folder for the data set's folder (default: data)")
-    p.add_argument("--phantom", type=int, metavar="N", help="make N artificial cases and download nothing")
-    p.add_argument("--seed", type=int, default=0, help="seed of the phantoms (default: 0)")
+    p.add_argument("--phantom", type=_whole(1), metavar="N", help="make N artificial cases and download nothing")
+    p.add_argument("--seed", type=_whole(0), default=0, help="seed of the phantoms (default: 0)")
     p.add_argument("--verify", action="store_true", help="only check the data set that is there, file by file")
 
     p = verb("check", _check, "Look over a bundle or a data folder before anything costs time.")
     p.add_argument("target", metavar="BUNDLE_OR_FOLDER")
-    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
+    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR")
 
-    p = verb("run", _run, "Train, predict or evaluate as MONAI's `run` does; unknown ids are refused.")
+    p = verb("run", _run, "Train, predict or evaluate as MONAI's `run` does; unknown ids are refused.", True)
     p.add_argument("run_id", choices=["training", "inferring", "evaluating"], metavar="{training,inferring,evaluating}")
     p.add_argument("--config", required=True, metavar="BUNDLE", help="a bundle's folder or name")
-    p.add_argument("--fold", help="0 to 4, or 'all' to train on every case")
+    p.add_argument("--fold", type=_fold, help="0 to 4, or 'all' to train on every case")
     p.add_argument(
         "--minutes", type=_positive, metavar="M", help="wall time of training, in place of a number of epochs"
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
-    p.add_argument("--gpus", type=int, metavar="N", help="processes on this machine, by torchrun")
-    p.add_argument("--max-restarts", type=int, default=0, metavar="N", help="of processes that failed (with --gpus)")
-    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
-    p.add_argument("--output_dir", "--output-dir", metavar="DIR")
+    p.add_argument("--gpus", type=_whole(1), metavar="N", help="processes on this machine, by torchrun")
+    p.add_argument(
+        "--max-restarts", type=_whole(0), default=0, metavar="N", help="of processes that failed (with --gpus)"
+    )
+    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR")
+    p.add_argument("--output_dir", "--output-dir", type=Path, metavar="DIR")
     p.epilog = "Any other --id value overrides that id of the config, e.g. --train::trainer::max_epochs 2."
 
-    p = verb("predict", _predict, "Write a label map on each input's own grid.")
+    p = verb("predict", _predict, "Write a label map on each input's own grid.", True)
     p.add_argument("bundle", metavar="BUNDLE")
     p.add_argument(
         "input",
@@ -336,7 +449,11 @@ def _parser() -> _Parser:
         help="NIfTI files, folders of them, or folders of one DICOM series each; DICOM frames (sunnybrook)",
     )
     p.add_argument("--output", required=True, metavar="DIR")
-    p.add_argument("--checkpoint", nargs="+", metavar="P", help="weights; several make an ensemble")
+    p.add_argument(
+        "--checkpoint", nargs="+", metavar="P", help="weights, or a run's folder; several make an ensemble: behind the "
+        "first, words that end in .pt, .pth, .ckpt or .ts, and folders with a model_final.pt"
+    )  # fmt: skip
+    p.continues["--checkpoint"] = _is_weights
     p.add_argument("--tta", action="store_true", help="average over mirrored copies")
     p.add_argument("--save-probabilities", action="store_true", help="also write each class's probability as NIfTI")
     p.add_argument("--statistics", metavar="JSON", help="volume and mean intensity per label of every prediction")
@@ -347,7 +464,10 @@ def _parser() -> _Parser:
     p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG that refers to the DICOM series")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
-    p.epilog = "Any other --id value, behind the inputs, overrides that id of inference.yaml, e.g. --overlap 0.25."
+    p.epilog = (
+        "Any other --id value overrides that id of inference.yaml, e.g. --overlap 0.25. The word behind an --id is its "
+        "value; to switch one on before an INPUT, write --id=true."
+    )
 
     p = verb("evaluate", _evaluate, "Score predictions on each case's original grid.")
     p.add_argument("bundle", metavar="BUNDLE")
@@ -358,11 +478,11 @@ def _parser() -> _Parser:
     p.add_argument("--image", metavar="DIR", help="scans for the report's pictures (default: imagesTr beside labelsTr)")
     _add_largest_component(p)
 
-    p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.")
+    p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.", True)
     p.add_argument("bundle", metavar="BUNDLE")
     p.add_argument("--folds", default="0-4", help="such as 0-4 or 0,2 (default: 0-4)")
     p.add_argument("--minutes", type=_positive, metavar="M", help="wall time of each fold's training")
-    p.add_argument("--dataset_dir", "--dataset-dir", metavar="DIR")
+    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR")
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
     p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")
     _add_largest_component(p)
@@ -371,7 +491,11 @@ def _parser() -> _Parser:
     p = verb("explore", _explore, "Study what thresholds can do, before a network: a page, tables and pictures.")
     p.add_argument("study", choices=["sunnybrook"], metavar="{sunnybrook}")
     p.add_argument(
-        "--dataset_dir", "--dataset-dir", metavar="DIR", help="the data set's folder (default: its usual one)"
+        "--dataset_dir",
+        "--dataset-dir",
+        type=Path,
+        metavar="DIR",
+        help="the data set's folder (default: its usual one)",
     )
     p.add_argument("--output", required=True, metavar="DIR")
 
@@ -390,13 +514,16 @@ def _parser() -> _Parser:
     p.add_argument("name", metavar="NAME", help="of the bundle")
     p.add_argument("--data", required=True, metavar="DIR", help="imagesTr and labelsTr, as MSD or nnU-Net have them")
     p.add_argument("--images", nargs="+", metavar="GLOB", help="image files in DIR, one a channel; * is the case")
+    p.continues["--images"] = lambda word: "*" in word
     p.add_argument("--labels", metavar="GLOB", help="label files in DIR, such as '*/seg.nii.gz'")
     p.add_argument("--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
     p.add_argument("--memory", type=_positive, metavar="GIB", help="to plan for (default: what is free)")
     p.add_argument("--device", help="cpu or cuda, to plan for (default: cuda if there is one)")
     p.add_argument("--channels", type=_names, metavar="A,B", help="names of the channels")
     p.add_argument("--classes", type=_names, metavar="A,B", help="names of the classes 1, 2, ...")
-    p.add_argument("--modality", help="CT or MRI (default: as dataset.json says, else by the intensities)")
+    p.add_argument(
+        "--modality", type=_modality, help="CT or MRI (default: as dataset.json says, else by the intensities)"
+    )
     p.add_argument("--accept", action="store_true", help="take what looks wrong but need not be: few cases, spacings")
     p.add_argument("--overwrite", action="store_true", help="replace the configs of a bundle that is there")
     p.add_argument("--explain", action="store_true", help="print the plan and write nothing")
@@ -406,17 +533,17 @@ def _parser() -> _Parser:
     p.add_argument("bundle", nargs="*", metavar="BUNDLE", help="bundles to serve (default: all that came along)")
     p.add_argument("--studies", required=True, metavar="DIR", help="folder of NIfTI images, or a DICOMweb address")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    p.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000")
+    p.add_argument("--port", type=_whole(1, 65535), default=8000, metavar="N", help="default: 8000")
     p.add_argument("--folder", metavar="DIR", help="for copies of the bundles, weights, runs and logs (default: "
                    "~/.local/share/decathlete/label)")  # fmt: skip
 
-    p = verb("view", _view, "Make the film of a scan with its contours, or a sheet of slices or of a training batch.")
-    # IMAGE is what is left over: argparse would take the value of an override for it
+    text = "Make the film of a scan with its contours, or a sheet of slices or of a training batch."
+    p = verb("view", _view, text, True)
     p.usage = (
         "decathlete view IMAGE [--label L] [--prediction P] --output FILE [option ...]\n"
         "       decathlete view --batch BUNDLE --output FILE.png [--id value ...]"
     )
-    p._negative_number_matcher = re.compile(r"-[\d.]")  # --window -160,240: a value and no option
+    p.add_argument("image", nargs="*", metavar="IMAGE", help="a NIfTI file")
     p.add_argument("--output", required=True, metavar="FILE", help=".gif or .mp4 for a film, .png for a sheet")
     p.add_argument("--label", metavar="L", help="reference, drawn as outline")
     p.add_argument("--prediction", metavar="P", help="prediction, drawn as fill")
@@ -424,8 +551,10 @@ def _parser() -> _Parser:
     p.add_argument("--window", type=_two_numbers, metavar="LOW,HIGH", help="intensities shown black and white")
     p.add_argument("--slices", type=_range, metavar="FROM:TO", help="first and last, counted from 1 as in the title")
     p.add_argument("--fps", type=_positive, metavar="N", help="slices a second (default: 10)")
-    p.add_argument("--channel", type=int, metavar="N", help="channel of the image, from 0 (default: 0)")
-    p.add_argument("--size", type=int, metavar="PX", help="longer side of a picture (default: 512; on a sheet 300)")
+    p.add_argument("--channel", type=_whole(0), metavar="N", help="channel of the image, from 0 (default: 0)")
+    p.add_argument(
+        "--size", type=_whole(16, 4096), metavar="PX", help="longer side of a picture (default: 512; on a sheet 300)"
+    )
     p.add_argument("--batch", metavar="BUNDLE", help="show a training batch after augmentation; --id value as in 'run'")
     return parser
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from decathlete.errors import DecathleteError, UsageError, WorkError
-from decathlete.names import inert
 
 BUNDLE, TASK, DATA_FOLDER = "hippocampus", "hippocampus", "Task04_Hippocampus"
 PHANTOMS = 40
@@ -120,8 +119,8 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
     resume = (run / "last.pt").is_file()
     say(2, f"training: {minutes:g} minutes of iterations after set-up{', resumed' if resume else ''}")
     overrides = {
-        "dataset_dir": inert(dataset_dir),
-        "output_dir": inert(run),
+        "dataset_dir": dataset_dir,
+        "output_dir": run,
         "fold": FOLD,
         "minutes": minutes,
         "resume": resume,

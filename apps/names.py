@@ -83,22 +83,25 @@ def expression(value: object) -> str:
     return re.sub(r"[#@%]", lambda match: f"\\x{ord(match[0]):02x}", repr(value))
 
 
-def inert(value: Any) -> Any:
-    """Value of an override that stays as it is, for text from data, paths and requests.
+def inert(value: Any, expressions: bool = False) -> Any:
+    """Value of a config that stays as it is, for paths and for text from data and requests.
 
-    Where MONAI would run, replace or rewrite a text, the text becomes an expression that gives it. Lists and mappings
-    are gone through; paths become text; all else is returned as given. Texts of the user's own command line, which may
-    be expressions, do not pass here.
+    Where MONAI would run, replace or rewrite a text, the text becomes an expression that gives it.
+
+    Args:
+        value: lists and mappings are gone through; paths become text; all but texts is returned as given.
+        expressions: leave a text that starts with ``$``, ``@`` or ``%`` to MONAI, as the user's own command line is.
+            A path is kept as it is even then.
     """
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+        return inert(os.fsdecode(value))
     if isinstance(value, Mapping):
-        return {key: inert(item) for key, item in value.items()}
+        return {key: inert(item, expressions) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [inert(item) for item in value]
-    if isinstance(value, str) and (is_code(value) or "#" in value):
-        return f"${expression(value)}"
-    return value
+        return [inert(item, expressions) for item in value]
+    if not isinstance(value, str) or (expressions and value.startswith(SPECIAL)):
+        return value
+    return f"${expression(value)}" if is_code(value) or "#" in value else value
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from decathlete.names import SPECIAL, inert
+
 MODULES = ("monai.bundle", "monai.bundle.__main__")
 # flags of the interpreter that take a value, in the same word or in the next
 VALUED = "WX"
@@ -81,7 +83,6 @@ def translate(
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
     from decathlete.errors import UsageError
-    from decathlete.names import inert
 
     if len(bundles) > 1 or not bundles[0]:
         raise UsageError("--config", "takes one bundle", " ".join(bundles) or "none", "Give a folder or a name")
@@ -93,26 +94,29 @@ def translate(
     run_id = _positional(own) or _value(own, "run_id") or "run"
     files = [str(file) for file in config_files(folder, run_id, in_torchrun(environ))]
     _refuse_unknown_ids(own, files)
+    own = _literal_words(own)
     check_tracking(_value(own, "tracking"))
     added = ["--config_file", files[0] if len(files) == 1 else repr(files)]
     if _value(own, "bundle_root") is None:
-        added += ["--bundle_root", inert(str(folder))]
+        added += ["--bundle_root", inert(folder)]
     data = _data_folder(Path(files[0]), environ.get("DECATHLETE_DATA"))
     if data and _value(own, "dataset_dir") is None:
-        added += ["--dataset_dir", inert(data)]
+        added += ["--dataset_dir", inert(Path(data))]
     return ["run", *own, *added, *rest]
 
 
-def literal(value: Any) -> Any:
-    """Value of an override that stays as it is: MONAI turns ``#`` into ``::`` in texts, in paths too.
-
-    Other than in a text, it stays when escaped in an expression. Paths become text; all else is returned as given.
-    """
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and "#" in value and not value.startswith(("$", "@", "%")):
-        return "$" + repr(value).replace("#", "\\x23").replace("@", "\\x40")
-    return value
+def _literal_words(words: Sequence[str]) -> list[str]:
+    """Words whose overrides keep a ``#``; what fire reads as a list, a dict or a quoted text stays as it is."""
+    made, own = [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if _flag(word) is not None:
+            own = _flag(word) in RUN_ARGUMENTS
+        else:
+            name, equals, value = "", "", word
+        kept = own or value.startswith(("[", "{", "(", "'", '"'))
+        made.append(name + equals + (value if kept else inert(value, expressions=True)))
+    return made
 
 
 def check_tracking(tracking: Any) -> None:
@@ -228,7 +232,7 @@ def _data_folder(config: Path, root: str | None) -> str | None:
     import re
 
     found = re.search(r"""^\s*["']?dataset_dir["']?\s*:\s*["']?([^"'\s#,]+)""", config.read_text(), flags=re.MULTILINE)
-    name = Path(found[1]).name if found and not found[1].startswith(("$", "@", "%")) else ""
+    name = Path(found[1]).name if found and not found[1].startswith(SPECIAL) else ""
     folder = Path(root).expanduser() / name
     return str(folder) if name and folder.is_dir() else None
 

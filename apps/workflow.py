@@ -20,11 +20,13 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from decathlete.bundle import bundle_folder, config_file, config_files
 from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
-from decathlete.names import inert, read_text
-from decathlete.short_form import check_tracking, in_torchrun, literal
+from decathlete.names import SPECIAL, inert, read_text
+from decathlete.short_form import check_tracking, in_torchrun
 
 # arguments of MONAI's own `run`, not ids of a config
 RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")
+# numbers of a config in whose place a word may stand
+NUMBERS_OR = {"fold": ("all",)}
 COMPONENT_KEYS = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
 
 
@@ -40,7 +42,8 @@ def load(
     Args:
         bundle: a bundle's folder or name.
         config: ``inference``, ``train``, or ``evaluate`` (laid over ``train``).
-        overrides: id to value; ids spelt with ``::`` or ``#``.
+        overrides: id to value; ids spelt with ``::`` or ``#``. A text that starts with ``$``, ``@`` or ``%`` means to
+            MONAI what it means in a config, a ``Path`` is a path whatever it starts with.
         where: what the message about an unknown id names as the place of the word.
 
     Raises:
@@ -56,7 +59,7 @@ def load(
         parser.read_meta(_read_json(metadata))
     values = check_overrides(parser, overrides or {}, where=where, file=files[-1])
     if "bundle_root" in parser:
-        values.setdefault("bundle_root", inert(str(folder)))
+        values.setdefault("bundle_root", inert(folder))
     parser.update(values)
     return parser
 
@@ -73,7 +76,7 @@ def check_overrides(
         file: the config's file, for the message.
 
     Raises:
-        ConfigError: an unknown id; the message gives the nearest known one.
+        ConfigError: an unknown id, with the nearest known one; text or a switch where the config has a number.
     """
     checked = {}
     for word, value in overrides.items():
@@ -82,8 +85,38 @@ def check_overrides(
             raise ConfigError(
                 file, "an override must name an id of this config", f"'{name}' ({where})", _suggestion(parser, name)
             )
-        checked[name] = literal(value)
+        if name in parser:
+            _check_kind(parser.get(name), value, name, where)
+        checked[name] = inert(value, expressions=True)
     return checked
+
+
+def _check_kind(default: Any, value: Any, name: str, where: str) -> None:
+    """Refuse text in place of a number, and anything but true or false in place of one of these.
+
+    Such a value would fail late, or count as true: ``--amp scan.nii.gz``, ``--overlap`` without a number.
+    """
+    if value is None or (isinstance(value, str) and value.startswith(SPECIAL)):
+        return
+    switch = isinstance(default, bool)
+    numbers = default if isinstance(default, list) else [default]
+    if switch and value not in (True, False):
+        rule, remedy = "must be true or false", f"Write --{name}=true"
+    elif not switch and numbers and all(isinstance(n, (int, float)) for n in numbers):
+        if not isinstance(value, (bool, str)) or value in NUMBERS_OR.get(name, ()) or _is_number(value):
+            return
+        kind = "a number" if numbers is not default else "numbers"
+        rule, remedy = f"must be {kind}, such as {default}", ""
+    else:
+        return
+    raise ConfigError(f"{name} ({where})", rule, repr(value) if isinstance(value, str) else str(value).lower(), remedy)
+
+
+def _is_number(value: bool | str) -> bool:
+    try:
+        return isinstance(value, str) and float(value) == float(value)
+    except ValueError:
+        return False
 
 
 def _read(files: list[Path]) -> ConfigParser:
@@ -121,7 +154,7 @@ def _arguments(parser: ConfigParser, component: str) -> tuple[set[str], bool]:
     if not isinstance(config, dict) or "_target_" not in config:
         return set(), False
     target = config["_target_"]
-    if not isinstance(target, str) or target.startswith(("$", "@", "%")):
+    if not isinstance(target, str) or target.startswith(SPECIAL):
         return set(), True  # known only when the config runs
     from pydoc import locate
 
@@ -231,21 +264,25 @@ def _prepared(
     extra = {k: values.pop(k) for k in list(values) if tracking and k in DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]}
     values = check_overrides(parser, values, where=where, file=files[-1])
     if "bundle_root" in parser:
-        values.setdefault("bundle_root", inert(str(folder)))
-    data = data_folder(parser.get("dataset_dir"), values.get("dataset_dir"), file=files[-1])
+        values.setdefault("bundle_root", inert(folder))
+    data = data_folder(parser.get("dataset_dir"), overrides.get("dataset_dir"), file=files[-1])
     if data is not None:
-        values["dataset_dir"] = inert(str(data))
+        values["dataset_dir"] = inert(data)
     _check_device(values.get("device"))
     return values | extra
 
 
 def _check_device(device: Any) -> None:
-    """Refuse a GPU that is not there, before data are read for it."""
-    if not isinstance(device, str) or not device.startswith("cuda"):
+    """Refuse a device that does not exist, before data are read for it."""
+    if not isinstance(device, str) or device.startswith(SPECIAL):
         return
     import torch
 
-    if not torch.cuda.is_available():
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise UsageError("--device", "must be a device such as cpu, cuda or cuda:1", f"'{device}'") from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError("--device", "the device must be there", f"{device}, without a CUDA GPU", "Leave --device out")
 
 
@@ -264,7 +301,7 @@ def data_folder(default: Any, given: Any = None, *, file: str | Path = "config")
         DataError: the folder is missing or empty.
     """
     chosen = default if given is None else given
-    if not isinstance(chosen, str) or chosen.startswith(("$", "@", "%")):
+    if not isinstance(chosen, os.PathLike) and (not isinstance(chosen, str) or chosen.startswith(SPECIAL)):
         return None
     folder = Path(chosen).expanduser()
     where, root = f"{file}, dataset_dir", os.environ.get("DECATHLETE_DATA")
@@ -368,7 +405,8 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int,
         )
     files = config_files(folder, run_id, True)
     parser = _read(files)
-    parser.update(_prepared(folder, files, values, "command line", own.get("tracking")))
+    values = _prepared(folder, files, values, "command line", own.get("tracking"))  # JSON knows no paths
+    parser.update(values)
     _check_cases(parser, gpus, files[0])
     job = json.dumps([run_id, str(folder), values | own], default=str)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # frames of a store that has ended

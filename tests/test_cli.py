@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from decathlete import __version__
-from decathlete.cli import main
+from decathlete.cli import main, parse
 from decathlete.errors import DataError
 
 VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote", "new", "view")
@@ -47,7 +49,7 @@ def test_version_is_printed(capsys):
         (("data",), "required: task"),
         (("data", "hippocampus", "--verbose"), "unknown argument '--verbose'"),
         (("data", "hippocampus", "--phantm", "3"), "did you mean '--phantom'?"),
-        (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "required: --prediction"),
+        (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "did you mean '--prediction'?"),
         (("run", "trainig", "--config", "x"), "invalid choice: 'trainig'"),
         (("run", "training"), "required: --config"),
         (("run", "training", "--config", "hippocampus", "--minutes", "-1"), "--minutes: must be a number above 0"),
@@ -75,7 +77,7 @@ def test_unknown_name_is_one_line_with_status_2(words, capsys, tmp_path, monkeyp
 
 def test_word_without_an_id_is_refused(capsys):
     assert status("run", "training", "--config", "hippocampus", "--fold", "0", "7") == 2
-    assert "spelt --id value" in capsys.readouterr().err
+    assert "overrides must be written as --id value" in capsys.readouterr().err
 
 
 def test_unforeseen_error_is_one_line_and_a_traceback_with_debug(capsys, monkeypatch):
@@ -123,3 +125,106 @@ def test_memory_must_be_a_number_above_0(value, capsys):
         main(["predict", "hippocampus", "scan.nii.gz", "--output", "out", "--memory", value])
     assert stop.value.code == 2
     assert "--memory: must be a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("B", "scan.nii.gz", "--output", "out", "--overlap", "0.25", "--checkpoint", "a.pt", "b.ckpt", "--tta"),
+        ("B", "--overlap", "0.25", "scan.nii.gz", "--tta", "--output", "out", "--checkpoint", "a.pt", "b.ckpt"),
+        ("--tta", "B", "--checkpoint", "a.pt", "b.ckpt", "scan.nii.gz", "--overlap=0.25", "--output=out"),
+        ("--checkpoint", "a.pt", "b.ckpt", "B", "scan.nii.gz", "--output", "out", "--tta", "--overlap", "0.25"),
+        ("--output", "out", "--checkpoint", "a.pt", "b.ckpt", "--tta", "--overlap", "0.25", "--", "B", "scan.nii.gz"),
+    ],
+)
+def test_options_and_inputs_come_in_any_order(words):
+    a = parse(["predict", *words])
+    assert (a.bundle, a.input, a.output, a.checkpoint) == ("B", ["scan.nii.gz"], "out", ["a.pt", "b.ckpt"])
+    assert (a.tta, a.overrides) == (True, {"overlap": 0.25})
+
+
+def test_an_option_of_several_words_takes_no_input(tmp_path):
+    run = tmp_path / "fold_0"
+    run.mkdir()
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    words = ["predict", "B", "--output", "out", "--checkpoint", str(run), str(run), str(scans)]
+    assert parse(words).checkpoint == [str(run)]  # a first word may be anything
+    (run / "model_final.pt").touch()
+    a = parse(words)
+    assert (a.checkpoint, a.input) == ([str(run)] * 2, [str(scans)])
+    a = parse(["new", "--data", "D", "--images", "t1_*", "t2_*", "brains", "--labels", "l_*"])
+    assert (a.name, a.images) == ("brains", ["t1_*", "t2_*"])
+
+
+def test_words_that_start_with_a_minus_are_values_and_inputs_where_they_stand_as_such():
+    a = parse(["view", "--window", "-160,240", "--output", "-a.gif", "--", "-b.nii.gz"])
+    assert (a.window, a.output, a.image) == ([-160.0, 240.0], "-a.gif", ["-b.nii.gz"])
+    assert parse(["run", "training", "--config", "B", "--lr", "-1"]).overrides == {"lr": -1}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3), ("-0.5", -0.5), ("1e-3", 1e-3), ("true", True), ("null", None), ("[1, 2]", [1, 2]),
+        ("{a: b}", {"a": "b"}), ("'5'", "5"), ("$1 # x", "$1 # x"), ("@a", "@a"), ("a: b", "a: b"), ("a #1", "a #1"),
+        ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("- a", "- a"), ("2024-99-99", "2024-99-99"), ("`", "`"),
+        ("!!python/name:os.system", "!!python/name:os.system"),
+    ],
+)  # fmt: skip
+def test_value_of_an_override_is_a_number_a_word_a_list_or_text_as_it_stands(text, value):
+    found = parse(["run", "training", "--config", "B", f"--id={text}"]).overrides["id"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
+    a = parse(["predict", "B", "scan.nii.gz", "--output", "out", "--amp", "--resume=false", "--spacing", "2"])
+    assert a.overrides == {"amp": True, "resume": False, "spacing": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("data hippocampus --phantom -1", "--phantom: must be a whole number, 1 or more, not '-1'"),
+        ("data hippocampus --phantom 1.5", "--phantom: must be a whole number"),
+        ("data hippocampus --phantom 1 --seed x", "--seed: must be a whole number, 0 or more"),
+        ("run training --config hippocampus --fold -1", "--fold: must be the number of a fold"),
+        ("run training --config hippocampus --fold first", "or 'all', not 'first'"),
+        ("run training --config hippocampus --gpus 0", "--gpus: must be a whole number, 1 or more"),
+        ("run training --config hippocampus --max-restarts -1", "--max-restarts: must be a whole number, 0 or more"),
+        ("run training --config hippocampus --lr [1,", "--lr: a value that starts with a bracket or a quote must be"),
+        ("run training --config hippocampus --max_epochs some", "max_epochs (command line): must be a number, such as"),
+        ("run training --config hippocampus --patch_size big", "patch_size (command line): must be numbers, such as ["),
+        ("run training --config hippocampus --amp maybe", "amp (command line): must be true or false. found 'maybe'"),
+        ("run training --config hippocampus --device gpu", "--device: must be a device such as cpu"),
+        ("cross-validate hippocampus --folds a", "folds: must be numbers such as 0-4"),
+        ("new x --data {} --modality X-ray", "--modality: must be CT or MRI, not 'X-ray'"),
+        ("new x --data {} --memory x", "--memory: must be a number above 0"),
+        ("serve --studies {} --port 99999", "--port: must be a whole number, from 1 to 65535"),
+        ("view {} --output a.gif --window nan,1", "--window: must be two numbers"),
+        ("view {} --output a.gif --size 3", "--size: must be a whole number, from 16 to 4096"),
+        ("view {} --output a.gif --channel -1", "--channel: must be a whole number, 0 or more"),
+        ("predict hippocampus {} --output o --overlap [1,", "--overlap: a value that starts with a bracket"),
+        ("predict hippocampus {} --output o --overlap much", "overlap (override): must be a number, such as 0.5"),
+        ("predict hippocampus {} --output o --overlap 2", "overlap"),
+        (
+            "predict hippocampus {} --overlap --output o",
+            "overlap (override): must be a number, such as 0.5. found true",
+        ),
+        ("predict hippocampus {} --output o --amp {}", "Write --amp=true"),
+        ("predict hippocampus {} --output o --device gpu", "must be a device such as cpu"),
+        ("predict hippocampus --amp {} --output o", "required: INPUT"),
+    ],
+)
+def test_wrong_value_is_one_line_with_status_2(words, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DECATHLETE_DATA", raising=False)
+    for name in ("imagesTr", "data/Task04_Hippocampus/imagesTr"):
+        (tmp_path / name).mkdir(parents=True)
+    scan = tmp_path / "imagesTr" / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4)), scan)
+    target = tmp_path if " --data" in words or "--studies" in words else scan
+    assert status(*words.replace("{}", str(target)).split()) == 2
+    message = capsys.readouterr().err
+    assert text in message
+    assert len(message.splitlines()) == 1

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from decathlete.errors import ConfigError, UsageError
-from decathlete.short_form import literal, module_run, translate
+from decathlete.names import inert
+from decathlete.short_form import module_run, translate
 
 TRAIN = """
 bundle_root: bundles/tiny
@@ -188,10 +189,10 @@ def test_unknown_bundle_and_run_are_refused(tiny):
 def test_path_with_a_hash_survives_the_parser_of_monai(tmp_path):
     from monai.bundle import ConfigParser
 
-    value = literal(tmp_path / "a#b@c")
+    value = inert(tmp_path / "a#b@c")
     parser = ConfigParser({"root": value, "file": "$@root + '/x'"})
     assert parser.get_parsed_content("file") == str(tmp_path / "a#b@c" / "x")
-    assert (literal("$1 # one"), literal("plain"), literal(3)) == ("$1 # one", "plain", 3)
+    assert (inert("$1 # one", expressions=True), inert("plain"), inert(3)) == ("$1 # one", "plain", 3)
 
 
 @pytest.mark.parametrize("flag", ["--max_epoch", "--max-epoch=2", "--trian::trainer::max_epochs", "--trian#x"])

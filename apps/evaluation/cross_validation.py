@@ -19,7 +19,7 @@ from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import atomic_write, check_output_folder, file_sha256, files_sha256, strip_nifti_suffix
-from decathlete.names import inert
+from decathlete.names import SPECIAL, inert
 
 if TYPE_CHECKING:
     from decathlete.evaluation.components import Components
@@ -305,9 +305,9 @@ class _Fold:
     def _command(self, run_id: str) -> list[str]:
         """The run of this fold as a command."""
         command = [sys.executable, "-m", "decathlete.cli", "run", run_id, "--config", str(self.bundle)]
-        command += ["--fold", str(self.number), "--output_dir", inert(self.folder)]
+        command += [f"--fold={self.number}", f"--output_dir={self.folder}"]
         if self.dataset_dir is not None:
-            command += ["--dataset_dir", inert(self.dataset_dir)]
+            command += [f"--dataset_dir={self.dataset_dir}"]
         return command + [f"--{name}={_as_word(value)}" for name, value in self.overrides.items()]
 
     def _prediction_overrides(self) -> dict[str, Any]:
@@ -337,10 +337,10 @@ def _cases(
 
     file = config_file(bundle, "train")
     parser = load(bundle, "train", overrides, where="cross-validate")
-    data = data_folder(parser.get("dataset_dir"), None if dataset_dir is None else str(dataset_dir), file=file)
+    data = data_folder(parser.get("dataset_dir"), None if dataset_dir is None else Path(dataset_dir), file=file)
     settings: dict[str, Any] = {**overrides, "fold": fold}
     if data is not None:
-        settings["dataset_dir"] = inert(data)
+        settings["dataset_dir"] = data
     parser = load(bundle, "train", settings, where="cross-validate")
     parts = []
     for name in ("train::dataset::data", "validate::dataset::data"):
@@ -368,7 +368,8 @@ def _references(case: Case) -> list[Path]:
 
 def _as_word(value: Any) -> str:
     """Value as the command line reads it back."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    value = inert(value, expressions=True)
+    return value if isinstance(value, str) and value.startswith(SPECIAL) else json.dumps(value, default=str)
 
 
 def _short(text: str | None) -> str:

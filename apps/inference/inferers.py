@@ -61,6 +61,9 @@ class SlidingWindow(Inferer):
         output_on: str = "auto",
     ) -> None:
         super().__init__()
+        shares = overlap if isinstance(overlap, Sequence) else [overlap]
+        if not all(0 <= share < 1 for share in shares):
+            raise ConfigError(type(self).__name__, "overlap must be from 0 to less than 1", str(overlap))
         self.roi_size, self.sw_batch_size, self.overlap, self.mode = roi_size, sw_batch_size, overlap, mode
         self.amp, self.mirror_axes, self.divisible = amp, tuple(mirror_axes or ()), divisible
         self.sigma_scale, self.padding_mode, self.cval = sigma_scale, padding_mode, cval

@@ -22,7 +22,6 @@ from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
 from decathlete.label.splitting import data_overrides, split
 from decathlete.label.studies import Archive, StudiesFolder
-from decathlete.names import inert
 from decathlete.workflow import load, run
 
 logger = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class Retraining(TrainTask):
         if settings.gpus is None:
             values["device"] = f"$torch.device('{settings.device}')"
         if weights is not None:
-            start = {"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": inert(weights)}
+            start = {"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": weights}
             values["train::handlers"] = [*config.get("train::handlers"), start]
             rates = {name: config.get(name) for name in ("lr", "matrix_lr")}
             values |= {k: FINE_TUNING * float(v) for k, v in rates.items() if isinstance(v, (int, float))}

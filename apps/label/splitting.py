@@ -34,7 +34,7 @@ def data_overrides(training: Sequence[Pair], validation: Sequence[Pair] | None, 
         validation: pairs to validate on; None for the cases that the bundle itself names.
         output: the run's folder.
     """
-    values = {"train::dataset::data": inert(training), "output_dir": inert(output)}
+    values = {"train::dataset::data": inert(training), "output_dir": output}
     if validation is not None:
-        values |= {"validate::dataset::data": inert(validation), "dataset_dir": inert(output.parent)}
+        values |= {"validate::dataset::data": inert(validation), "dataset_dir": output.parent}
     return values

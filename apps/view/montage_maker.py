@@ -15,7 +15,7 @@ from decathlete.errors import ConfigError, DataError, UsageError
 from decathlete.evaluation.labels import foreground
 from decathlete.failures import find_error
 from decathlete.files import atomic_write, check_output_folder
-from decathlete.short_form import literal
+from decathlete.names import inert
 from decathlete.training.trainer import case_names, seed_everything
 from decathlete.view.canvas import Palette, Tile, legend, picture_size, sheet
 from decathlete.view.panels import fullest_slice, gray_window
@@ -88,7 +88,7 @@ def _training_config(folder: Path, file: Path, overrides: dict[str, Any]) -> Any
     parser = load(folder, "train", overrides, where="command line")
     data = data_folder(parser.get("dataset_dir"), overrides.get("dataset_dir"), file=file)
     if data is not None:
-        parser.update({"dataset_dir": literal(str(data))})
+        parser.update({"dataset_dir": inert(data)})
     if "train::dataloader" not in parser:
         raise ConfigError(file, "a batch comes from train::dataloader", "a config without it")
     target = str(parser.get("train::dataset::_target_", "")).rpartition(".")[2]
