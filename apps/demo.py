@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from decathlete.errors import DecathleteError, UsageError, WorkError
+from decathlete.quiet import quiet
 
 BUNDLE, TASK, DATA_FOLDER = "hippocampus", "hippocampus", "Task04_Hippocampus"
 PHANTOMS = 40
@@ -17,6 +18,7 @@ FOLD = 0
 
 def main() -> int:
     """Run the demo and return the exit status; ``DECATHLETE_DEMO_MINUTES`` sets the time of training."""
+    quiet()
     try:
         run_demo(Path("demo"), asked_minutes())
     except DecathleteError as error:

@@ -58,8 +58,9 @@ def translate(
     """Words of ``monai.bundle`` with ``--config BUNDLE`` spelt out, or None where there is nothing to translate.
 
     ``--config`` becomes ``--config_file`` with the run's files and ``--bundle_root`` with the bundle's absolute folder,
-    so that it works from any working directory. A command with ``--config_file`` stays as it is, and so does one whose
-    ``--args_file`` names the config: there ``--config`` is an override like any other.
+    so that it works from any working directory. A command with ``--config_file`` gets ``--bundle_root`` where the
+    config names a folder that is not there: inside the bundle's folder, say. One whose ``--args_file`` names the config
+    stays as it is: there ``--config`` is an override like any other.
 
     Args:
         words: what follows ``python -m monai.bundle``: ``run``, the run id, flags.
@@ -78,7 +79,12 @@ def translate(
     end = words.index("--") if "--" in words else len(words)
     own, rest = list(words[1:end]), list(words[end:])
     bundles = _take(own, "config")
-    if not bundles or _value(own, "config_file") is not None or _names_config(_value(own, "args_file")):
+    if _names_config(_value(own, "args_file")):
+        return None
+    if (file := _value(own, "config_file")) is not None:
+        root = None if _value(own, "bundle_root") is not None else _missing_root(file)
+        return None if root is None else ["run", *words[1:end], "--bundle_root", inert(root), *rest]
+    if not bundles:
         return None
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
@@ -103,6 +109,24 @@ def translate(
     if data and _value(own, "dataset_dir") is None:
         added += ["--dataset_dir", inert(Path(data))]
     return ["run", *own, *added, *rest]
+
+
+def _missing_root(given: str) -> Path | None:
+    """Folder of the bundle whose config is run, where the ``bundle_root`` that the config names is not there.
+
+    Args:
+        given: value of ``--config_file``: a file, or a list of files in brackets.
+    """
+    import re
+
+    file = Path(re.split(r"""['"]""", given)[1] if re.match(r"""[\[(]\s*['"]""", given) else given)
+    if not file.is_file() or file.resolve().parent.name != "configs":
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"""^\s*["']?bundle_root["']?\s*:\s*["']?([^"'\n#,]+)""", text, flags=re.MULTILINE)
+    if not found or "decathlete." not in text or found[1].startswith(SPECIAL) or Path(found[1].strip()).is_dir():
+        return None
+    return file.resolve().parent.parent
 
 
 def _literal_words(words: Sequence[str]) -> list[str]:
@@ -253,18 +277,24 @@ def install() -> None:
         os._exit(error.exit_status)
     if words is not None:
         sys.argv[1:] = words
-        _short_errors()
+    _short_errors(words is not None)
 
 
-def _short_errors() -> None:
-    """Let an error of ours end MONAI's command as one line, whatever MONAI and ignite wrapped around it."""
+def _short_errors(ours_alone: bool) -> None:
+    """Let an error of ours end MONAI's command as one line, whatever MONAI and ignite wrapped around it.
+
+    Args:
+        ours_alone: the command is known to run a bundle of ours, so that an interrupt is told in our words too.
+    """
     from decathlete.failures import find_error, shorten_log
+    from decathlete.quiet import quiet
 
+    quiet()
     shorten_log()
     default = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and ours_alone:
             print("decathlete: interrupted; a training goes on with --resume True", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(130)  # as after the signal itself
@@ -272,9 +302,9 @@ def _short_errors() -> None:
         if ours is None:
             default(kind, error, traceback)
             return
+        sys.stdout.flush()  # what MONAI has said stands before
         print(f"decathlete: {ours}", file=sys.stderr, flush=True)
         if ours.exit_status != 1:  # Python's own after an error
-            sys.stdout.flush()
             os._exit(ours.exit_status)
 
     sys.excepthook = hook

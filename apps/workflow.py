@@ -21,6 +21,7 @@ from decathlete.bundle import bundle_folder, config_file, config_files
 from decathlete.errors import ConfigError, DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
 from decathlete.names import SPECIAL, inert, read_text
+from decathlete.quiet import quiet
 from decathlete.short_form import check_tracking, in_torchrun
 
 # arguments of MONAI's own `run`, not ids of a config
@@ -481,6 +482,7 @@ def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> Dev
 def _child(argument: str) -> int:
     """One process of ``--gpus``: the run as JSON, errors of one line."""
     run_id, folder, values = json.loads(argument)
+    quiet()
     try:
         return run(run_id, folder, values)
     except DecathleteError as error:  # of one process alone; several tell theirs together

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from decathlete.bundle import bundle_folder
 from decathlete.errors import ConfigError, UsageError
 from decathlete.names import inert
 from decathlete.short_form import module_run, translate
@@ -207,3 +211,37 @@ def test_tracking_without_mlflow_is_refused(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
     with pytest.raises(UsageError, match="--tracking: needs MLflow"):
         words("run training --config bundles/tiny --tracking mlflow")
+
+
+@pytest.mark.parametrize("file", ["configs/train.yaml", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']"])
+def test_stock_command_in_the_folder_of_a_bundle_gets_its_root(tiny, monkeypatch, file):
+    config = tiny / "configs" / "train.yaml"
+    config.write_text(TRAIN.replace("run:", "x: {_target_: decathlete.networks.UNet}\nrun:"))
+    line = ["run", "training", "--config_file", file, "--max_epochs", "2"]
+    assert translate(line, {}) is None  # from here, bundles/tiny is right
+    monkeypatch.chdir(tiny)
+    assert translate([*line, "--", "--trace"], {}) == [*line, "--bundle_root", inert(tiny), "--", "--trace"]
+    assert translate([*line, "--bundle_root", "."], {}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["bundle_root: .\nx: decathlete.y\n", "bundle_root: $'a' + 'b'\nx: decathlete.y\n", "x: decathlete.y\n",
+     "bundle_root: bundles/tiny\nx: another.y\n"],
+)  # fmt: skip
+def test_config_of_others_and_a_root_that_is_there_are_never_touched(tiny, monkeypatch, text):
+    (tiny / "configs" / "train.yaml").write_text(text)
+    monkeypatch.chdir(tiny)
+    assert words("run training --config_file configs/train.yaml") is None
+
+
+@pytest.mark.slow
+def test_error_of_ours_is_the_last_line_of_the_stock_command_in_the_folder_of_a_bundle(tmp_path):
+    folder = shutil.copytree(bundle_folder("hippocampus"), tmp_path / "mine")
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml"]
+    environ = {k: v for k, v in os.environ.items() if k != "DECATHLETE_DATA"}
+    done = subprocess.run(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("decathlete: data/Task04_Hippocampus: ")
+    assert f"bundle_root: '{folder}'" in done.stdout

@@ -16,6 +16,7 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from decathlete.errors import CheckpointError, DecathleteError, DeviceError, UsageError
 from decathlete.label.guard import Guard, NotFoundError
 from decathlete.label.routes import router
+from decathlete.quiet import quiet
 
 # by the narrowest class first
 STATUS = {NotFoundError: 404, UsageError: 422, CheckpointError: 409, DeviceError: 507, DecathleteError: 422}
@@ -50,4 +51,5 @@ def build() -> Guard:
     return Guard(outer, local=os.environ.get(LOCAL, "1") == "1", proxy=remote)
 
 
+quiet()
 app = build()
