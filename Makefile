@@ -12,11 +12,19 @@ LABEL_NEEDS := cachetools dicomweb-client expiring_dict fastapi filelock girder-
 	shapely SimpleITK timeloop uvicorn watchdog
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv label demo test test-slow test-label test-all lint format wheel clean
+# An environment is made with $(1), after a look at the interpreter: pip would end in pages about versions.
+define NEW_VENV
+echo "Making $(1) ..."; \
+$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	echo "Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is not one of them: make PYTHON=python3.12 ..."; exit 1; }; \
+$(PYTHON) -m venv --clear $(1)
+endef
+
+.PHONY: help venv label demo test test-slow test-label test-all test-versions lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 venv: $(STAMP) ## virtual environment in .venv with the tested versions
 
@@ -24,7 +32,7 @@ venv: $(STAMP) ## virtual environment in .venv with the tested versions
 $(STAMP): constraints.txt setup.cfg setup.py pyproject.toml
 	@rm -f $(STAMP)
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
-		echo "Making $(VENV) ..."; $(PYTHON) -m venv --clear $(VENV); fi
+		$(call NEW_VENV,$(VENV)); fi
 	@echo "Installing; the first call downloads about 1 GB ..."
 	$(PY) -m pip install -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
@@ -34,7 +42,7 @@ label: $(LABEL_STAMP) ## environment of `decathlete serve` (MONAI Label) in .ven
 $(LABEL_STAMP): constraints-label.txt setup.cfg setup.py pyproject.toml
 	@rm -f $(LABEL_STAMP)
 	@if ! $(LABEL_PY) -m pip --version >/dev/null 2>&1; then \
-		echo "Making $(LABEL_VENV) ..."; $(PYTHON) -m venv --clear $(LABEL_VENV); fi
+		$(call NEW_VENV,$(LABEL_VENV)); fi
 	@echo "Installing; the first call downloads about 1 GB and takes 3 GB of disk ..."
 	$(LABEL_PY) -m pip install -c constraints-label.txt -e . $(LABEL_NEEDS)
 	$(LABEL_PY) -m pip install -c constraints-label.txt --no-deps monailabel pydicom-seg dcmqi
@@ -54,6 +62,9 @@ test-label: $(STAMP) $(LABEL_STAMP) ## the tests that need MONAI Label
 
 test-all: $(STAMP) ## set-up and all tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-versions: $(STAMP) ## the lowest and the newest versions that setup.cfg allows: imports, help, a prediction
+	.ci/versions $(PY)
 
 # The folders are installed under other names (setup.cfg); mypy follows files, so it gets a tree with the real names.
 lint: $(STAMP) ## ruff and mypy

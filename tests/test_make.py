@@ -14,6 +14,7 @@ INPUTS = ("constraints.txt", "constraints-label.txt", "setup.cfg", "setup.py", "
 STAND_IN = """#!/bin/sh
 echo "$*" >> calls.txt
 case "$*" in
+  "-c"*) exit "${TOO_OLD:-0}" ;;
   "-m venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
   *install*) exit "${INSTALL_STATUS:-0}" ;;
 esac
@@ -36,21 +37,31 @@ def checkout(tmp_path) -> Path:
     return folder
 
 
-def make(folder: Path, *words: str, **environ: str) -> int:
+def make(folder: Path, *words: str, output: bool = False, **environ: str):
     (folder / "calls.txt").write_text("")
     command = ["make", "PYTHON=./stand_in", *words]
     # an outer make hands its flags and variables down
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYTEST_ARGS"))}
-    return subprocess.run(command, cwd=folder, env=keep | environ, capture_output=True).returncode
+    done = subprocess.run(command, cwd=folder, env=keep | environ, capture_output=True, text=True)
+    return done if output else done.returncode
 
 
 def calls(folder: Path) -> list[str]:
-    return (folder / "calls.txt").read_text().splitlines()
+    """What the interpreter was asked to do, but for the look at its version."""
+    return [line for line in (folder / "calls.txt").read_text().splitlines() if not line.startswith("-c ")]
 
 
 def test_first_call_makes_and_fills_the_environment(checkout):
     assert make(checkout, "venv") == 0
     assert calls(checkout) == ["-m venv --clear .venv", "-m pip install -c constraints.txt -e .[dev]"]
+
+
+def test_wrong_interpreter_is_told_in_one_line_before_anything_is_made(checkout):
+    for target in ("demo", "label"):
+        done = make(checkout, target, TOO_OLD="1", output=True)
+        assert done.returncode != 0
+        assert "Python 3.11, 3.12 or 3.13 is needed, and ./stand_in is not one of them: make PYTHON=" in done.stdout
+        assert calls(checkout) == []
 
 
 def test_interrupted_call_goes_on_where_it_was(checkout):
