@@ -117,7 +117,7 @@ def read_dicom_header(
 def _header(path: Path, pixels: bool, modalities: Collection[str], max_pixels: int) -> pydicom.Dataset:
     data = _bytes(path)
     try:
-        _check_inflation(path, max_pixels)
+        check_inflation(path, max_pixels)
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)
         _check_image(path, header, modalities, max_pixels)
     except DataError:
@@ -139,7 +139,7 @@ def peek(path: str | Path, tags: Sequence[str]) -> pydicom.Dataset | None:
             if file.read(132)[128:] != b"DICM":
                 return None
         with quiet_pydicom():
-            _check_inflation(Path(path))
+            check_inflation(Path(path))
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
             _parse_values(header)
             return header
@@ -287,10 +287,13 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _check_inflation(path: Path, max_pixels: int = MAX_PIXELS) -> None:
+def check_inflation(path: Path, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse a deflated data set that would unpack to more than its header and the pixels that it states.
 
-    pydicom says which files it will inflate, and where: it unpacks them whole before it looks at anything.
+    pydicom unpacks such a file whole before anything of it can be looked at. It says itself which files and from where.
+
+    Raises:
+        DataError: there is more in the file, or it is damaged.
     """
     if read_file_meta_info(path).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
@@ -304,13 +307,14 @@ def _check_inflation(path: Path, max_pixels: int = MAX_PIXELS) -> None:
         header = read_dataset(io.BytesIO(start), is_implicit_VR=False, is_little_endian=True,
                               stop_when=lambda tag, *_: tag >= 0x7FE00008)  # fmt: skip
         sides = [header.get(name) for name in ("Rows", "Columns", "BitsAllocated")]
-        pixels = math.prod(sides) // 8 if all(isinstance(side, int) for side in sides) else 0
+        sides.append(header.get("NumberOfFrames") or 1)
+        pixels = math.prod(sides) // 8 if all(isinstance(side, int) and side > 0 for side in sides) else 0
         limit, total, rest = _HEADER_BYTES + min(pixels, 4 * max_pixels), len(start), unpack.unconsumed_tail
         while rest and not unpack.eof:
             total += len(unpack.decompress(rest, 1 << 20))
             rest = unpack.unconsumed_tail
             if total > limit:
-                raise DataError(path, f"a deflated slice of this size unpacks to at most {limit:,} bytes",
+                raise DataError(path, f"a deflated image of this size unpacks to at most {limit:,} bytes",
                                 "more of them", "Export it again")  # fmt: skip
     except zlib.error as error:
         raise DataError(path, "a deflated data set is sound", str(error), "Export it again") from error

@@ -492,7 +492,7 @@ def _header_voxels(case: Mapping, keys: Sequence[str]) -> int | None:
     given = case.get(keys[0])
     with contextlib.suppress(Exception):  # whatever is wrong with a file, its reader says it better
         paths = [given] if isinstance(given, (str, os.PathLike)) else list(given or [])
-        voxels = sum(int(math.prod(read_nifti_header(Path(path)).get_data_shape())) for path in paths)
+        voxels = sum(math.prod(map(int, read_nifti_header(Path(path)).get_data_shape())) for path in paths)
         return voxels if 0 < voxels <= MAX_VOXELS else None
     return None
 

@@ -31,6 +31,7 @@ from decathlete.files import (
     strip_nifti_suffix,
 )
 from decathlete.label.guard import NotFoundError, check_name, check_tag
+from decathlete.transforms.dicom import check_inflation
 from decathlete.transforms.read import check_pair, read_nifti
 
 logger = logging.getLogger(__name__)
@@ -239,10 +240,11 @@ def label_map(seg: Path, image: str, labels: Mapping[str, int], output: Path) ->
     A SEG holds the slices with something in them alone, and numbers its segments as they come.
 
     Raises:
-        DataError: a segment that is none of the classes.
+        DataError: a segment that is none of the classes, or a file that unpacks to more than it states.
     """
     reference = SimpleITK.ReadImage(image)
     values = {name.strip().lower(): value for name, value in labels.items()}
+    check_inflation(seg)
     found = pydicom_seg.SegmentReader().read(pydicom.dcmread(seg))
     voxels = np.zeros(reference.GetSize()[::-1], np.uint16)
     for number, about in found.segment_infos.items():

@@ -19,7 +19,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 from decathlete.dicom import series_in
 from decathlete.errors import DataError
 from decathlete.transforms import DicomReader, read_dicom_frame
-from decathlete.transforms.dicom import peek, quiet_pydicom
+from decathlete.transforms.dicom import check_inflation, peek, quiet_pydicom
 
 
 def cases(shared: Path) -> list[dict]:
@@ -101,15 +101,22 @@ def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
 
 
 DEFLATED = element(2, 0x10, b"UI", b"1.2.840.10008.1.2.1.99")
-SLICE = (
-    element(8, 0x60, b"CS", b"CT")
-    + element(0x28, 2, b"US", b"\1\0")
-    + element(0x28, 4, b"CS", b"MONOCHROME2 ")
-    + element(0x28, 0x10, b"US", b"\x10\0")
-    + element(0x28, 0x11, b"US", b"\x10\0")
-    + element(0x28, 0x100, b"US", b"\x10\0")
-    + element(0x28, 0x101, b"US", b"\x10\0")
-)
+
+
+def header_of(side: int = 16, bits: int = 16, frames: str = "1 ") -> bytes:
+    """The start of a CT image's data set, of square frames."""
+    return b"".join(
+        [
+            element(8, 0x60, b"CS", b"CT"),
+            element(0x28, 2, b"US", struct.pack("<H", 1)),
+            element(0x28, 4, b"CS", b"MONOCHROME2 "),
+            element(0x28, 8, b"IS", frames.encode()),
+            *(element(0x28, number, b"US", struct.pack("<H", side)) for number in (0x10, 0x11)),
+            *(element(0x28, number, b"US", struct.pack("<H", bits)) for number in (0x100, 0x101)),
+        ]
+    )
+
+
 ZEROS = 2**28  # 256 MiB, which deflate to 1.2 MB in a moment, to 0.3 MB with patience
 
 
@@ -123,7 +130,7 @@ def deflated(start: bytes, zeros: int) -> bytes:
 def bombs(tmp_path_factory) -> Path:
     """A folder of slices of 16 x 16 pixels that unpack to 256 MiB, told in several ways."""
     folder = tmp_path_factory.mktemp("bombs")
-    pixels = deflated(SLICE + struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, ZEROS), ZEROS)
+    pixels = deflated(header_of() + struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, ZEROS), ZEROS)
     private = deflated(element(8, 0x60, b"CS", b"CT") + struct.pack("<HH2sHI", 9, 0x1001, b"UN", 0, ZEROS), ZEROS)
     start = b"\0" * 128 + b"DICM"
     lengths = {"no_length": b"", "long": struct.pack("<I", 10**6), "short": struct.pack("<I", 1)}
@@ -139,7 +146,7 @@ def bombs(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", ["no_length", "long", "short", "private", "unordered"])
 def test_what_deflates_to_more_than_its_pixels_takes_no_memory(bombs, said_within, name):
     said = said_within(150, read_dicom_frame, bombs / f"{name}.dcm")
-    assert "a deflated slice of this size unpacks to at most 16,77" in said
+    assert "a deflated image of this size unpacks to at most 16,77" in said
 
 
 def test_a_listing_of_series_unpacks_no_more_than_a_reader(bombs, said_within):
@@ -243,3 +250,12 @@ def test_a_reader_keeps_its_own_warnings_and_lets_those_of_others_through():
             thread.join()
         assert (said, inner) == ([], ["ours"])
     assert [str(warning.message) for warning in others] == ["theirs"]
+
+
+def test_frames_count_as_pixels_of_a_deflated_file(said_within, tmp_path):
+    """40 frames of 1024 x 1024 at 8 bits are 40 MiB, and as many are in the file; with one frame stated, too many."""
+    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 40 * 2**20)
+    for frames, said in (("40", "read: None"), ("1 ", "DataError")):
+        data = deflated(header_of(1024, 8, frames) + pixels, 40 * 2**20)
+        (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + DEFLATED + data)
+        assert said_within(150, check_inflation, tmp_path / "a.dcm").startswith(said)
