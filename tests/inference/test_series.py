@@ -72,8 +72,7 @@ def test_a_seg_that_cannot_be_made_leaves_the_label_map(bundle, tmp_path, scan, 
     said = capsys.readouterr().err
     assert "no StudyInstanceUID" in said
     assert f"The label map is written: {out / 'a.nii.gz'}" in said
-    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
-        "a.nii.gz", "b.nii.gz", "b_seg.dcm", "volumes.json"]  # fmt: skip
+    assert sorted(path.name for path in out.glob("*[mz]")) == ["a.nii.gz", "b.nii.gz", "b_seg.dcm"]
     assert set(json.loads((out / "volumes.json").read_text())) == {"a", "b"}
 
 
