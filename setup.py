@@ -1,10 +1,12 @@
-"""Build steps that setup.cfg cannot declare: the line that gives ``python -m monai.bundle run`` its short form."""
+"""Build steps that setup.cfg cannot declare: the line that gives ``python -m monai.bundle run`` its short form, and
+the README without links into the checkout, which lead nowhere on a package index."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -64,4 +66,14 @@ def add_to_wheel(wheel: Path, name: str, content: bytes) -> None:
     part.replace(wheel)
 
 
-setup(cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth})
+def without_relative_links(text: str) -> str:
+    """Markdown whose pictures of the checkout are left out, and whose links into it are names of files."""
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", text)
+
+
+setup(
+    long_description=without_relative_links(Path("README.md").read_text(encoding="utf-8")),
+    long_description_content_type="text/markdown",
+    cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth},
+)

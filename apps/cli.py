@@ -86,7 +86,8 @@ class _Parser(argparse.ArgumentParser):
     verbs: dict[str, _Parser]
 
     def __init__(self, *args: Any, overrides: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
         self.takes_overrides = overrides
         self.continues: dict[str, Callable[[str], bool]] = {}  # option to whether a word behind its first belongs to it
 

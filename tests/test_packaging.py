@@ -129,6 +129,17 @@ def test_wheel_needs_ranges_and_not_the_pinned_versions(wheel):
     assert not [line for line in needs if "==" in line.partition(";")[0]]
 
 
+def test_wheel_says_which_pythons_it_is_for_and_links_to_no_file_of_the_checkout(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        metadata = file.read(next(n for n in file.namelist() if n.endswith("METADATA"))).decode()
+    headers, _, page = metadata.partition("\n\n")
+    assert "Requires-Python: >=3.11" in headers
+    assert re.findall(r"Python :: (3\.\d+)$", headers, re.MULTILINE) == ["3.11", "3.12", "3.13"]
+    assert "License :: OSI Approved :: Apache Software License" in headers
+    assert "# decathlete" in page
+    assert [link for link in re.findall(r"\]\(([^)]*)\)", page) if not link.startswith(("http", "#"))] == []
+
+
 def test_constraints_pin_every_direct_dependency_without_places_or_builds():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line)] == []

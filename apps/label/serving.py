@@ -56,8 +56,8 @@ def serve(
     if address and "@" in str(studies):
         raise UsageError("--studies", "an address holds no password, which logs would show", "one with '@'",
                          "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD")  # fmt: skip
-    python = label_python()
     check_port(host, port)
+    python = label_python()
     folder = Path(folder) if folder is not None else default_folder()
     names = copy_bundles(sources, folder)
     if not is_local(host):
