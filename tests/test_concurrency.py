@@ -26,8 +26,7 @@ from monai.transforms import Transform
 from decathlete.data.cache import KEPT_DAYS, load_entry, prune, save_entry
 from decathlete.data.slice_store import SliceDataset
 from decathlete.files import atomic_folder, atomic_write, lock
-from decathlete.inference.folders import _add_to_json
-from decathlete.inference.sharing import claim
+from decathlete.inference.sharing import add_to_json, claim
 
 FORK = multiprocessing.get_context("fork")
 UMASK = 0o027
@@ -99,7 +98,7 @@ class Thread(threading.Thread):
             self._note("count", before)
 
     def _merge(self, number: int) -> None:
-        _add_to_json({f"{self.name} {number}": number}, self.folder / "out" / "volumes.json")
+        add_to_json({f"{self.name} {number}": number}, self.folder / "out" / "volumes.json")
         self._note("merge", f"{self.name} {number}")
 
     def _entry(self, number: int) -> None:
