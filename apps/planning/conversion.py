@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +19,7 @@ from decathlete.errors import DataError, UsageError, listed
 from decathlete.files import atomic_write
 from decathlete.planning.layouts import Layout, is_nifti
 from decathlete.progress import ProgressBar
+from decathlete.transforms.read import MAX_VOXELS, header_of
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -136,10 +139,10 @@ def _convert(case: Case, key: str, target: Path) -> None:
             found = f"shape {other.shape} against {array.shape}, affines {np.abs(its - affine).max():.3g} apart"
             raise DataError(path, "the channels of a case share one grid", found, "Resample them onto one grid")
     stacked = array if len(volumes) == 1 else np.stack([v for v, _ in volumes], -1)
-    image = nib.Nifti1Image(stacked, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
+    header = header_of(array.shape, affine)
+    header.set_data_dtype(stacked.dtype)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(stacked, affine, header)
     with atomic_write(target) as part:
         nib.save(image, part)
 
@@ -154,7 +157,14 @@ def read_other(path: str | Path) -> tuple[NDArray, NDArray[np.float64]]:
     import itk
 
     try:
+        reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+        if reader is not None:  # else imread says why
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            _check_size(path, [reader.GetDimensions(axis) for axis in range(reader.GetNumberOfDimensions())])
         image = itk.imread(str(path))
+    except DataError:
+        raise
     except Exception as error:  # ITK raises RuntimeError, KeyError and TypeError by what it does not know
         found = _reason(error)
         raise DataError(path, "the file can be read by ITK", found, "Convert the image to NIfTI") from error
@@ -169,6 +179,13 @@ def read_other(path: str | Path) -> tuple[NDArray, NDArray[np.float64]]:
     if array.dtype in (np.int64, np.uint64):  # which NIfTI's readers know badly
         array = array.astype(np.int32)
     return array, _LPS_TO_RAS @ affine
+
+
+def _check_size(path: str | Path, shape: Sequence[int]) -> None:
+    """Refuse a volume that its header makes too large, before a small compressed file takes the memory for it."""
+    if math.prod(map(int, shape)) > MAX_VOXELS:
+        raise DataError(path, f"a volume has at most {MAX_VOXELS:,} voxels", "x".join(map(str, shape)),
+                        "Crop or resample the image")  # fmt: skip
 
 
 def _reason(error: Exception) -> str:

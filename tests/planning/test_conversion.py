@@ -134,3 +134,20 @@ def test_layers_of_overlapping_segments_are_named(tmp_path):
     path.write_bytes(header.partition("Segment0")[0].encode() + b"\n" + bytes(48))
     with pytest.raises(DataError, match=r"4 axes of 2 2 3 4. Give one file a channel"):
         read_other(path)
+
+
+def test_a_header_that_claims_too_many_voxels_is_refused_before_memory_is_taken(tmp_path):
+    write_nrrd(tmp_path / "a.nrrd")
+    content = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(content.replace(b"sizes: 2 3 4", b"sizes: 2048 2048 2048"))
+    with pytest.raises(DataError, match="at most 1,073,741,824 voxels. found 2048x2048x2048"):
+        read_other(tmp_path / "a.nrrd")
+
+
+def test_an_axis_that_is_too_long_for_the_first_nifti_is_converted(tmp_path):
+    folder = tmp_path / "data"
+    voxels = np.zeros((33_000, 1, 1), "<i2")
+    for name in ("image", "label"):
+        write_mha(folder / name / "a.mha", voxels)
+    target = convert(find_layout(folder, ["image/*.mha"], "label/*.mha"), tmp_path / "out", progress=False)
+    assert nib.load(target / "imagesTr" / "a.nii.gz").shape == (33_000, 1, 1)
