@@ -103,7 +103,7 @@ def state_dict_of(
         taken_off.append(f"the prefix '{prefix}'")
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     if taken_off:
-        logger.info("%s: weights taken out of %s", where, " and ".join(taken_off))
+        logger.warning("%s: weights taken out of %s", where, " and ".join(taken_off))
     return weights
 
 
