@@ -31,6 +31,14 @@ def test_layers_that_fit_are_copied_and_heads_stay_new(tmp_path):
     assert head is None or torch.equal(network.heads[0].weight, head)
 
 
+def test_weights_as_other_trainers_save_them_fit_too(tmp_path):
+    old, network = UNet(3, 1, 3, channels=(4, 8)), UNet(3, 1, 2, channels=(4, 8))
+    wrapped = {"state_dict": {f"module.{name}": value for name, value in old.state_dict().items()}, "epoch": 3}
+    torch.save(wrapped, tmp_path / "old.pt")
+    assert find_weights(tmp_path / "old.pt") == tmp_path / "old.pt"
+    assert all(name.startswith("heads.") for name in load_fitting(network, tmp_path / "old.pt"))
+
+
 def test_another_network_is_refused(tmp_path):
     torch.save(UNet(3, 1, 2, channels=(4, 8)).state_dict(), tmp_path / "old.pt")
     with pytest.raises(CheckpointError, match="at least half of the layers"):
