@@ -47,11 +47,19 @@ class CropBlankd(_MeasuredCropd):
 
     Args:
         keys: image first, which is measured, then what lies on it, (C, *spatial).
+        slack: where the two borders of an axis differ by no more planes than this, as many are taken from both sides:
+            the scan's centre stays where it was. One number an axis or one for all.
         allow_missing_keys: pass over keys that a case has not.
 
     Raises:
+        ConfigError: a negative number, when the transform is made.
+        GeometryError: as many numbers as the image has axes are needed.
         DataError: a scan of which nothing remains: all its voxels are alike.
     """
+
+    def __init__(self, keys: KeysCollection, slack: Sequence[int] | int = 0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.slack = _whole_numbers("CropBlankd, slack", slack)
 
     @property
     def requires_current_data(self) -> bool:
@@ -65,10 +73,12 @@ class CropBlankd(_MeasuredCropd):
             found = ", ".join(f"{float(v):g}" for v in voxels.flatten(1)[:, 0])
             raise DataError(_name(image), "a scan has something in it", f"{found} in every voxel", "Look at the file")
         slices = []
-        for axis in range(1, voxels.ndim):
+        for axis, slack in enumerate(_per_axis("CropBlankd, slack", self.slack, voxels.shape[1:]), start=1):
             others = [a for a in range(1, voxels.ndim) if a != axis]
             low, high = voxels.amin(others), voxels.amax(others)  # of each plane: (C, planes)
             n, before, after = voxels.shape[axis], _blank(low, high), _blank(low.flip(1), high.flip(1))
+            if abs(before - after) <= slack:
+                before = after = min(before, after)
             # two flat halves are no border
             slices.append(slice(before, n - after) if before + after < n else slice(0, n))
         return tuple(slices)
@@ -102,15 +112,17 @@ class CropMargind(_MeasuredCropd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.margin = _whole_numbers("margin", margin)
-        self.min_size = _whole_numbers("min_size", min_size)
+        self.margin = _whole_numbers("CropMargind, margin", margin)
+        self.min_size = _whole_numbers("CropMargind, min_size", min_size)
 
     def kept(self, image: Tensor) -> tuple[slice, ...]:
         """Voxels that stay, a slice for each spatial axis of ``image`` (C, *spatial)."""
         shape = _shape(image)
-        margins = _per_axis("margin", self.margin, shape)
+        margins = _per_axis("CropMargind, margin", self.margin, shape)
         slices = []
-        for n, margin, least in zip(shape, margins, _per_axis("min_size", self.min_size, shape), strict=True):
+        for n, margin, least in zip(
+            shape, margins, _per_axis("CropMargind, min_size", self.min_size, shape), strict=True
+        ):
             taken = min(2 * margin, max(n - least, 0))
             if taken >= n:
                 raise DataError(
@@ -186,12 +198,12 @@ def _name(image: Tensor) -> str:
 def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
     numbers = tuple(value) if isinstance(value, Sequence) else (value,)
     if not numbers or any(n != int(n) or n < 0 for n in numbers):
-        raise ConfigError(f"CropMargind, {name}", "must be whole numbers of voxels, 0 or more", str(value))
+        raise ConfigError(name, "must be whole numbers of voxels, 0 or more", str(value))
     return tuple(int(n) for n in numbers)
 
 
 def _per_axis(name: str, numbers: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
     if len(numbers) not in (1, len(shape)):
-        raise GeometryError(f"CropMargind, {name}", f"takes one number, or one for each of {len(shape)} axes",
+        raise GeometryError(name, f"takes one number, or one for each of {len(shape)} axes",
                             str(numbers))  # fmt: skip
     return numbers * len(shape) if len(numbers) == 1 else numbers

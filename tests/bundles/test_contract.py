@@ -27,7 +27,6 @@ from .small import SLICES, patch_of, read, slim
 # a folder of other bundles is held to the same: tests/planning checks what `decathlete new` writes
 ROOT = Path(os.environ.get("DECATHLETE_TEST_BUNDLES") or packaged_root())
 BUNDLES = sorted(p.parent.parent for p in ROOT.glob("*/configs/train.yaml"))
-WINDOW_ON_THE_SCAN = ("nfbs", "sunnybrook")  # laid on the head, on the frame's centre: no crop of the border before it
 FIRST = ["imports", "bundle_root", "dataset_dir", "output_dir", "fold", "seed", "max_epochs", "minutes", "resume"]
 TRAIN_IDS = [
     "bundle_root", "device", "dataset_dir", "network_def", "network", "val_interval", "run", "initialize", "training",
@@ -241,17 +240,17 @@ def test_the_card_says_what_it_is_not_for(bundle):
 
 @pytest.mark.parametrize("value", [0, -1000])
 def test_a_border_of_one_value_does_not_change_what_the_network_sees(bundle, cases, tmp_path, value):
-    if bundle.name in WINDOW_ON_THE_SCAN:
-        pytest.skip("no crop before its window")
+    if bundle.name == "nfbs":
+        pytest.skip("its window is laid on the head, wherever that is")
     chain = Compose(read(bundle, "inference").get_parsed_content("deterministic_transforms"))
     scan = nib.load(cases[0]["image"])
-    width = ((3, 0), (5, 9), (2, 6))
+    width = ((8, 0), (2, 9), (2, 6))
     affine = scan.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ [before for before, _ in width]
     padded = np.pad(scan.get_fdata(), [*width, *[(0, 0)] * (scan.ndim - 3)], constant_values=value)
     nib.save(nib.Nifti1Image(padded.astype(np.float32), affine), tmp_path / "padded.nii.gz")
     plain, bordered = (chain({"image": path})["image"] for path in (cases[0]["image"], str(tmp_path / "padded.nii.gz")))
-    np.testing.assert_allclose(bordered.as_tensor(), plain.as_tensor(), atol=1e-5)
+    np.testing.assert_allclose(bordered.as_tensor(), plain.as_tensor(), atol=1e-4)
     np.testing.assert_allclose(bordered.affine, plain.affine, atol=1e-4)
 
 

@@ -233,6 +233,23 @@ def test_predictions_of_a_bordered_scan_return_to_its_grid_with_zeros_around():
     assert int(label.sum()) == inside.numel()
 
 
+@pytest.mark.parametrize(
+    ("width", "kept"),
+    [((3, 3), (3, 6)), ((3, 5), (3, 8)), ((5, 3), (3, 8)), ((3, 6), (3, 6)), ((0, 2), (0, 5)), ((7, 0), (7, 10))],
+)
+def test_within_the_slack_as_much_is_taken_from_both_sides(width, kept):
+    data, _ = bordered((width, (0, 0), (0, 0)))  # 3 voxels between the two
+    image = CropBlankd("image", slack=[2, 0, 0])(data)["image"]
+    assert torch.equal(image.as_tensor(), data["image"].as_tensor()[:, slice(*kept)])
+
+
+def test_slacks_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="CropBlankd, slack: must be whole numbers"):
+        CropBlankd("image", slack=-1)
+    with pytest.raises(GeometryError, match="CropBlankd, slack: takes one number, or one for each of 3 axes"):
+        CropBlankd("image", slack=[1, 1])(case())
+
+
 def test_a_lazy_chain_looks_at_what_waits_before_it():
     data, inside = bordered(((2, 0), (0, 0), (0, 1)))
     lazy = Compose([Orientationd("image", axcodes="LAS", labels=None), CropBlankd("image")], lazy=True)
