@@ -34,6 +34,7 @@ def main(env: Path) -> int:
     command = env / "bin" / "decathlete"
     work = env / "work"
     data, out = work / "Task04_Hippocampus", work / "predictions"
+    scan = data / "imagesTr" / "hippocampus_001.nii.gz"
     calls = [[verb, "--help"] for verb in _parser().verbs]
     calls += [
         ["data", "hippocampus", "--phantom", "6", "--output", work],
@@ -48,7 +49,8 @@ def main(env: Path) -> int:
             work / "run",
             "--max_epochs=1",
         ],
-        ["predict", "hippocampus", data / "imagesTr", "--output", out],
+        ["predict", "hippocampus", data / "imagesTr", "--output", out, "--report", work / "page.html"],
+        ["view", scan, "--output", work / "film.gif"],
         ["evaluate", "hippocampus", "--prediction", out, "--label", data / "labelsTr"],
     ]
     for words in calls:

@@ -329,4 +329,4 @@ def _font(size: int, bold: bool = False) -> Any:
     from matplotlib import get_data_path  # comes with fonts that have the letters of most languages
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, size)
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)  # Pillow 10 takes no path
