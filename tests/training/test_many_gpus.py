@@ -18,7 +18,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from decathlete.bundle import packaged_root
-from decathlete.cli import _parser
+from decathlete.cli import parse
 from decathlete.data import fetch, make_phantoms
 from decathlete.data.tasks import TASKS
 
@@ -53,8 +53,8 @@ def check_command(words: list[str]) -> None:
         assert known.training_script == "decathlete.cli"
         words = ["decathlete", *known.training_script_args]
     assert words[0] == "decathlete"
-    arguments, rest = _parser().parse_known_args(words[1:])
-    assert not rest or arguments.verb == "run"
+    arguments = parse(words[1:])
+    assert not arguments.overrides or arguments.verb == "run"
 
 
 def test_every_command_of_the_page_is_one(page):
