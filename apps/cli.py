@@ -168,6 +168,9 @@ def _run(a: argparse.Namespace) -> int:
 
 
 def _predict(a: argparse.Namespace) -> int:
+    for word in a.input:  # --roi_size 64 64 64
+        if re.fullmatch(r"[0-9.,]+", word) and not os.path.exists(word):
+            a.parser.refuse(word)
     if a.overrides:
         from decathlete.bundle import bundle_folder
         from decathlete.workflow import load

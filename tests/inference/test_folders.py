@@ -55,7 +55,8 @@ def test_other_options_override_the_config(bundle, scan_file, out, tmp_path):
         (("--overwite", "true"), "unknown argument '--overwite', did you mean '--overwrite'?"),
         (("--patch_sze", "2"), "Did you mean 'patch_size'?"),  # nearer than any option
         (("--inferer::sw_batch_sze", "2"), "Did you mean 'inferer::sw_batch_size'?"),
-        (("7",), "an override is spelt --id value"),
+        (("7",), "overrides must be written as --id value"),
+        (("--overlap", "0.5", "0.5"), "unknown argument '0.5'"),
     ],
 )
 def test_slips_in_options_and_ids_are_named(bundle, scan_file, out, capsys, words, message):
