@@ -98,7 +98,7 @@ def inert(value: Any, expressions: bool = False) -> Any:
     if isinstance(value, Mapping):
         return {key: inert(item, expressions) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [inert(item, expressions) for item in value]
+        return type(value)(inert(item, expressions) for item in value)
     if not isinstance(value, str) or (expressions and value.startswith(SPECIAL)):
         return value
     return f"${expression(value)}" if is_code(value) or "#" in value else value

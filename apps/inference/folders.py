@@ -381,12 +381,14 @@ def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_g
 
     try:
         header = read_nifti_header(file)
-        shape, spacing = header.get_data_shape()[:3], header.get_zooms()[:3]
+        with np.errstate(all="ignore"):
+            affine = header.get_best_affine()
+        shape, spacing = header.get_data_shape()[:3], np.linalg.norm(affine[:3, :3], axis=0)
     except Exception:  # what is wrong with the file, the strict reader says
         return
-    if math.prod(shape) > MAX_VOXELS:
-        return  # a header that claims this much is refused by the reader, for a better reason
-    check_fits(predictor, file, shape, [float(s) for s in spacing], probabilities, memory_gib)
+    if math.prod(shape) > MAX_VOXELS or not (np.isfinite(spacing) & (spacing > 0)).all():
+        return  # a header that claims this is refused by the reader, for a better reason
+    check_fits(predictor, file, shape, spacing.tolist(), probabilities, memory_gib)
 
 
 def check_fits(
