@@ -91,7 +91,7 @@ class Records:
                 return False
             raise DataError(
                 label,
-                "a label map that is there is kept if it was made of the same scan, with the same weights and options",
+                "an existing label map is kept only if it was made from the same scan, weights and options",
                 self._difference(file, case, found[0] if found else None),
                 "Pass --overwrite, or choose another --output",
             )
@@ -192,23 +192,23 @@ class Records:
             return f"another record, {key[:SHOWN]} in place of {self.key(file, case)[:SHOWN]}"
         digest, found = self._input(file, case)[1], []
         if old.get("bundle") != new["bundle"]:
-            found.append(f"the bundle was {old.get('bundle')} and is {new['bundle']}")
+            found.append(f"it was made with the bundle {old.get('bundle')}, not with {new['bundle']}")
         if (before := old.get("input_sha256", "")) != digest:
             moved = old.get("input") != new["input"]
             found.append(
-                f"the scan was {old.get('input')} ({before[:SHOWN]}) and is {new['input']} ({digest[:SHOWN]})"
+                f"it was made from {old.get('input')} ({before[:SHOWN]}), not from {new['input']} ({digest[:SHOWN]})"
                 if moved
                 else f"the scan has changed since ({before[:SHOWN]} then, {digest[:SHOWN]} now)"
             )
         weights = [sorted(w["sha256"] for w in record.get("weights", ())) for record in (old, new)]
         if weights[0] != weights[1]:
-            found.append(f"the weights were {_weights(old)} and are {_weights(new)}")
+            found.append(f"it was made with the weights {_weights(old)}, not with {_weights(new)}")
         if bool(old.get("tta")) != new["tta"]:
-            found.append("--tta was " + ("not given and is" if new["tta"] else "given and is not"))
+            found.append(f"it was made with{'out' * new['tta']} --tta, this run is with{'out' * (not new['tta'])}")
         if old.get("config_sha256") != new["config_sha256"]:
             was, now = old.get("options", {}), new["options"]
             changed = [
-                f"--{name} was {_value(was, name)} and is {_value(now, name)}"
+                f"--{name} was {_value(was, name)}, now {_value(now, name)}"
                 for name in sorted({*was, *now})
                 if was.get(name) != now.get(name)
             ]

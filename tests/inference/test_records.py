@@ -47,9 +47,9 @@ def test_a_map_of_other_weights_is_refused_with_both_named(bundle, scan_file, ou
     assert run(bundle, scan_file, "--output", out, "--checkpoint", others) == 1
     said = capsys.readouterr().err
     assert "0 predicted, 0 present, 1 failed" in said
-    assert f"{out / 'case_001.nii.gz'}: a label map that is there is kept if" in said
-    assert f"found the weights were {bundle / 'models' / 'model.pt'} (" in said
-    assert f"and are {others} (" in said
+    assert f"{out / 'case_001.nii.gz'}: an existing label map is kept only if" in said
+    assert f"found it was made with the weights {bundle / 'models' / 'model.pt'} (" in said
+    assert f", not with {others} (" in said
     assert "Pass --overwrite, or choose another --output" in said
     assert (out / "case_001.nii.gz").read_bytes() == before
     assert run(bundle, scan_file, "--output", out, "--checkpoint", others, "--overwrite") == 0
@@ -59,9 +59,9 @@ def test_a_map_of_other_weights_is_refused_with_both_named(bundle, scan_file, ou
 @pytest.mark.parametrize(
     ("words", "difference"),
     [
-        (["--tta"], "found --tta was not given and is."),
-        (["--patch_size", "[16, 16, 16]"], "found --patch_size was not given and is [16, 16, 16]."),
-        (["--deterministic_transforms::4::_disabled_"], "_disabled_ was not given and is true."),
+        (["--tta"], "found it was made without --tta, this run is with."),
+        (["--patch_size", "[16, 16, 16]"], "found --patch_size was not given, now [16, 16, 16]."),
+        (["--deterministic_transforms::4::_disabled_"], "_disabled_ was not given, now true."),
     ],
 )
 def test_a_map_of_other_options_is_refused_with_the_option_named(bundle, scan_file, out, capsys, words, difference):
@@ -100,7 +100,7 @@ def test_a_scan_changed_in_place_is_noticed_and_a_touched_or_moved_one_is_the_sa
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 2, image.affine, image.header), scan_file)
     os.utime(scan_file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     [message] = predict(bundle, scan_file, out).failed.values()
-    assert "the scan was" in message
+    assert "it was made from" in message
     assert str(moved) in message
     assert not predict(bundle, scan_file, out, overwrite=True).failed
 
