@@ -33,6 +33,7 @@ from decathlete.machine import free_device_bytes, free_memory_bytes
 
 logger = logging.getLogger(__name__)
 
+_GZIP_END = 8  # bytes: CRC-32 and length of the content, RFC 1952
 _INLINE_BYTES = 1024  # an affine stays readable in the JSON; voxels go to .npy
 KEPT_DAYS = 60
 # attributes that change with use: a generator, the names that a reader read last, whether operations are recorded
@@ -202,7 +203,10 @@ def describe(value: Any, _above: tuple[int, ...] = ()) -> Any:
 
 
 def describe_case(case: Any) -> Any:
-    """A case as JSON; each path of a file with the file's size and time of change."""
+    """A case as JSON; each path of a file with the file's size and time of change, and a gzip file's own checksum.
+
+    A file that was corrected and given the times of the one before (``cp -p``) is another one by its checksum.
+    """
     if isinstance(case, Mapping):
         return {str(k): describe_case(v) for k, v in sorted(case.items())}
     if isinstance(case, (list, tuple)):
@@ -211,9 +215,17 @@ def describe_case(case: Any) -> Any:
         path = os.path.abspath(case)
         if os.path.isfile(path):
             stat = os.stat(path)
-            return [path, stat.st_size, stat.st_mtime_ns]
+            return [path, stat.st_size, stat.st_mtime_ns, *_gzip_checksum(path, stat.st_size)]
         return os.fspath(case)
     return describe(case)
+
+
+def _gzip_checksum(path: str, size: int) -> list[str]:
+    if not path.lower().endswith(".gz") or size < _GZIP_END:
+        return []
+    with open(path, "rb") as file:
+        file.seek(-_GZIP_END, os.SEEK_END)
+        return [file.read().hex()]
 
 
 def save_entry(path: Path, item: Any) -> None:

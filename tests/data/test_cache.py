@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import time
@@ -23,7 +24,7 @@ from monai.transforms import (
 )
 
 from decathlete.data import CachedDataset, cache, datalist
-from decathlete.data.cache import load_entry, prune, save_entry
+from decathlete.data.cache import describe_case, load_entry, prune, save_entry
 from decathlete.errors import DataError
 from decathlete.files import lock
 
@@ -129,6 +130,17 @@ def test_other_settings_and_changed_files_are_other_entries(cases, tmp_path):
     assert count(spacing=(2, 2, 2)) == 2
     os.utime(cases[0]["image"], ns=(time.time_ns(), time.time_ns() + 1))
     assert count() == 3
+
+
+def test_a_corrected_file_with_the_times_and_size_of_the_one_before_is_another_entry(tmp_path):
+    path = tmp_path / "label.nii.gz"
+    described = []
+    for content in (b"\0\1\1\0", b"\0\2\2\0"):
+        path.write_bytes(gzip.compress(content, compresslevel=0, mtime=0))
+        os.utime(path, ns=(0, 0))
+        described.append(describe_case({"label": str(path)}))
+    assert described[0] != described[1]
+    assert described[0]["label"][:3] == described[1]["label"][:3]
 
 
 def test_transforms_that_were_used_find_the_same_entries(cases, tmp_path):
