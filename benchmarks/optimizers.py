@@ -2,8 +2,8 @@
 
     python benchmarks/optimizers.py --epochs 20 --output optimizers.json
 
-The bundle's own config but for the optimizer, on fold 1 (fold 0 is what the README reports), final weights, on each
-scan's own grid.
+The bundle's own config but for the optimizer, on fold 1 (docs/results.md reports fold 0), final weights, on each scan's
+own grid.
 """
 
 from __future__ import annotations

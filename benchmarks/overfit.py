@@ -1,10 +1,10 @@
-"""Real scans learned by heart: can chain, geometry and loss of a bundle represent what they are given?
+"""Overfitting one real scan: can preprocessing, network and loss of a bundle fit their training data? (docs/results.md)
 
     python benchmarks/overfit.py --data path/to/folder/of/data/sets
     python benchmarks/overfit.py --bundles spleen liver --minutes 15 --output overfit.json
 
-Each bundle trains on the first case of its data set and is scored on that same case, on the scan's own grid. No figure
-here says how well a network finds anything in a scan that it has not seen. Patch, network and optimizer are those of
+Each bundle trains on the first case of its data set and is scored on that same case, on the scan's own grid. This
+does not show how well a bundle segments a scan that it has not seen. Patch, network and optimizer are those of
 ``benchmarks/phantoms.py``; scans whose voxels are much coarser than a bundle's grid are resampled to half of their
 own, since finer ones hold nothing more. The time is that of the iterations.
 """

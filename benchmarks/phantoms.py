@@ -1,4 +1,4 @@
-"""Phantom figures: what each bundle learns from drawn bodies in five minutes on a CPU.
+"""What each bundle learns from phantoms in five minutes on a CPU (docs/results.md).
 
     python benchmarks/phantoms.py
     python benchmarks/phantoms.py --bundles spleen liver --minutes 5 --cases 20 --output phantoms.json
