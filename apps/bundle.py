@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from decathlete.errors import ConfigError, UsageError, nearest
@@ -87,3 +88,14 @@ def bundle_folder(bundle: str | Path) -> Path:
     raise UsageError(
         bundle, "must be a bundle's folder or the name of a packaged bundle", found, nearest(name, bundle_names())
     )
+
+
+def dicom_modality(name: str) -> str:
+    """DICOM's code for a modality or a channel: ``MR`` for MRI and its sequences (T1w, FLAIR, ...), ``CT`` for CT.
+
+    ``metadata.json`` states it, and older bundles have another word there. A name that is not known stays as it is.
+    """
+    for code, names in {"CT": "CT", "MR": "MR|T[12]|FLAIR|ADC|DWI"}.items():
+        if re.match(names, name.strip(), re.IGNORECASE):
+            return code
+    return name

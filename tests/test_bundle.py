@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decathlete.bundle import bundle_folder, bundle_names, config_file, config_files, packaged_root
+from decathlete.bundle import bundle_folder, bundle_names, config_file, config_files, dicom_modality, packaged_root
 from decathlete.errors import ConfigError, UsageError
 
 
@@ -73,3 +73,11 @@ def test_missing_config_names_those_that_are_there(bundle):
     (bundle / "configs" / "train.yaml").unlink()
     with pytest.raises(ConfigError, match=r"train\.yaml.*evaluate\.yml, inference\.json, multi_gpu_train\.yaml"):
         config_file(bundle, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("CT", "CT"), ("ct", "CT"), ("MR", "MR"), ("mri", "MR"), ("T1gd", "MR"), ("FLAIR", "MR"), ("PT", "PT"), ("", "")],
+)
+def test_a_modality_has_dicoms_code(name, code):
+    assert dicom_modality(name) == code

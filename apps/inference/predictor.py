@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decathlete import __version__
-from decathlete.bundle import bundle_folder, config_file
+from decathlete.bundle import bundle_folder, config_file, dicom_modality
 from decathlete.checkpoints import FINAL, load_weights
 from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
@@ -233,7 +233,7 @@ class Predictor:
 
         series = read_series(folder)
         formats = (self._parser.get("_meta_") or {}).get("network_data_format", {})
-        own = str(formats.get("inputs", {}).get("image", {}).get("modality", ""))[:2].upper()  # MRI is MR to DICOM
+        own = dicom_modality(str(formats.get("inputs", {}).get("image", {}).get("modality", "")))
         if own in ("CT", "MR") and series.modality != own:
             raise DataError(folder, f"the bundle '{self.name}' takes {own}", f"a series of {series.modality}",
                             "Give a series of that kind, or a bundle for this one")  # fmt: skip

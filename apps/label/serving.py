@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import decathlete
-from decathlete.bundle import bundle_folder, bundle_names
+from decathlete.bundle import bundle_folder, bundle_names, dicom_modality
 from decathlete.errors import DataError, UsageError, WorkError
 from decathlete.files import atomic_write
 
@@ -189,7 +189,7 @@ def modality_of(folder: Path, names: Sequence[str]) -> str:
     for name in names:
         metadata = json.loads((folder / "model" / name / "configs" / "metadata.json").read_text(encoding="utf-8"))
         found.append(metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("modality", "CT"))
-    found = ["MR" if name.upper().startswith("MR") else name for name in found]  # DICOM's word
+    found = [dicom_modality(name) for name in found]
     return max(found, key=found.count, default="CT")
 
 

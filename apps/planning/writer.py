@@ -17,7 +17,7 @@ import jinja2
 import yaml
 
 import decathlete
-from decathlete.bundle import bundle_names, packaged_root
+from decathlete.bundle import bundle_names, dicom_modality, packaged_root
 from decathlete.errors import DataError, DecathleteError, UsageError, one_line
 from decathlete.files import atomic_folder, atomic_write, check_output_folder
 from decathlete.names import check_name, expression, is_code
@@ -243,10 +243,15 @@ def _short(value: Iterable[int]) -> Any:
 
 def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str) -> dict[str, Any]:
     by_value = {value: name for name, value in plan.classes.items()}
-    words = "z-scored, each scan and channel by its own" + (", over the voxels that are not 0" if plan.nonzero else "")
+    words = "z-score normalised, each scan and channel on its own" + (
+        ", over the nonzero voxels" if plan.nonzero else ""
+    )
     limits = [-5.0, 5.0]
     if window := plan.window:
-        words = f"CT in HU, clipped to {window.low:g}..{window.high:g}, then z-scored by the foreground's mean and std"
+        words = (
+            f"CT in HU, clipped to {window.low:g} to {window.high:g}, then z-score normalised with the mean and "
+            "standard deviation of the training foreground"
+        )
         limits = [round((edge - window.mean) / window.std, 2) for edge in (window.low, window.high)]
     names = ("nibabel", "pytorch-ignite", "tensorboard")
     return {
@@ -264,6 +269,8 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
         "image_classes": words,
         "label_classes": ", ".join(f"{value} {name}" for value, name in sorted(by_value.items())),
         "label_def": {str(value): name for value, name in sorted(by_value.items())},
+        "foreground": [name for name, value in plan.classes.items() if value],
+        "modality": dicom_modality(plan.modality),
         "example": _example(plan),
         # a patch on a GPU takes minutes on a CPU, where tools only want to know what fits
         "spatial_shape": [f"{2 * d}*n" for d in plan.network.divisor]

@@ -72,7 +72,7 @@ def _free_backup(target: Path) -> Path:
 
 def _figures(run: Path, checkpoint: str) -> str:
     """Text for the card: where the weights come from, and the scores, if there are any."""
-    origin = f"Weights: `{checkpoint}` of `{run.name}`, put in on {date.today().isoformat()}."
+    origin = f"Weights: `{checkpoint}` of `{run.name}`, added on {date.today().isoformat()}."
     places = {
         run / "summary.json": "Scores of this run's validation cases",
         run.parent / "summary.json": "Scores of the cross-validation of the same recipe",
@@ -83,7 +83,7 @@ def _figures(run: Path, checkpoint: str) -> str:
             from decathlete.evaluation.report import table
 
             return f"{origin}\n\n{title} ({values.get('cases', '?')} cases):\n```\n{table(values)}\n```"
-    return f"{origin} No scores belong to them."
+    return f"{origin} No scores were found for this run."
 
 
 def _read(summary: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.transforms import Compose
 
-from decathlete.bundle import packaged_root
+from decathlete.bundle import dicom_modality, packaged_root
+from decathlete.cli import parse
 from decathlete.inference.outputs import Outputs
 
 from .small import SLICES, patch_of, read, slim
@@ -194,8 +196,8 @@ def test_postprocessing_returns_to_the_scans_grid(bundle):
 
 def test_metadata_keeps_the_rules_of_the_schema(bundle):
     meta = json.loads((bundle / "configs" / "metadata.json").read_text())
-    for name in ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description",
-                 "authors", "copyright"):  # fmt: skip
+    for name in ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "name", "task",
+                 "description", "authors", "copyright"):  # fmt: skip
         assert isinstance(meta[name], str), name
         assert meta[name], name
     assert re.fullmatch(r"\d+\.\d+\.\d+", meta["version"])
@@ -226,6 +228,9 @@ def test_metadata_names_what_monai_label_reads(bundle):
     assert formats["inputs"]["image"]["num_channels"] == len(formats["inputs"]["image"]["channel_def"]) == seen
     named = {name: int(value) for value, name in formats["outputs"]["pred"]["channel_def"].items()}
     assert named == config["labels"]
+    modality = formats["inputs"]["image"]["modality"]  # by which series of an archive are found
+    assert modality == dicom_modality(modality)
+    assert modality != "MRI"
 
 
 def test_the_card_says_what_it_is_not_for(bundle):
@@ -233,6 +238,24 @@ def test_the_card_says_what_it_is_not_for(bundle):
     assert "Not for clinical use" in card
     assert "<!-- figures: written by `decathlete promote` -->" in card
     assert "<!-- end of figures -->" in card
+
+
+def test_the_card_answers_the_same_questions_in_the_same_order(bundle):
+    card = (bundle / "docs" / "README.md").read_text()
+    sections = ["Model overview", "Performance", "Input and output", "Usage", "Training", "Limitations", "Licences",
+                "References"]  # fmt: skip
+    assert [s for s in re.findall(r"(?m)^## (.*)$", card) if s in sections] == sections
+    overview = card.index("## Model overview")
+    assert card[:overview].count("\n") < 6  # what it segments, on the first screen
+    assert "<!-- figures:" in card[card.index("## Performance") : card.index("## Input and output")]
+
+
+def test_the_command_line_knows_the_commands_of_the_card(bundle):
+    blocks = re.findall(r"```\n(.*?)```", (bundle / "docs" / "README.md").read_text(), re.DOTALL)
+    commands = [line for b in blocks for line in b.splitlines() if line.startswith("decathlete ")]
+    assert len(commands) >= 2
+    for command in commands:
+        assert parse(shlex.split(command, comments=True)[1:]).function, command
 
 
 # --- what runs

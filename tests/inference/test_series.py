@@ -109,8 +109,9 @@ def test_a_faulty_series_is_named_and_the_rest_is_predicted(bundle, series, scan
     assert (out / "case_001.nii.gz").is_file()
 
 
-def test_a_series_of_another_modality_is_refused(bundle, series, out, capsys):
-    image = {"modality": "MRI"}
+@pytest.mark.parametrize("modality", ["MR", "MRI", "T1w"])
+def test_a_series_of_another_modality_is_refused(bundle, series, out, capsys, modality):
+    image = {"modality": modality}
     (bundle / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": {"inputs": {"image": image}}}))
     assert predict(bundle, series, output=out) == 1
     assert "the bundle 'threshold' takes MR. found a series of CT" in capsys.readouterr().err

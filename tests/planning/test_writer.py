@@ -103,6 +103,23 @@ def test_names_that_yaml_reads_otherwise_stay_names():
     assert formats["outputs"]["pred"]["channel_def"]["2"] == "tumour: core #2"
 
 
+@pytest.mark.parametrize(("stated", "code"), [("MRI", "MR"), ("T1w", "MR"), ("CT", "CT"), ("ultrasound", "ultrasound")])
+def test_the_metadata_have_a_name_and_dicoms_code_of_the_modality(stated, code):
+    made = replace(plan_of_task(get_task("spleen")), modality=stated, channels=(stated,), title=f"spleen in {stated}")
+    metadata = json.loads(render(made)["configs/metadata.json"])
+    assert metadata["name"] == f"Spleen in {stated}"
+    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == code
+
+
+def test_the_card_says_which_channels_a_scan_needs_and_what_comes_out():
+    card = render(plan_of_task(get_task("prostate")))["docs/README.md"]
+    assert "segments PZ, TZ in MRI scans with 2 channels: T2, ADC." in card
+    assert "| Input | one 4D NIfTI file per scan, with the channels in this order: T2, ADC |" in card
+    assert "affine of the input: 0 background, 1 PZ, 2 TZ |" in card
+    card = render(plan_of_task(get_task("spleen")))["docs/README.md"]
+    assert "segments spleen in CT scans." in card
+
+
 def test_each_number_of_a_planned_bundle_has_its_reason_beside_it(tmp_path):
     folder = new_bundle("boxes", boxes.write_decathlon(tmp_path / "data"), **SMALL)
     lines = (folder / "configs" / "train.yaml").read_text().splitlines()
