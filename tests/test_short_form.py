@@ -142,6 +142,13 @@ def test_overrides_and_fire_flags_keep_their_place(tiny):
     assert flags[-2:] == ["--", "--trace"]
 
 
+def test_tracking_is_handed_on_to_monai(tiny):
+    Path("settings.json").write_text("{}")
+    flags = words("run training --config bundles/tiny --tracking settings.json --max_epochs 2")
+    assert flags[:6] == ["run", "training", "--tracking", "settings.json", "--max_epochs", "2"]
+    assert flags[6:8] == ["--config_file", str(tiny / "configs" / "train.yaml")]
+
+
 def test_given_bundle_root_and_data_are_kept(tiny, tmp_path):
     (tmp_path / "Task04_Hippocampus").mkdir()
     line = "run training --config bundles/tiny --bundle_root here --dataset_dir=there"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from decathlete.errors import ConfigError, DataError, DeviceError, UsageError
 from decathlete.workflow import BundleWorkflow, _is_argument, _out_of_memory, check_overrides, data_folder, load, run
@@ -79,6 +79,8 @@ def test_load_sets_the_absolute_root_and_reads_the_metadata(tiny):
 @pytest.mark.parametrize("name", ["train::trainer::max_epochs", "train#trainer#max_epochs"])
 def test_both_spellings_of_an_id_override(tiny, name):
     assert load(tiny, "train", {name: 2})["train"]["trainer"]["max_epochs"] == 2
+    stock = ConfigWorkflow(str(tiny / "configs" / "train.yaml"), meta_file=None, logging_file=False, **{name: 2})
+    assert stock.parser["train"]["trainer"]["max_epochs"] == 2
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,9 @@ def test_the_short_command_trains_each_bundle_on_phantoms(root, phantoms, tmp_pa
     assert {"model.pt", "model_final.pt", "last.pt"} <= {p.name for p in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("form", ["short", "stock"])
-def test_mlflow_tracks_a_training_as_monai_has_it(monai, tmp_path, form):
+def test_mlflow_tracks_a_training_as_monai_has_it(monai, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    named = "--config bundles/hippocampus" if form == "short" else f"--config_file {CONFIGS}/train.yaml"
-    words = f"training {named} --tracking mlflow --max_epochs 2 --batch_size 2".split()
+    words = f"training --config_file {CONFIGS}/train.yaml --tracking mlflow --max_epochs 2 --batch_size 2".split()
     monai(*words, "--output_dir", str(tmp_path))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "monai_experiment"]
