@@ -95,7 +95,7 @@ def run_demo(output: Path, minutes: float) -> Path:
 def find_data(output: Path) -> tuple[Path, str]:
     """Folder of the hippocampus data, and what they are: real ones if they can be had, else phantoms."""
     from decathlete.data import dataset_folder, fetch
-    from decathlete.data.cases import read_description
+    from decathlete.data.kinds import read_description
 
     folder = Path(dataset_folder(DATA_FOLDER))
     if not folder.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from decathlete.data import nfbs
 from decathlete.data.folds import split
-from decathlete.data.kinds import WORDS, kind_of
+from decathlete.data.kinds import WORDS, kind_of, read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError
 from decathlete.files import (
@@ -22,7 +21,7 @@ from decathlete.files import (
     nifti_files,
     strip_nifti_suffix,
 )
-from decathlete.names import read_text, same_name
+from decathlete.names import same_name
 
 logger = logging.getLogger(__name__)
 
@@ -115,24 +114,6 @@ def list_cases(folder: str | Path, part: Literal["training", "test"] = "training
     if not cases and part == "training":
         raise _no_cases(folder, "0 cases")
     return sorted(cases, key=lambda case: case["case_id"])
-
-
-def read_description(folder: str | Path) -> Mapping[str, Any] | None:
-    """Contents of ``dataset.json``, or None where there is none.
-
-    Raises:
-        DataError: it is not a JSON object.
-    """
-    path = Path(folder) / "dataset.json"
-    if not path.is_file():
-        return None
-    try:
-        description = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # also bytes of no text, and numbers of thousands of digits
-        raise DataError(path, "dataset.json is JSON", f"{error!s:.200}", "Correct the file, or remove it") from error
-    if not isinstance(description, dict):
-        raise DataError(path, "dataset.json is a JSON object", type(description).__name__, "Correct the file")
-    return description
 
 
 def data_hash(cases: Iterable[Mapping[str, Any]]) -> str:

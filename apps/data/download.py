@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from decathlete.data import nfbs
-from decathlete.data.cases import read_description
+from decathlete.data.kinds import read_description
 from decathlete.data.tasks import Task, get_task
 from decathlete.errors import DataError
 from decathlete.files import lock, nifti_files, temporary_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from itertools import chain, islice
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decathlete.data.nfbs import is_nfbs
+from decathlete.errors import DataError
 from decathlete.files import NIFTI_SUFFIXES
-from decathlete.names import same_name
+from decathlete.names import read_text, same_name
 
 Kind = Literal["msd", "nnunet", "nfbs", "sunnybrook", "dicom"]
 WORDS: dict[Kind, str] = {
@@ -43,8 +45,6 @@ def kind_of(folder: str | Path, description: Mapping[str, Any] | None = None) ->
         return "nfbs"
     if (folder / "imagesTr").is_dir() or (folder / "dataset.json").is_file():
         if description is None:
-            from decathlete.data.cases import read_description
-
             description = read_description(folder) or {}
         return "nnunet" if _is_nnunet(folder, description) else "msd"
     if not folder.is_dir():
@@ -56,6 +56,24 @@ def kind_of(folder: str | Path, description: Mapping[str, Any] | None = None) ->
     files = chain(folder.glob("*"), folder.glob("*/*"), folder.glob("*/*/*"))
     looked_at = islice((path for path in files if path.is_file() and not path.name.startswith(".")), _LOOKED_AT)
     return "dicom" if any(may_be_dicom(path) for path in looked_at) else None
+
+
+def read_description(folder: str | Path) -> Mapping[str, Any] | None:
+    """Contents of ``dataset.json``, or None where there is none.
+
+    Raises:
+        DataError: it is not a JSON object.
+    """
+    path = Path(folder) / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        description = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # also bytes of no text, and numbers of thousands of digits
+        raise DataError(path, "dataset.json is JSON", f"{error!s:.200}", "Correct the file, or remove it") from error
+    if not isinstance(description, dict):
+        raise DataError(path, "dataset.json is a JSON object", type(description).__name__, "Correct the file")
+    return description
 
 
 def _is_nnunet(folder: Path, description: Mapping[str, Any]) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.data import nfbs
-from decathlete.data.cases import list_cases, read_description
+from decathlete.data.cases import list_cases
+from decathlete.data.kinds import read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, one_line
 from decathlete.files import nifti_files

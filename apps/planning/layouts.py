@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from decathlete.data.cases import Case, list_cases, read_description
+from decathlete.data.cases import Case, list_cases
 from decathlete.data.folds import split
-from decathlete.data.kinds import CHANNEL, IMAGE_SUFFIXES, WORDS, kind_of
+from decathlete.data.kinds import CHANNEL, IMAGE_SUFFIXES, WORDS, kind_of, read_description
 from decathlete.data.tasks import task_of_folder
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, UsageError, listed
