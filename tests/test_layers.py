@@ -68,7 +68,6 @@ KNOWN: set[str] = {
 }
 # Modules that import each other today, by way of others too; the same holds for these.
 KNOWN_CIRCLES: set[str] = {
-    "explore.page - explore.pictures - explore.study",
     "inference.likeness - inference.predictor",
 }
 

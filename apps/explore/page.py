@@ -9,7 +9,7 @@ import numpy as np
 
 from decathlete.explore.methods import POSTPROCESSING, dice_of
 from decathlete.explore.pictures import in_words
-from decathlete.explore.study import (
+from decathlete.explore.results import (
     BEST,
     GOOD_IOU,
     SHIFTS,

@@ -12,7 +12,7 @@ from scipy import stats
 from skimage import filters
 
 from decathlete.explore.methods import POSTPROCESSING, Mask, iou
-from decathlete.explore.study import GOOD_IOU, SHIFTS, SOURCE_SHARE, SUBSET, Pair, Study
+from decathlete.explore.results import GOOD_IOU, SHIFTS, SOURCE_SHARE, SUBSET, Pair, Study
 from decathlete.files import atomic_write
 from decathlete.view.panels import colour_of
 

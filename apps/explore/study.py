@@ -7,7 +7,6 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from skimage import filters
 
 from decathlete.data.sunnybrook import Frame, SunnybrookIndex, index_sunnybrook
 from decathlete.errors import DataError
+from decathlete.explore import page, pictures
 from decathlete.explore.methods import (
     POSTPROCESSING,
     Mask,
@@ -27,83 +27,24 @@ from decathlete.explore.methods import (
     postprocessed,
     threshold_masks,
 )
+from decathlete.explore.results import (
+    BEST,
+    GOOD_IOU,
+    SHIFTS,
+    SOURCE_RASTERIZER,
+    SOURCE_SHARE,
+    SUBSET,
+    Pair,
+    Study,
+    area_column,
+)
 from decathlete.files import atomic_write, check_output_folder
 from decathlete.progress import ProgressBar
 from decathlete.transforms.contours import CONTOUR_ORIGIN, contour_area, contour_mask, read_contour
 from decathlete.transforms.dicom import read_dicom_frame
 
-GOOD_IOU = 0.75  # the source's bar
-SOURCE_SHARE = 0.65  # of pairs above it, as the source reports
-SUBSET = 50  # pixels of each tissue in the second test: of all of them, any difference is "significant"
 MARGIN = 12  # pixels kept round the outer contour
 ONE_FOR_ALL, ONE_FOR_ALL_STRETCHED = "one threshold for all, stored values", "one threshold for all, normalized values"
-BEST = "best threshold, told the answer"
-SOURCE_RASTERIZER = "Pillow, rim as background (the source)"
-SHIFTS = np.arange(-3.0, 3.25, 0.25)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A frame with both contours, cut to the surroundings of the outer one.
-
-    Attributes:
-        frame: its files.
-        image: rescaled values, (X, Y).
-        inner, outer: masks of the same shape.
-        inner_points, outer_points: contours in the crop's coordinates, the first pixel's centre at (0, 0).
-        area_mm2: area inside the inner contour.
-    """
-
-    frame: Frame
-    image: NDArray[np.float64]
-    inner: Mask
-    outer: Mask
-    inner_points: NDArray[np.float64]
-    outer_points: NDArray[np.float64]
-    area_mm2: float
-
-    @property
-    def muscle(self) -> Mask:
-        """Between the contours."""
-        return self.outer & ~self.inner
-
-
-@dataclass
-class Study:
-    """What was found.
-
-    Attributes:
-        rows: a row a pair, method and postprocessing: its threshold, IoU and Dice.
-        pairs: a row a pair: counts, means, the two tests.
-        dependence: a row a way of counting, for Otsu: ``origin, rasterizer`` and the shares by postprocessing.
-        steps: brightness step across the inner contours, by patient and for ``all``, (shift in x, shift in y).
-    """
-
-    index: SunnybrookIndex
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    pairs: list[dict[str, Any]] = field(default_factory=list)
-    dependence: list[dict[str, Any]] = field(default_factory=list)
-    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-    @property
-    def methods(self) -> list[str]:
-        """Names, in the order in which they were tried."""
-        return list(dict.fromkeys(row["method"] for row in self.rows))
-
-    def ious(self, method: str, postprocessing: str = POSTPROCESSING[0]) -> NDArray[np.float64]:
-        """IoU of each pair."""
-        return np.array(
-            [r["iou"] for r in self.rows if r["method"] == method and r["postprocessing"] == postprocessing]
-        )
-
-    def share(self, method: str, postprocessing: str = POSTPROCESSING[0], above: float = GOOD_IOU) -> float:
-        """Share of the pairs whose IoU lies above ``above``."""
-        return float((self.ious(method, postprocessing) > above).mean())
-
-    def best_shift(self, who: str) -> tuple[float, float]:
-        """Shift (x, y) in pixels at which the step of ``who`` is largest."""
-        at = np.unravel_index(self.steps[who].argmax(), self.steps[who].shape)
-        return float(SHIFTS[at[0]]), float(SHIFTS[at[1]])
 
 
 def explore_sunnybrook(dataset_dir: str | Path, output: str | Path, progress: bool = True) -> Path:
@@ -122,8 +63,6 @@ def explore_sunnybrook(dataset_dir: str | Path, output: str | Path, progress: bo
         DataError: the folder holds no pair of sound contours.
         UsageError: the output folder cannot be written to.
     """
-    from decathlete.explore import page, pictures
-
     output = Path(output)
     check_output_folder(output)
     index = index_sunnybrook(dataset_dir)
@@ -238,18 +177,6 @@ def dependence(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             shares = {kind: float(np.mean(np.array(values) > GOOD_IOU)) for kind, values in scores.items()}
             rows.append({"origin": origin, "rasterizer": name, **shares})
     return rows
-
-
-def area_column(postprocessing: str) -> str:
-    """Name of the column of pairs.csv with the area of Otsu's mask, as a share of the inner contour's."""
-    return f"otsu_area_{postprocessing.replace(' ', '_')}"
-
-
-def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share of ``count`` pairs, by Wilson's formula (1927)."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def write_tables(study: Study, output: Path) -> None:

@@ -13,7 +13,8 @@ from decathlete.cli import main
 from decathlete.data import index_sunnybrook, make_sunnybrook_phantoms
 from decathlete.errors import DataError
 from decathlete.explore import explore_sunnybrook
-from decathlete.explore.study import BEST, contour_steps, dependence, interval, read_pair, two_samples
+from decathlete.explore.results import BEST, interval
+from decathlete.explore.study import contour_steps, dependence, read_pair, two_samples
 
 
 @pytest.fixture(scope="module")
