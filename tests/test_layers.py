@@ -67,9 +67,7 @@ KNOWN: set[str] = {
     "workflow -> short_form",
 }
 # Modules that import each other today, by way of others too; the same holds for these.
-KNOWN_CIRCLES: set[str] = {
-    "inference.likeness - inference.predictor",
-}
+KNOWN_CIRCLES: set[str] = set()
 
 
 def python_files(folder: str) -> list[Path]:

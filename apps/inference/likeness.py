@@ -18,11 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decathlete.bundle import bundle_folder
-from decathlete.errors import DataError, DecathleteError
+from decathlete.errors import DataError
 from decathlete.files import atomic_write, file_sha256
 from decathlete.inference.inferers import entropy_bits
-from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ class TrainingScans:
         Raises:
             DataError: fewer scans.
         """
-        _check_count(len(figures))
+        check_count(len(figures))
         names = [name for name in figures[0] if all(name in one for one in figures)]
         rows = np.array([[one[name] for name in names] for one in figures])
         part = np.arange(len(rows)) % FOLDS
@@ -158,55 +156,12 @@ class TrainingScans:
         return found
 
 
-def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files of the training scans.
+def check_count(scans: int) -> None:
+    """Refuse fewer scans than say what they look like.
 
     Raises:
-        DataError: none, or too few to say what they look like.
+        DataError: fewer than `MIN_SCANS`.
     """
-    from decathlete.inference.inputs import input_files
-    from decathlete.inference.outputs import Outputs
-
-    files = input_files(scans, Outputs.of(bundle_folder(bundle)))
-    _check_count(len(files))
-    return files
-
-
-def fit_training_scans(
-    bundle: str | Path, scans: str | Path | Sequence[str | Path], weights: str | Path | None = None
-) -> Path:
-    """Predict training scans, fit their figures, and keep the result beside the weights.
-
-    Args:
-        bundle: a bundle's folder or name.
-        scans: NIfTI files or folders of them; of more than `MAX_SCANS` every second, third, ... one is taken.
-        weights: default: the bundle's own.
-
-    Returns:
-        The JSON file.
-
-    Raises:
-        DataError: too few scans, or none; one that cannot be read is left out, with a warning.
-    """
-    from decathlete.inference.predictor import Predictor
-
-    files = scan_files(bundle, scans)
-    files = files[:: -(-len(files) // MAX_SCANS)]
-    predictor = Predictor(bundle, weights)
-    figures = []
-    for file in ProgressBar(files, desc="training scans", unit="scan"):
-        try:
-            volume = predictor.read(file)
-            found = predictor(volume.array, volume.affine, name=file, figures=True).figures
-        except DecathleteError as error:
-            logger.warning("left out: %s", error)
-            continue
-        figures.append(found or {})
-    path = predictor.checkpoints[0]
-    return TrainingScans.fit(figures, file_sha256(path)).save(path.with_name(FILE))
-
-
-def _check_count(scans: int) -> None:
     if scans < MIN_SCANS:
         raise DataError("training scans", f"at least {MIN_SCANS} are needed to say what they look like", str(scans),
                         "Promote without --scans")  # fmt: skip

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from decathlete.bundle import bundle_folder
 from decathlete.checkpoints import FINAL, load_weights, plain_weights, save_checkpoint
-from decathlete.errors import CheckpointError, DataError
-from decathlete.files import atomic_write
+from decathlete.errors import CheckpointError, DataError, DecathleteError
+from decathlete.files import atomic_write, file_sha256
+from decathlete.inference.inputs import input_files
+from decathlete.inference.likeness import FILE, MAX_SCANS, TrainingScans, check_count
+from decathlete.inference.outputs import Outputs
+from decathlete.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 20 * 10**6  # what a repository and a wheel carry without complaint
 BEGIN, END = "<!-- figures: written by `decathlete promote` -->", "<!-- end of figures -->"
@@ -40,7 +48,6 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
         DataError: a ``summary.json`` that cannot be read, or fewer than 20 files of scans: nothing has changed then.
             Or fewer than 20 scans that can be read: the weights are in, what the scans look like is not.
     """
-    from decathlete.inference.likeness import fit_training_scans, scan_files
     from decathlete.workflow import load
 
     folder, run = bundle_folder(bundle), Path(run)
@@ -61,6 +68,51 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
     if files is not None:
         fit_training_scans(folder, files)
     return target
+
+
+def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files of the training scans.
+
+    Raises:
+        DataError: none, or too few to say what they look like.
+    """
+    files = input_files(scans, Outputs.of(bundle_folder(bundle)))
+    check_count(len(files))
+    return files
+
+
+def fit_training_scans(
+    bundle: str | Path, scans: str | Path | Sequence[str | Path], weights: str | Path | None = None
+) -> Path:
+    """Predict training scans, fit their figures, and keep the result beside the weights.
+
+    Args:
+        bundle: a bundle's folder or name.
+        scans: NIfTI files or folders of them; of more than `MAX_SCANS` every second, third, ... one is taken.
+        weights: default: the bundle's own.
+
+    Returns:
+        The JSON file.
+
+    Raises:
+        DataError: too few scans, or none; one that cannot be read is left out, with a warning.
+    """
+    from decathlete.inference.predictor import Predictor
+
+    files = scan_files(bundle, scans)
+    files = files[:: -(-len(files) // MAX_SCANS)]
+    predictor = Predictor(bundle, weights)
+    figures = []
+    for file in ProgressBar(files, desc="training scans", unit="scan"):
+        try:
+            volume = predictor.read(file)
+            found = predictor(volume.array, volume.affine, name=file, figures=True).figures
+        except DecathleteError as error:
+            logger.warning("left out: %s", error)
+            continue
+        figures.append(found or {})
+    path = predictor.checkpoints[0]
+    return TrainingScans.fit(figures, file_sha256(path)).save(path.with_name(FILE))
 
 
 def _free_backup(target: Path) -> Path:

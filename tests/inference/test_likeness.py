@@ -12,7 +12,8 @@ import torch
 from decathlete.cli import main
 from decathlete.errors import DataError
 from decathlete.inference import Predictor
-from decathlete.inference.likeness import FILE, MIN_SCANS, TrainingScans, fit_training_scans, scan_figures
+from decathlete.inference.likeness import FILE, MIN_SCANS, TrainingScans, scan_figures
+from decathlete.training.promotion import fit_training_scans
 
 
 def ball(seed, shape=(20, 24, 22)):
