@@ -141,7 +141,7 @@ def _check_sunnybrook(report: CheckReport, folder: Path) -> None:
 
 def _check_config(report: CheckReport, folder: Path, name: str) -> Any:
     """Parser of a config of which every reference and every class is there; None where it cannot be read."""
-    from decathlete.workflow import load
+    from decathlete.configs import load
 
     try:
         file = config_file(folder, name)

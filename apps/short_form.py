@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from decathlete.names import SPECIAL, inert
 
@@ -89,6 +89,8 @@ def translate(
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
     from decathlete.errors import UsageError
+    from decathlete.tracking import check_tracking
+    from decathlete.training.torchrun import in_torchrun
 
     if len(bundles) > 1 or not bundles[0]:
         raise UsageError("--config", "takes one bundle", " ".join(bundles) or "none", "Give a folder or a name")
@@ -141,39 +143,6 @@ def _literal_words(words: Sequence[str]) -> list[str]:
         kept = own or value.startswith(("[", "{", "(", "'", '"'))
         made.append(name + equals + (value if kept else inert(value, expressions=True)))
     return made
-
-
-def check_tracking(tracking: Any) -> None:
-    """Refuse a tracking that cannot be, before cases are read for the training: MONAI looks for MLflow only then.
-
-    Args:
-        tracking: ``mlflow``, a file of MONAI's settings (or several), or settings; None for no tracking.
-
-    Raises:
-        UsageError: another word, or MLflow is not installed.
-    """
-    if not tracking:
-        return
-    from importlib.util import find_spec
-
-    from decathlete.errors import UsageError
-
-    if (
-        isinstance(tracking, str)
-        and tracking != "mlflow"
-        and not tracking.startswith("[")
-        and not Path(tracking).is_file()
-    ):
-        raise UsageError("--tracking", "must be mlflow, or a file of MONAI's settings", f"'{tracking}'")
-    text = Path(tracking).read_text(encoding="utf-8") if os.path.isfile(str(tracking)) else str(tracking)
-    if "mlflow" in text.lower() and find_spec("mlflow") is None:
-        raise UsageError("--tracking", "needs MLflow", "it is not installed", "pip install 'decathlete[mlflow]'")
-
-
-def in_torchrun(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether torchrun started this process as one of its group."""
-    environ = os.environ if environ is None else environ
-    return "LOCAL_RANK" in environ and "WORLD_SIZE" in environ
 
 
 def _refuse_unknown_ids(words: Sequence[str], files: Sequence[str]) -> None:

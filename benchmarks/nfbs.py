@@ -27,12 +27,12 @@ import torch
 from hippocampus import machine  # the benchmark beside this one
 
 from decathlete.checkpoints import FINAL, load_weights
+from decathlete.configs import load
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import cross_validate
 from decathlete.evaluation.scoring import score_files
 from decathlete.files import atomic_write, strip_nifti_suffix
 from decathlete.inference import predict
-from decathlete.workflow import load
 
 BUNDLE, FOLDER = "nfbs", "NFBS_Dataset"
 FOLDS = 5

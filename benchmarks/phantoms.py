@@ -24,11 +24,11 @@ from typing import Any
 from hippocampus import machine  # the benchmark beside this one
 
 from decathlete.bundle import bundle_folder, bundle_names
+from decathlete.configs import load
 from decathlete.data import fetch
 from decathlete.data.tasks import get_task
 from decathlete.files import atomic_write
 from decathlete.planning.rules import topology
-from decathlete.workflow import load
 
 PATCHES = {  # of the bundles whose patches are too large for minutes; few voxels along thick axes
     "brain_tumour": (64, 64, 64),

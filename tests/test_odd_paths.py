@@ -16,11 +16,12 @@ import pytest
 
 from decathlete.bundle import bundle_folder
 from decathlete.cli import main
+from decathlete.configs import load
 from decathlete.inference import Predictor
 from decathlete.label.serving import copy_bundles
 from decathlete.names import inert
 from decathlete.short_form import translate
-from decathlete.workflow import BundleWorkflow, load, run
+from decathlete.workflow import BundleWorkflow, run
 
 ODD = "a#1 $b @c %d @::e %::f 'g\"h é: [i"
 STARTS = ("$data", "@data", "%data", "$(x)", "@::x", "%::x", "#x", "$1", "-x", "~x")

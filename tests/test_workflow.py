@@ -12,8 +12,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from decathlete.configs import _is_argument, check_overrides, load
+from decathlete.data.folders import data_folder
 from decathlete.errors import ConfigError, DataError, DeviceError, UsageError
-from decathlete.workflow import BundleWorkflow, _is_argument, _out_of_memory, check_overrides, data_folder, load, run
+from decathlete.workflow import BundleWorkflow, _out_of_memory, run
 
 TRAIN = """
 imports: [$import json, $import os, $import pathlib]

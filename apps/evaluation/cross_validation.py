@@ -312,7 +312,7 @@ class _Fold:
 
     def _prediction_overrides(self) -> dict[str, Any]:
         """Overrides that mean something in ``inference.yaml`` too, such as the network's."""
-        from decathlete.workflow import check_overrides, load
+        from decathlete.configs import check_overrides, load
 
         config, shared = load(self.bundle, "inference"), {}
         for name, value in self.overrides.items():
@@ -333,7 +333,8 @@ def _cases(
     bundle: Path, fold: int, overrides: Mapping[str, Any], dataset_dir: str | Path | None
 ) -> tuple[Path | None, list[Case], list[Case]]:
     """Data folder, training and validation cases, from the very ids that the training uses."""
-    from decathlete.workflow import data_folder, load
+    from decathlete.configs import load
+    from decathlete.data.folders import data_folder
 
     file = config_file(bundle, "train")
     parser = load(bundle, "train", overrides, where="cross-validate")

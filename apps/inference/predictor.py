@@ -23,6 +23,7 @@ from torch import Tensor
 from decathlete import __version__
 from decathlete.bundle import bundle_folder, config_file, dicom_modality
 from decathlete.checkpoints import FINAL, load_weights
+from decathlete.configs import load
 from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
@@ -36,7 +37,6 @@ from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
 from decathlete.transforms.frames import read_frame
 from decathlete.transforms.read import Volume, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
-from decathlete.workflow import load
 
 FIELD_POSTFIX = ":field"  # of its key in a case; Spacingd takes what begins with "image_" for meta data
 SMALLEST_PROBABILITY = 1e-7  # of an ensemble's mean, before the logarithm

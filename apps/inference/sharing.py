@@ -18,7 +18,7 @@ from typing import Any
 from decathlete.errors import DataError
 from decathlete.files import atomic_write, lock
 from decathlete.names import read_text
-from decathlete.short_form import in_torchrun
+from decathlete.training.torchrun import in_torchrun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
 

@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
 from decathlete.checkpoints import BEST, FINAL
+from decathlete.configs import load
 from decathlete.errors import DataError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.label.adoption import Pair, adopt
@@ -22,7 +23,7 @@ from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
 from decathlete.label.splitting import data_overrides, split
 from decathlete.label.studies import Archive, StudiesFolder
-from decathlete.workflow import load, run
+from decathlete.workflow import run
 
 logger = logging.getLogger(__name__)
 

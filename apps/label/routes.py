@@ -33,6 +33,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 
 from decathlete.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
+from decathlete.configs import load
 from decathlete.errors import DataError, UsageError
 from decathlete.files import NIFTI_SUFFIXES, strip_nifti_suffix
 from decathlete.label.guard import NotFoundError, check_info, check_name, check_tag, number, switch
@@ -40,7 +41,6 @@ from decathlete.label.main import LabelApp
 from decathlete.label.retraining import Settings, no_labels
 from decathlete.label.segmentation import Segmentation, device_of
 from decathlete.label.studies import StudiesFolder
-from decathlete.workflow import load
 
 router = APIRouter()
 

@@ -18,6 +18,7 @@ from monailabel.transform.writer import write_itk
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from decathlete.checkpoints import BEST
+from decathlete.configs import load
 from decathlete.errors import CheckpointError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.files import NIFTI_SUFFIXES
@@ -26,7 +27,6 @@ from decathlete.inference.predictor import Predictor
 from decathlete.label.entropy import mean_entropy
 from decathlete.label.guard import choice, switch
 from decathlete.transforms.read import Volume
-from decathlete.workflow import load
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ def network_of(file: Path) -> Topology | None:
     folder = file.parent.parent
     if file.parent.name != "models" or not is_bundle(folder):
         return None
-    from decathlete.workflow import load
+    from decathlete.configs import load
 
     config: dict[str, Any] = load(folder, "inference").get("network_def")
     wanted = config.get("_target_") == "decathlete.networks.UNet" and config.get("spatial_dims") == 3

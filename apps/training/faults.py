@@ -16,7 +16,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from decathlete.errors import TrainingError
 from decathlete.failures import find_error, in_one_line
-from decathlete.short_form import in_torchrun
+from decathlete.training.torchrun import in_torchrun
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -48,7 +48,7 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
         DataError: a ``summary.json`` that cannot be read, or fewer than 20 files of scans: nothing has changed then.
             Or fewer than 20 scans that can be read: the weights are in, what the scans look like is not.
     """
-    from decathlete.workflow import load
+    from decathlete.configs import load
 
     folder, run = bundle_folder(bundle), Path(run)
     source, target = run / checkpoint, folder / "models" / "model.pt"

@@ -11,6 +11,8 @@ from monai.data.utils import set_rnd
 from numpy.typing import NDArray
 
 from decathlete.bundle import bundle_folder, config_file
+from decathlete.configs import load
+from decathlete.data.folders import data_folder
 from decathlete.errors import ConfigError, DataError, UsageError
 from decathlete.evaluation.labels import foreground
 from decathlete.failures import find_error
@@ -19,7 +21,6 @@ from decathlete.names import inert
 from decathlete.training.trainer import case_names, seed_everything
 from decathlete.view.canvas import Palette, Tile, legend, picture_size, sheet
 from decathlete.view.panels import fullest_slice, gray_window
-from decathlete.workflow import data_folder, load
 
 TILE_SIZE = 256  # longer side of a picture in pixels
 MOST_SAMPLES = 48  # more than one looks through

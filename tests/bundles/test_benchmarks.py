@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from decathlete.configs import load
 from decathlete.data import make_phantoms
 from decathlete.data.tasks import TASKS
-from decathlete.workflow import BundleWorkflow, load
+from decathlete.workflow import BundleWorkflow
 
 PLANNED = ("brain_tumour", "liver", "prostate", "pancreas", "hepatic_vessel", "spleen", "colon")
 

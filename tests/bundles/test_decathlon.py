@@ -14,10 +14,11 @@ from monai.transforms import Compose
 
 from decathlete import Predictor
 from decathlete.bundle import packaged_root
+from decathlete.configs import load
 from decathlete.data import datalist, make_phantoms
 from decathlete.errors import DataError
 from decathlete.failures import find_error
-from decathlete.workflow import BundleWorkflow, load
+from decathlete.workflow import BundleWorkflow
 
 from .small import patch_of, slim
 

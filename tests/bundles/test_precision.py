@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from decathlete.bundle import bundle_names
+from decathlete.configs import load
 from decathlete.training.precision import amp_dtype
-from decathlete.workflow import load
 
 CONVOLUTIONS = (torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
 FINE = 8  # voxels an axis: finer grids are cut to it, since the faults lie where grids are as small as kernels

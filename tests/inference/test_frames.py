@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from decathlete.cli import main
+from decathlete.configs import load
 from decathlete.inference.frame_outputs import heartbeats, write_contours
 from decathlete.inference.outputs import Outputs
 from decathlete.transforms import contour_mask, read_contour
-from decathlete.workflow import load
 
 # file of the collection: what the line about it says, or None where it is read
 CASES = {

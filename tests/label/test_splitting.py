@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from decathlete.configs import load
 from decathlete.errors import UsageError
 from decathlete.label.guard import check_name
 from decathlete.label.splitting import data_overrides, split
-from decathlete.workflow import load
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile.py")
 hostile = importlib.util.module_from_spec(_spec)

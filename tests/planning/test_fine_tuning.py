@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from decathlete.bundle import packaged_root
+from decathlete.configs import load
 from decathlete.errors import CheckpointError, UsageError
 from decathlete.networks import UNet
 from decathlete.planning import load_fitting, new_bundle
 from decathlete.planning.fine_tuning import find_weights, network_of
-from decathlete.workflow import BundleWorkflow, load
+from decathlete.workflow import BundleWorkflow
 
 _spec = importlib.util.spec_from_file_location("boxes", Path(__file__).with_name("boxes.py"))
 boxes = importlib.util.module_from_spec(_spec)

@@ -12,13 +12,13 @@ import yaml
 from monai.bundle import ConfigParser
 
 from decathlete.cli import main
+from decathlete.configs import load
 from decathlete.data import get_task
 from decathlete.errors import DataError, DecathleteError, UsageError
 from decathlete.names import LONGEST_NAME, LONGEST_TEXT, check_name, inert, plain_text
 from decathlete.planning import find_layout, plan_of_task
 from decathlete.planning.rules import _name_of, _source
 from decathlete.planning.writer import render
-from decathlete.workflow import load
 
 HERE = Path(__file__)
 

@@ -19,11 +19,12 @@ import yaml
 from decathlete.bundle import packaged_root
 from decathlete.check import check
 from decathlete.cli import main
+from decathlete.configs import load
 from decathlete.data import TASKS, get_task
 from decathlete.errors import DataError, UsageError
 from decathlete.planning import new_bundle, plan_of_task, write_bundle
 from decathlete.planning.writer import align, render
-from decathlete.workflow import BundleWorkflow, load
+from decathlete.workflow import BundleWorkflow
 
 _spec = importlib.util.spec_from_file_location("boxes", Path(__file__).with_name("boxes.py"))
 boxes = importlib.util.module_from_spec(_spec)
