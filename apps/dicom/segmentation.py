@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete import __version__
+from decathlete.colours import colour_of
 from decathlete.dicom.codes import UNKNOWN, SegmentCodes, segment_codes
 from decathlete.dicom.conformity import leave_out_what_is_not_allowed
 from decathlete.errors import DataError, GeometryError, UsageError, listed
@@ -192,8 +193,6 @@ def _segment(number: int, name: str, codes: SegmentCodes, bundle: str) -> Any:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes as known
-
-    from decathlete.view.panels import colour_of
 
     kind = CodedConcept(codes.type.value, codes.type.scheme, codes.type.meaning)
     if codes.modifier is not None:

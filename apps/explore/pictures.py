@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from skimage import filters
 
+from decathlete.colours import colour_of
 from decathlete.explore.methods import POSTPROCESSING, Mask, iou
 from decathlete.explore.results import GOOD_IOU, SHIFTS, SOURCE_SHARE, SUBSET, Pair, Study
 from decathlete.files import atomic_write
-from decathlete.view.panels import colour_of
 
 DPI = 110
 FOOTER_INCHES = 0.12

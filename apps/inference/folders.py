@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from decathlete.bundle import bundle_folder
-from decathlete.errors import DataError, DecathleteError, DeviceError, UsageError, listed
+from decathlete.errors import DataError, DecathleteError, UsageError, listed
 from decathlete.evaluation.statistics import label_statistics
-from decathlete.files import NIFTI_SUFFIXES, atomic_write, check_output_folder, strip_nifti_suffix
+from decathlete.files import NIFTI_SUFFIXES, check_output_folder, strip_nifti_suffix
 from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.inputs import Inputs, find_inputs
+from decathlete.inference.limits import check_fits, check_memory
 from decathlete.inference.outputs import Outputs, check_bias_correction
 from decathlete.inference.records import FILE, Records
 from decathlete.inference.sharing import Share, add_to_json, is_finished
-from decathlete.machine import free_memory_bytes
+from decathlete.inference.writing import DiskError, naming_a_full_disk, write_on_grid
 from decathlete.progress import ProgressBar
 from decathlete.training.faults import told_once
 
@@ -178,7 +175,7 @@ def predict(
                     if fault is not None:
                         done.failed[file] = fault
                 records.add(file, case, target, figures[case])
-            except _DiskError:
+            except DiskError:
                 raise
             except Exception as error:  # whatever is wrong with one input, the others are to be predicted
                 done.failed[file] = _one_line(file, error)
@@ -233,10 +230,6 @@ def _check_dicom(files: Sequence[Path]) -> None:
     if others := [file for file in files if file.name.lower().endswith(NIFTI_SUFFIXES)]:
         raise UsageError("--dicom-seg", "a DICOM SEG refers to the DICOM series it was made from", listed(others),
                          "Give the folder of the series")  # fmt: skip
-
-
-class _DiskError(DataError):
-    """An output that cannot be written: no use in going on."""
 
 
 def _targets(
@@ -319,10 +312,10 @@ def _predict_one(
     if "masked" in targets and file.is_dir():
         write_on_grid(np.where(prediction.label, volume.array, 0), volume, targets["masked"], note)
     elif "masked" in targets:
-        with _naming_a_full_disk(targets["masked"]):
+        with naming_a_full_disk(targets["masked"]):
             write_masked_scan(file, prediction.label, targets["masked"])
     if outputs.contours:
-        with _naming_a_full_disk(targets["label"]):
+        with naming_a_full_disk(targets["label"]):
             write_contours(prediction.label, targets["label"].parent, case)
     write_on_grid(prediction.label, volume, targets["label"], note)  # after what is beside it: where it is, so are they
     fault = None
@@ -331,9 +324,9 @@ def _predict_one(
 
         slices = getattr(volume, "slices", [file])
         try:
-            with _naming_a_full_disk(targets["dicom_seg"]):
+            with naming_a_full_disk(targets["dicom_seg"]):
                 write_dicom_seg(prediction.label, slices, targets["dicom_seg"], predictor.name, predictor.labels)
-        except _DiskError:
+        except DiskError:
             raise
         except Exception as error:  # whatever is wrong with the headers, the label map is there
             fault = f"{_one_line(file, error)} The label map is written: {targets['label']}"
@@ -368,62 +361,6 @@ def _millilitres(figures: Mapping[str, Any]) -> dict[str, float]:
     return {name: round(f["volume_ml"], 6) for name, f in figures.items()}
 
 
-def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_gib: float | None) -> None:
-    """Refuse from the header alone, before the voxels are read: a small file can unpack to more than there is.
-
-    Args:
-        memory_gib: what the prediction may take; None: what is free.
-
-    Raises:
-        DeviceError: the estimate exceeds it.
-    """
-    from decathlete.transforms.read import MAX_VOXELS, read_nifti_header
-
-    try:
-        header = read_nifti_header(file)
-        with np.errstate(all="ignore"):
-            affine = header.get_best_affine()
-        shape, spacing = header.get_data_shape()[:3], np.linalg.norm(affine[:3, :3], axis=0)
-    except Exception:  # what is wrong with the file, the strict reader says
-        return
-    if math.prod(shape) > MAX_VOXELS or not (np.isfinite(spacing) & (spacing > 0)).all():
-        return  # a header that claims this is refused by the reader, for a better reason
-    check_fits(predictor, file, shape, spacing.tolist(), probabilities, memory_gib)
-
-
-def check_fits(
-    predictor: Predictor,
-    file: Path,
-    shape: Sequence[int],
-    spacing: Sequence[float],
-    probabilities: bool,
-    memory_gib: float | None,
-) -> None:
-    """Refuse a prediction of voxels ``shape`` and ``spacing`` (mm) that needs more memory than there is.
-
-    One that fits with the network's output in a file gets one.
-
-    Raises:
-        DeviceError: the estimate exceeds ``memory_gib``, or without it what is free.
-    """
-    from decathlete.inference.memory import PROCESS_GIB
-
-    free = memory_gib is None
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's on this machine
-    limit = free_memory_bytes() / processes / 2**30 + PROCESS_GIB if memory_gib is None else memory_gib
-    needed = predictor.memory_gib(shape, spacing, probabilities)
-    predictor.keep_output(on_file=needed > limit)
-    if needed > limit and predictor.memory_gib(shape, spacing, probabilities, output_on_file=True) > limit:
-        raise DeviceError(
-            file,
-            f"the prediction must fit into {limit:.1f} GiB ({'free on this machine' if free else '--memory'})",
-            f"an estimate of {needed:.1f} GiB for {'x'.join(map(str, shape))} voxels",
-            ("Free memory" if free else "Allow more")
-            + ", crop the image"
-            + (", or leave --save-probabilities out" if probabilities else ""),
-        )
-
-
 def _figures_of_finished(
     predictor: Predictor, file: Path, target: Path, case: str, pages: list[PredictedCase] | None
 ) -> dict[str, dict[str, Any]]:
@@ -438,38 +375,6 @@ def _figures_of_finished(
         earlier = Prediction(label.array, volume.affine)
         pages.append(_page_case(predictor, case, volume, earlier, figures, pages))
     return figures
-
-
-def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
-    """Write voxels with the geometry of the input's header, whole or not at all.
-
-    Raises:
-        DataError: the disk is full, or the folder cannot be written to.
-    """
-    header = volume.header.copy()
-    header.set_data_shape(array.shape)
-    header.set_data_dtype(array.dtype)
-    header.set_slope_inter(1, 0)
-    header.set_intent("label" if array.dtype.kind == "u" else "none")
-    header["descrip"] = f"{note[:58]}; not for clinical use".encode("ascii", "replace")
-    header["cal_min"] = header["cal_max"] = 0  # the window of the input's intensities
-    for name in {"aux_file", "db_name"} & set(header.keys()):  # NIfTI-2 has no db_name
-        header[name] = b""
-    if array.ndim == 4:
-        header["pixdim"][4] = 1
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    with _naming_a_full_disk(target), atomic_write(target) as part:
-        nib.save(kind(array, None, header), part)
-
-
-@contextlib.contextmanager
-def _naming_a_full_disk(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _DiskError(
-            target, "the output must be written", str(error), "Free disk space, or choose another --output"
-        ) from error
 
 
 def _progress(files: Iterable[Path], name: str, number: int, share: Share) -> Iterable[Path]:

@@ -22,8 +22,9 @@ from decathlete.configs import load
 from decathlete.errors import CheckpointError
 from decathlete.evaluation.labels import bundle_labels
 from decathlete.files import NIFTI_SUFFIXES
-from decathlete.inference.folders import check_memory, write_on_grid
+from decathlete.inference.limits import check_memory
 from decathlete.inference.predictor import Predictor
+from decathlete.inference.writing import write_on_grid
 from decathlete.label.entropy import mean_entropy
 from decathlete.label.guard import choice, switch
 from decathlete.transforms.read import Volume

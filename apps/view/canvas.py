@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from decathlete.view.panels import as_picture, colour_of, to_unit_range
+from decathlete.colours import colour_of
+from decathlete.view.panels import as_picture, to_unit_range
 
 FILL_OPACITY = 0.35  # less than on a single picture: in a film the tissue below has to be followed
 BACKGROUND, DIM, BRIGHT = 16, 150, 235  # gray levels

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.colours import colour_of
 from decathlete.errors import DataError
 from decathlete.files import atomic_write
 from decathlete.view.panels import (
     FILL_OPACITY,
     as_picture,
-    colour_of,
     fullest_slice,
     gray_window,
     to_unit_range,

@@ -8,25 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.colours import colour_of
 from decathlete.errors import GeometryError
 
-# Okabe and Ito's palette without black and gray: told apart with every common form of colour blindness.
-COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 114, 178),
-)
 GAP = 4  # pixels between two planes
 FILL_OPACITY = 0.45  # the image stays readable below
-
-
-def colour_of(value: int) -> tuple[int, int, int]:
-    """RGB, 0 to 255, of a label value; the seven colours come round again after seven classes."""
-    return COLOURS[(value - 1) % len(COLOURS)]
 
 
 def overlay_array(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import decathlete.inference.folders as folders
+import decathlete.inference.limits as limits
 from decathlete.cli import main
 from decathlete.files import strip_nifti_suffix
 from decathlete.inference import predict
@@ -246,7 +246,7 @@ def test_work_beyond_the_memory_limit_is_refused_from_the_header(bundle, scan_fi
 
 
 def test_a_small_file_that_unpacks_to_more_than_the_machine_holds_is_refused(bundle, scan_file, out, monkeypatch):
-    monkeypatch.setattr(folders, "free_memory_bytes", lambda: 0.05 * 2**30)
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: 0.05 * 2**30)
     report = predict(bundle, scan_file, out)
     assert "free on this machine" in report.failed[scan_file]
 
@@ -256,7 +256,7 @@ def test_full_disk_stops_with_the_file_named_and_leaves_no_part(bundle, scan_fil
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders.nib, "save", full)
+    monkeypatch.setattr(nib, "save", full)
     assert run(bundle, scan_file, "--output", out) == 1
     assert "case_001.nii.gz: the output must be written" in capsys.readouterr().err
     assert list(out.iterdir()) == []

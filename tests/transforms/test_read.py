@@ -17,7 +17,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 
 from decathlete.data.slice_store import _header_voxels
 from decathlete.errors import DataError, GeometryError
-from decathlete.inference.folders import write_on_grid
+from decathlete.inference.writing import write_on_grid
 from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
 from decathlete.transforms.read import read_nifti_header
 from decathlete.view.scan import _channels_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from decathlete.colours import COLOURS
 from decathlete.view.canvas import (
     Canvas,
     Entry,
@@ -17,7 +18,6 @@ from decathlete.view.canvas import (
     shortened,
     text_width,
 )
-from decathlete.view.panels import COLOURS
 
 ORANGE, BLUE = COLOURS[0], COLOURS[1]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from decathlete.colours import COLOURS
 from decathlete.errors import DataError, GeometryError, UsageError, WorkError
 from decathlete.view import film
 from decathlete.view.film_maker import CT_LUNG, CT_SOFT, _Drawer, _spread, default_window
-from decathlete.view.panels import COLOURS
 from decathlete.view.scan import load_scan
 
 SPACING = (1.0, 1.0, 3.0)

@@ -10,12 +10,12 @@ import torch
 import yaml
 from PIL import Image
 
+from decathlete.colours import COLOURS
 from decathlete.data import make_phantoms
 from decathlete.errors import ConfigError, DataError, UsageError
 from decathlete.view import batch_montage
 from decathlete.view.canvas import sheet
 from decathlete.view.montage_maker import _first_batch
-from decathlete.view.panels import COLOURS
 
 # 12 slices whose voxels tell their number, in two channels; the label covers the number of columns that it is
 SLICES = (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from decathlete.colours import COLOURS
 from decathlete.errors import GeometryError
 from decathlete.view import overlay_array
-from decathlete.view.panels import COLOURS, GAP, outline, overlay_planes
+from decathlete.view.panels import GAP, outline, overlay_planes
 
 
 def test_right_anterior_voxel_is_shown_top_left():

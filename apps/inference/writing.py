@@ -1,0 +1,58 @@
+"""What a prediction makes, written on the grid of its scan."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+from numpy.typing import NDArray
+
+from decathlete.errors import DataError
+from decathlete.files import atomic_write
+
+if TYPE_CHECKING:
+    from decathlete.transforms.read import Volume
+
+
+class DiskError(DataError):
+    """An output that cannot be written: no use in going on."""
+
+
+def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
+    """Write voxels with the geometry of the input's header, whole or not at all.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written to.
+    """
+    header = volume.header.copy()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1, 0)
+    header.set_intent("label" if array.dtype.kind == "u" else "none")
+    header["descrip"] = f"{note[:58]}; not for clinical use".encode("ascii", "replace")
+    header["cal_min"] = header["cal_max"] = 0  # the window of the input's intensities
+    for name in {"aux_file", "db_name"} & set(header.keys()):  # NIfTI-2 has no db_name
+        header[name] = b""
+    if array.ndim == 4:
+        header["pixdim"][4] = 1
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    with naming_a_full_disk(target), atomic_write(target) as part:
+        nib.save(kind(array, None, header), part)
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(target: Path) -> Iterator[None]:
+    """Raise what goes wrong in writing ``target`` as an error of ours.
+
+    Raises:
+        DiskError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            target, "the output must be written", str(error), "Free disk space, or choose another --output"
+        ) from error
