@@ -41,6 +41,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {
         "check": ("check",),
         "cross-validate": ("evaluation.cross_validation",),
+        "evaluate": ("evaluation.folders",),
         "label": ("label",),
         "predict": ("inference.folders",),
         "promote": ("training.promotion",),
@@ -51,8 +52,6 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
 # Imports that break the rule today, importer -> imported. One that is gone is removed here; none is added.
 KNOWN: set[str] = {
     "evaluation.cross_validation -> inference.folders",
-    "evaluation.scoring -> report.parts",
-    "evaluation.scoring -> report.scores",
     "label.retraining -> workflow",
 }
 # Modules that import each other today, by way of others too; the same holds for these.

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from decathlete.evaluation.comparison import compare
     from decathlete.evaluation.contour_metrics import ContourMetricsWriter, average_perpendicular_distance
     from decathlete.evaluation.cross_validation import cross_validate
+    from decathlete.evaluation.folders import evaluate
     from decathlete.evaluation.handler import MetricsWriter
     from decathlete.evaluation.heartbeat import HeartFunction, heart_function
     from decathlete.evaluation.labels import bundle_labels
     from decathlete.evaluation.metrics import dice, hd95, iou, nsd, pooled_soft_dice, volume_ml
-    from decathlete.evaluation.scoring import evaluate
     from decathlete.evaluation.statistics import label_statistics
 
 __all__ = [
@@ -47,7 +47,7 @@ __getattr__ = lazy_names(
         "compare": "comparison",
         "cross_validate": "cross_validation",
         "dice": "metrics",
-        "evaluate": "scoring",
+        "evaluate": "folders",
         "hd95": "metrics",
         "heart_function": "heartbeat",
         "iou": "metrics",
