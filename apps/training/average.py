@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from ignite.engine import Events
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from decathlete.checkpoints import unwrap
 
@@ -17,8 +17,8 @@ class WeightAverage:
     After iteration i the average keeps ``min(decay, (1 + i) / (10 + i))`` of itself: early on it follows the network
     closely, since the first weights are noise. Running statistics of batch norm are averaged too, counters are copied.
 
-    ignite's EMAHandler lets the copy's buffers share memory with the network's; batch norm then has the statistics of
-    other weights than its own.
+    Torch's AveragedModel keeps the copy. ignite's EMAHandler would let its buffers share memory with the network's;
+    batch norm then has the statistics of other weights than its own.
 
     Args:
         network: the network in training, on its device.
@@ -28,7 +28,9 @@ class WeightAverage:
     def __init__(self, network: torch.nn.Module, decay: float = 0.999) -> None:
         self.decay = decay
         self.source = unwrap(network)
-        self.network = deepcopy(self.source).eval().requires_grad_(False)
+        self._model = AveragedModel(self.source, multi_avg_fn=self._average, use_buffers=True)
+        self._model.n_averaged += 1  # a first update would replace the copy, not average it
+        self.network = self._model.module.eval().requires_grad_(False)
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer; handlers that load weights are to be attached before."""
@@ -39,13 +41,10 @@ class WeightAverage:
         if engine.state.iteration == 0:  # weights may have been loaded since the copy was made
             self.network.load_state_dict(self.source.state_dict())
 
-    @torch.no_grad()
     def update(self, iteration: int) -> None:
         """Take in the network's weights after an iteration, the first of which is 1."""
-        keep = min(self.decay, (1 + iteration) / (10 + iteration))
-        theirs = self.source.state_dict()
-        for name, mine in self.network.state_dict().items():
-            if mine.is_floating_point():
-                mine.lerp_(theirs[name], 1 - keep)
-            else:
-                mine.copy_(theirs[name])
+        self._keep = min(self.decay, (1 + iteration) / (10 + iteration))
+        self._model.update_parameters(self.source)
+
+    def _average(self, mine: list[Any], theirs: list[Any], _: Any) -> None:
+        get_ema_multi_avg_fn(self._keep if mine[0].is_floating_point() else 0)(mine, theirs, _)  # 0: a counter's copy

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -212,6 +212,27 @@ def test_average_takes_batch_norm_statistics_without_sharing_them():
     assert average.network.num_batches_tracked.item() == 1
     net(torch.full((4, 2), 9.0))
     assert not torch.equal(average.network.running_mean, net.running_mean)
+
+
+def test_average_takes_in_weights_that_two_layers_share_once():
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False))
+    net[1].weight = net[0].weight
+    with torch.no_grad():
+        net[0].weight.fill_(0.0)
+        average = WeightAverage(net, decay=0.5)
+        net[0].weight.fill_(1.0)
+    average.update(1000)
+    assert average.network[0].weight.item() == average.network[1].weight.item() == 0.5
+
+
+def test_average_replaces_its_copy_by_weights_that_were_loaded_before_the_start():
+    net = torch.nn.Linear(1, 1, bias=False)
+    average, engine = WeightAverage(net, decay=0.5), Engine(lambda engine, batch: None)
+    average.attach(engine)
+    with torch.no_grad():
+        net.weight.fill_(7.0)
+    engine.run([0])
+    assert average.network.weight.item() == 7.0
 
 
 def test_a_label_follows_an_output_that_lies_elsewhere(tmp_path):
