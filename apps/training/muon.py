@@ -19,8 +19,8 @@ class Muon(torch.optim.Optimizer):
 
     The momentum of every convolution's weights, flattened to a matrix (first axis, all others), is replaced by the
     nearest matrix with orthonormal rows or columns, so that all directions of a layer learn at one pace. Norm layers,
-    biases and the layer that ends in the classes take AdamW's steps. PyTorch's own ``torch.optim.Muon`` takes matrices
-    alone, which no convolution has; ``benchmarks/optimizers.py`` compares this one with AdamW.
+    biases and the layer that ends in the classes take the steps of PyTorch's AdamW. PyTorch's own ``torch.optim.Muon``
+    takes matrices alone, which no convolution has; ``benchmarks/optimizers.py`` compares this one with AdamW.
 
     Args:
         params: of the network; which are matrices is seen from their shape.
@@ -61,6 +61,17 @@ class Muon(torch.optim.Optimizer):
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": 1e-8}
         super().__init__([group for group in groups if group["params"]], defaults)
+        self.__setstate__({})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take in what a checkpoint or a pickle holds, and have AdamW work on the same state and groups."""
+        super().__setstate__(state)
+        for values in self.state.values():
+            if "mean" in values:  # of a checkpoint from before AdamW was torch's own
+                values["exp_avg"], values["exp_avg_sq"] = values.pop("mean"), values.pop("square")
+        self._adamw = torch.optim.AdamW([{"params": []}])
+        groups = [group for group in self.param_groups if not group["orthogonal"]]
+        self._adamw.__setstate__({"state": self.state, "param_groups": groups})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -70,9 +81,10 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in group["params"] if group["orthogonal"] else ():
                 if parameter.grad is not None:
-                    (self._step_matrix if group["orthogonal"] else self._step_adam)(parameter, group)
+                    self._step_matrix(parameter, group)
+        self._adamw.step()
         return loss
 
     def _step_matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
@@ -86,20 +98,6 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalize(update) * max(1.0, rows / columns) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.sub_(update.view(parameter.shape), alpha=group["lr"])
-
-    def _step_adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, grad = self.state[parameter], parameter.grad
-        assert grad is not None
-        if "step" not in state:
-            state["step"] = 0
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        first, second = group["betas"]
-        state["mean"].lerp_(grad, 1 - first)
-        state["square"].mul_(second).addcmul_(grad, grad, value=1 - second)
-        correction = (1 - second ** state["step"]) ** 0.5
-        scale = (state["square"].sqrt() / correction).add_(group["eps"])
-        parameter.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first ** state["step"]))
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:

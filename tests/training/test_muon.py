@@ -1,5 +1,8 @@
 """The optimizer: what a step does to a matrix and to all else."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +43,7 @@ def test_norms_and_biases_take_the_steps_of_adamw():
         theirs.grad = ours.grad.clone()
         muon.step()
         adamw.step()
-    assert torch.allclose(ours, theirs, atol=1e-7)
+    assert torch.equal(ours, theirs)
 
 
 def test_weight_decay_shrinks_matrices_alone():
@@ -80,6 +83,41 @@ def test_state_dict_resumes_the_same_steps():
     unbroken = steps(range(6))["conv"]
     resumed = steps(range(3, 6), steps(range(3)))["conv"]
     assert all(torch.equal(unbroken[k], resumed[k]) for k in unbroken)
+
+
+def test_checkpoint_of_the_time_before_torchs_adamw_resumes_the_same_steps():
+    ours, theirs = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+    muon, adamw = Muon([ours], lr=0.01), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.0)
+    grad = torch.linspace(-1, 1, 6)
+    theirs.grad = grad.clone()
+    adamw.step()
+    with torch.no_grad():
+        ours.copy_(theirs)
+    group = {"params": [0], "lr": 0.01, "weight_decay": 0.0, "orthogonal": False}
+    group |= {"momentum": 0.95, "betas": (0.9, 0.999), "eps": 1e-8}
+    first = {"step": 1, "mean": 0.1 * grad, "square": 0.001 * grad**2}
+    muon.load_state_dict({"state": {0: first}, "param_groups": [group]})
+    ours.grad = theirs.grad = 2 * grad
+    muon.step()
+    adamw.step()
+    assert torch.allclose(ours, theirs, atol=1e-7)
+
+
+@pytest.mark.parametrize("again", [lambda muon: muon, copy.deepcopy, lambda muon: pickle.loads(pickle.dumps(muon))])
+def test_rate_that_is_set_later_reaches_matrices_and_biases(again):
+    conv = nn.Conv2d(3, 8, 3)
+    muon = Muon(conv.parameters(), lr=0.01, matrix_lr=0.01)
+    muon.load_state_dict(muon.state_dict())
+    muon = again(muon)
+    parameters = [p for group in muon.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
+    for rate, moves in ((0.0, False), (0.01, True)):
+        for group in muon.param_groups:
+            group["lr"] = rate
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        muon.step()
+        assert [not torch.equal(b, p) for b, p in zip(before, parameters, strict=True)] == [moves] * 2
 
 
 def test_rates_out_of_range_are_refused():
