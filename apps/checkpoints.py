@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from decathlete.compat import COMPILED, compiled
 from decathlete.errors import CheckpointError, listed
 from decathlete.files import atomic_write
 
@@ -20,7 +21,7 @@ LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
 # what trainers put around a state dict: ours first, which has both `model` (averaged) and `network` in last.pt
 WRAPPERS = ("model", "state_dict", "model_state_dict", "network", "net")
 # and before its keys: DistributedDataParallel, torch.compile, the attribute of a Lightning module
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+PREFIXES = ("module.", f"{COMPILED}.", "model.", "network.", "net.")
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def unwrap(network: torch.nn.Module) -> torch.nn.Module:
         inner = (
             getattr(network, "module", None)
             if isinstance(network, torch.nn.parallel.DistributedDataParallel)
-            else getattr(network, "_orig_mod", None)
+            else compiled(network)
         )
         if inner is None:
             return network

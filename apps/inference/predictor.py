@@ -23,6 +23,7 @@ from torch import Tensor
 from decathlete import __version__
 from decathlete.bundle import bundle_folder, config_file, dicom_modality
 from decathlete.checkpoints import FINAL, load_weights
+from decathlete.compat import puts_channels_first
 from decathlete.configs import load
 from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
@@ -408,7 +409,7 @@ class Predictor:
             "filename_or_obj": str(name),
         }
         image = MetaTensor(voxels, meta=meta)
-        return EnsureChannelFirst()(image) if self._loader._loader.ensure_channel_first else image  # type: ignore[return-value]
+        return EnsureChannelFirst()(image) if puts_channels_first(self._loader) else image  # type: ignore[return-value]
 
     def _logits(self, image: MetaTensor, disagreement: bool) -> tuple[Tensor, Tensor | None]:
         """(num_classes, *network grid) on the device, and bits of disagreement (1, *network grid) if there are any."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from decathlete.compat import FakeTensorMode
 from decathlete.inference.memory import PROCESS_GIB
 from decathlete.networks import UNet
 from decathlete.planning.fingerprints import Fingerprint
@@ -83,15 +83,15 @@ def step_gib(network: nn.Module, shape: Sequence[int], amp: bool, device: torch.
 def _kept_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) -> int:
     """Bytes of all tensors but the weights that the backward pass of ``forward`` keeps."""
     kept: dict[int, int] = {}
-    alive: list[Any] = []  # a storage that is freed would give its key to another
+    alive: list[Any] = []  # a storage that is freed would give its id to another
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
+        kept[id(storage)] = storage.nbytes()
         alive.append(storage)
         return x
 
-    own = {w.untyped_storage()._cdata for w in weights}
+    own = {id(w.untyped_storage()) for w in weights}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         forward()
     return sum(size for key, size in kept.items() if key not in own)

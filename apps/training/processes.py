@@ -18,6 +18,7 @@ from decathlete.training.faults import process_store, watch_processes
 
 logger = logging.getLogger(__name__)
 
+BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 THREADS_TURN_S = 0.5
 
 
@@ -82,7 +83,7 @@ def distributed(network: torch.nn.Module, device: torch.device | str) -> torch.n
     which prediction uses, at their mean over all processes.
     """
     device = torch.device(device)
-    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
     if device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     elif norms and in_group() and dist.get_rank() == 0:

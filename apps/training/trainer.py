@@ -19,6 +19,7 @@ from monai.engines.workflow import Workflow
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import CommonKeys
 
+from decathlete.compat import drop_iterator
 from decathlete.errors import ConfigError, TrainingError
 from decathlete.training.average import WeightAverage
 from decathlete.training.faults import FaultElsewhereError
@@ -146,7 +147,7 @@ class Trainer(SupervisedTrainer):
         set_rnd(getattr(self.data_loader, "dataset", None), own)
         set_rnd(self.batch_transform, own + 1)
         # a new iterator each epoch: one that lived on would carry its sampler's state over the border
-        self._dataloader_iter = None
+        drop_iterator(self)
 
     def _prepare_batch(self, batchdata: Any, device: Any, non_blocking: bool = False, **kwargs: Any) -> tuple:
         self._names = case_names(batchdata)
