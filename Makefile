@@ -20,7 +20,7 @@ $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13
 $(PYTHON) -m venv --clear $(1)
 endef
 
-.PHONY: help venv label demo test test-slow test-label test-all test-versions lint format wheel clean
+.PHONY: help venv label demo bundles test test-slow test-label test-all test-versions lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ $(LABEL_STAMP): constraints-label.txt setup.cfg setup.py pyproject.toml
 
 demo: $(STAMP) ## train, score and predict the hippocampus in a few minutes
 	@$(PY) -m decathlete.demo
+
+bundles: $(STAMP) ## render the configs of the bundles again, from the table of tasks and the templates
+	$(PY) -m decathlete.planning.packaged
 
 test: $(STAMP) ## set-up and the fast tests
 	$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -82,7 +82,12 @@ def test_second_call_does_nothing_until_a_dependency_changes(checkout):
 
 @pytest.mark.parametrize(
     ("target", "command"),
-    [("test", "-m pytest -m not slow"), ("test-slow", "-m pytest -m slow"), ("demo", "-m decathlete.demo")],
+    [
+        ("test", "-m pytest -m not slow"),
+        ("test-slow", "-m pytest -m slow"),
+        ("demo", "-m decathlete.demo"),
+        ("bundles", "-m decathlete.planning.packaged"),
+    ],
 )
 def test_target_sets_up_and_runs(checkout, target, command):
     assert make(checkout, target) == 0

@@ -38,6 +38,7 @@ class Task:
         modality: ``CT`` or ``MRI``.
         channels: name of each input channel; more than one is stored as a 4D file.
         labels: foreground label name to value, in the order of the values; 0 is background everywhere.
+        title: what is segmented in what, for a reader: the data set's own names of labels are often too short for it.
         spacing: target spacing, to which nnU-Net resamples.
         median_spacing: median over the training cases.
         median_shape: median shape of the training images as stored, after cropping to nonzero.
@@ -50,6 +51,8 @@ class Task:
         prefix: of a case's name, ``hippocampus``.
         window: CT window, or None for MRI.
         batch_dice: whether nnU-Net sums the Dice over the batch: small targets are often absent from a patch.
+        nonzero: whether nnU-Net z-scores over the voxels that are not 0, as where the skulls were erased.
+        regions: name to the label values that it is made of: parts that overlap, which the data's own challenge scores.
         source: who gave the images.
         licence: of the data.
         reference: publication to cite.
@@ -60,6 +63,7 @@ class Task:
     modality: str
     channels: tuple[str, ...]
     labels: Mapping[str, int] = field(hash=False)
+    title: str
     spacing: tuple[float, float, float]
     median_spacing: tuple[float, float, float]
     median_shape: tuple[int, int, int]
@@ -73,6 +77,8 @@ class Task:
     source: str
     window: Window | None = None
     batch_dice: bool = False
+    nonzero: bool = False
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     licence: str = "CC-BY-SA 4.0"
     reference: str = MSD_REFERENCE
 
@@ -109,6 +115,7 @@ TASKS: dict[str, Task] = {
             "MRI",
             ("FLAIR", "T1w", "T1gd", "T2w"),
             ("edema", "non-enhancing tumour", "enhancing tumour"),
+            title="brain tumours in MRI of four sequences",
             spacing=(1.0, 1.0, 1.0),
             median_spacing=(1.0, 1.0, 1.0),
             median_shape=(138, 169, 138),
@@ -119,6 +126,8 @@ TASKS: dict[str, Task] = {
             num_training=484,
             num_test=266,
             prefix="BRATS",
+            nonzero=True,
+            regions={"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)},  # BraTS', arXiv 1811.02629
             source="BraTS 2016 and 2017, www.med.upenn.edu/sbia/brats2017.html",
         ),
         _task(
@@ -127,6 +136,7 @@ TASKS: dict[str, Task] = {
             "MRI",
             ("MRI",),
             ("left atrium",),
+            title="left atrium in MRI",
             spacing=(1.25, 1.25, 1.37),
             median_spacing=(1.25, 1.25, 1.37),
             median_shape=(232, 320, 115),
@@ -145,6 +155,7 @@ TASKS: dict[str, Task] = {
             "CT",
             ("CT",),
             ("liver", "cancer"),
+            title="liver and liver tumours in CT",
             spacing=(0.768, 0.768, 1.0),
             median_spacing=(0.768, 0.768, 1.0),
             median_shape=(512, 512, 432),
@@ -165,6 +176,7 @@ TASKS: dict[str, Task] = {
             "MRI",
             ("MRI",),
             ("anterior", "posterior"),
+            title="hippocampus in MRI",
             spacing=(1.0, 1.0, 1.0),
             median_spacing=(1.0, 1.0, 1.0),
             median_shape=(35, 50, 36),
@@ -183,6 +195,7 @@ TASKS: dict[str, Task] = {
             "MRI",
             ("T2", "ADC"),
             ("PZ", "TZ"),
+            title="prostate zones in T2 and ADC",
             spacing=(0.625, 0.625, 3.6),
             median_spacing=(0.625, 0.625, 3.6),
             median_shape=(320, 320, 20),
@@ -201,6 +214,7 @@ TASKS: dict[str, Task] = {
             "CT",
             ("CT",),
             ("cancer",),
+            title="lung tumours in CT",
             spacing=(0.785, 0.785, 1.245),
             median_spacing=(0.785, 0.785, 1.245),
             median_shape=(512, 512, 252),
@@ -221,6 +235,7 @@ TASKS: dict[str, Task] = {
             "CT",
             ("CT",),
             ("pancreas", "cancer"),
+            title="pancreas and its tumours in CT",
             spacing=(0.803, 0.803, 2.5),
             median_spacing=(0.803, 0.803, 2.5),
             median_shape=(512, 512, 93),
@@ -241,6 +256,7 @@ TASKS: dict[str, Task] = {
             "CT",
             ("CT",),
             ("vessel", "tumour"),
+            title="hepatic vessels and liver tumours in CT",
             spacing=(0.799, 0.799, 1.5),
             median_spacing=(0.799, 0.799, 5.0),
             median_shape=(512, 512, 49),
@@ -261,6 +277,7 @@ TASKS: dict[str, Task] = {
             "CT",
             ("CT",),
             ("spleen",),
+            title="spleen in CT",
             spacing=(0.793, 0.793, 1.6),
             median_spacing=(0.793, 0.793, 5.0),
             median_shape=(512, 512, 90),
@@ -281,6 +298,7 @@ TASKS: dict[str, Task] = {
             "CT",
             ("CT",),
             ("colon cancer primaries",),
+            title="colon cancer in CT",
             spacing=(0.781, 0.781, 3.0),
             median_spacing=(0.781, 0.781, 5.0),
             median_shape=(512, 512, 95),

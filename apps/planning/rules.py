@@ -149,7 +149,7 @@ def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: fl
         channels=task.channels,
         classes={"background": 0, **task.labels},
         window=task.window,
-        nonzero=task.name == "brain_tumour",  # whose skulls were erased: nnU-Net's z-score in the nonzero mask
+        nonzero=task.nonzero,
         spacing=task.spacing,
         patch_size=task.patch_size,
         margin_size=_margin(task.patch_size),
@@ -159,7 +159,7 @@ def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: fl
         batch_dice=task.batch_dice,
         memory_gib=memory_gib,
         train_cases=task.num_training - math.ceil(task.num_training / NUM_FOLDS),
-        title=f"{', '.join(task.labels)} in {', '.join(task.channels)}",
+        title=task.title,
         data_source=f"Medical Segmentation Decathlon, {task.folder} ({task.source}), http://medicaldecathlon.com",
         licence=task.licence,
         references=(task.reference,),

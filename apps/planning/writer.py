@@ -18,6 +18,7 @@ import yaml
 
 import decathlete
 from decathlete.bundle import bundle_names, dicom_modality, packaged_root
+from decathlete.data.tasks import get_task
 from decathlete.errors import DataError, DecathleteError, UsageError, one_line
 from decathlete.files import atomic_folder, atomic_write, check_output_folder
 from decathlete.names import check_name, expression, is_code
@@ -282,9 +283,6 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
     }
 
 
-REGIONS = {"brain_tumour": {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}}  # BraTS'
-
-
 def _example(plan: Plan) -> str:
     """What the comment on regions gives as an example."""
     foreground = [value for value in plan.classes.values() if value]
@@ -292,7 +290,8 @@ def _example(plan: Plan) -> str:
         return ""
     if len(foreground) < 2:
         return "overlapping parts, a list of classes each: "
-    return f"such as {flow(REGIONS.get(plan.task, {'whole': foreground}))}: "
+    known = get_task(plan.task).regions if plan.task else {}
+    return f"such as {flow(known or {'whole': foreground})}: "
 
 
 _EXPLAINED = ("max_epochs", "batch_size", "patch_size", "margin_size", "roi_size", "spacing", "mirror_axes")
