@@ -85,9 +85,9 @@ def plan(
     if fingerprint.is_ct and channels == 1:
         found = fingerprint.intensities[0]
         window = Window(round(found.percentile_00_5, 1), round(found.percentile_99_5, 1), found.mean, found.std)
-    covers = "; covers all cases" if whole else ""
-    reasons["margin_size"] = "patches are turned and shifted inside of this" + covers
-    reasons["roi_size"] = "window of validation" + covers
+    covers = "; covers every case completely" if whole else ""
+    reasons["margin_size"] = "read for each patch, so that it can be rotated and shifted" + covers
+    reasons["roi_size"] = "sliding window of validation" + covers
     made = Plan(
         name=name,
         dataset=_name_of(layout),
@@ -136,8 +136,8 @@ def plan_of_task(task: Task, name: str = "", device: str = "cpu", memory_gib: fl
     reasons = {
         "spacing": f"mm; nnU-Net's for this task, the median of the scans is {_by(task.median_spacing)}",
         "patch_size": f"voxels, nnU-Net's; the median scan has {_by(round(n) for n in shape)}",
-        "margin_size": "patches are turned and shifted inside of this",
-        "roi_size": "window of validation",
+        "margin_size": "read for each patch, so that it can be rotated and shifted",
+        "roi_size": "sliding window of validation",
         "batch_size": "nnU-Net's",
         "network": _why_network(gpu),
     }
@@ -189,7 +189,7 @@ def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str], cases: Sequence
     """The plan with what follows from patch, batch and number of cases: epochs, optimizer and augmentation."""
     per_epoch = math.ceil(made.train_cases / made.batch_size)
     epochs = math.ceil((GPU_ITERATIONS if gpu else CPU_ITERATIONS) / per_epoch)
-    reasons["max_epochs"] = f"{epochs * per_epoch:,} iterations, {per_epoch} an epoch; or give --minutes"
+    reasons["max_epochs"] = f"{epochs * per_epoch:,} iterations, {per_epoch} per epoch; or pass --minutes"
     mirror_axes, reasons["mirror_axes"] = _mirror(made, gpu, cases)
     thick = _thick_axis(made.spacing)
     turn = 0.5 if gpu else 0.4  # nnU-Net's 30 degrees
@@ -256,8 +256,8 @@ def topology(patch: Sequence[int], spacing: Sequence[float], gpu: bool) -> Topol
 
 def _why_network(gpu: bool) -> str:
     if gpu:
-        return "nnU-Net's, cut in width so that the weights stay below 20 MB"
-    return "the finest level is thin: full resolution costs most, and the halved grid does the work"
+        return "nnU-Net's, with fewer channels so that the weights stay below 20 MB"
+    return "few channels at full resolution, which costs most; half resolution does most of the work"
 
 
 def _spacing(fingerprint: Fingerprint, gpu: bool, reasons: dict[str, str]) -> tuple[float, ...]:
@@ -406,10 +406,10 @@ def _mirror(made: Plan, gpu: bool, cases: Sequence[CaseFacts]) -> tuple[tuple[in
     if side := find_side(made.classes, cases, made.regions):
         return (), f"none: {side}"
     if gpu and made.task:
-        return (0, 1, 2), "all three, as nnU-Net: a long training bears it"
+        return (0, 1, 2), "all three, as in nnU-Net"
     doubt = one_sided(made.classes, cases)
     remedy = f"; {doubt}: set [] if the background holds its counterpart" if doubt else ""
-    return (0,), "left and right; no class has a side" + remedy
+    return (0,), "left and right; no class belongs to one side" + remedy
 
 
 def _notes(fingerprint: Fingerprint) -> tuple[str, ...]:

@@ -179,7 +179,7 @@ def test_parts_in_front_of_above_and_inside_of_each_other_are_mirrored(tmp_path)
         labels.append(label)
     made = planned(write(tmp_path, labels))
     assert made.mirror_axes == (0,)
-    assert made.reasons["mirror_axes"] == "left and right; no class has a side"
+    assert made.reasons["mirror_axes"] == "left and right; no class belongs to one side"
 
 
 def test_an_organ_on_one_side_is_mirrored_and_the_doubt_is_told(tmp_path):
