@@ -56,10 +56,15 @@ class Plan:
         recipe: ``muon`` (minutes on a CPU) or ``sgd`` (nnU-Net's, hours on a GPU).
         max_epochs, val_interval: in epochs, each of which takes every case once.
         average_decay: of the averaged weights.
-        mirror_axes, rotation, translation: of the augmentation.
+        mirror_axes, rotation, scale, translation: how far the augmentation moves a patch.
+        move_prob: how often each of these moves is applied.
+        augmentation: further arguments of `decathlete.transforms.BatchAugment`, by name.
         padding: beyond the scan: ``zeros`` or ``min``.
-        resampling: of the images: ``cubic`` with the thick axis apart, as nnU-Net; ``linear`` by MONAI's Spacingd.
+        resampling: of the images: ``cubic`` with the thick axis apart, as nnU-Net; ``linear`` or ``spline`` (cubic) by
+            MONAI's Spacingd.
         batch_dice: sum up the Dice over the batch, as nnU-Net where a patch is small beside a scan.
+        loss_as_monai: whether the loss rounds as MONAI's DiceCELoss (`decathlete.training.DiceCE`).
+        largest: classes of which prediction keeps the largest connected component; none as a rule.
         regions: name to the classes that it is made of, trained and scored in place of the classes; none as a rule.
         ignore: the label value of voxels that are neither trained on nor scored, in a tuple; none as a rule.
         cache: ``auto``, or ``disk`` where the cases would not fit beside the training.
@@ -99,10 +104,15 @@ class Plan:
     average_decay: float = 0.99
     mirror_axes: tuple[int, ...] = ()
     rotation: tuple[float, ...] = (0.4, 0.4, 0.4)
+    scale: float = 0.15
     translation: Triple = (6, 6, 6)
+    move_prob: float = 0.8
+    augmentation: Mapping[str, float] = field(default_factory=dict)
     padding: str = "zeros"
     resampling: str = "linear"
     batch_dice: bool = True
+    loss_as_monai: bool = False
+    largest: tuple[int, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore: tuple[int, ...] = ()
     cache: str = "auto"

@@ -42,6 +42,7 @@ WEIGHT_BYTES = 19.5e6  # what a bundle can carry: the coarsest levels are cut to
 CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
 GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000: to be raised where the curve still climbs
 VALIDATIONS = 15
+NNUNET_PROBS = {"noise_prob": 0.1, "blur_prob": 0.2, "contrast_prob": 0.15, "low_resolution_prob": 0.25}
 SMALLEST_PATCH = 32  # voxels an edge, where the scans have as many: less shows too little of its surroundings
 
 
@@ -193,6 +194,7 @@ def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str], cases: Sequence
     mirror_axes, reasons["mirror_axes"] = _mirror(made, gpu, cases)
     thick = _thick_axis(made.spacing)
     turn = 0.5 if gpu else 0.4  # nnU-Net's 30 degrees
+    reasons["augmentation"] = "these four probabilities are nnU-Net's"
     return replace(
         made,
         recipe="sgd" if gpu else "muon",
@@ -200,6 +202,9 @@ def _with_recipe(made: Plan, gpu: bool, reasons: dict[str, str], cases: Sequence
         val_interval=max(1, round(epochs / VALIDATIONS)),
         average_decay=0.999 if gpu else 0.99,
         mirror_axes=mirror_axes,
+        move_prob=0.4 if gpu else 0.8,
+        scale=0.25 if gpu else 0.15,
+        augmentation=dict(NNUNET_PROBS) if gpu else {},
         rotation=tuple(turn if thick in (None, axis) else 0.0 for axis in range(3)),
         translation=tuple(3 * (m - p) // 8 for m, p in zip(made.margin_size, made.patch_size, strict=True)),
         padding="min" if made.window else "zeros",

@@ -254,10 +254,11 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
             "standard deviation of the training foreground"
         )
         limits = [round((edge - window.mean) / window.std, 2) for edge in (window.low, window.high)]
+    rates = plan.reasons.get("lr", "tuned on the hippocampus")
     names = ("nibabel", "pytorch-ignite", "tensorboard")
     return {
         "plan": plan,
-        "why": {"network": "planned by hand", **dict.fromkeys(_EXPLAINED, "chosen by hand"), **plan.reasons},
+        "why": {**dict.fromkeys(_EXPLAINED, "chosen by hand"), **dict.fromkeys(_RATES, rates), **plan.reasons},
         "root": root,
         "task": f", {expression(plan.task)}" if plan.task else "",
         "val_fold": "'all'" if plan.train_cases == 1 else "0 if @fold == 'all' else @fold",
@@ -294,7 +295,21 @@ def _example(plan: Plan) -> str:
     return f"such as {flow(known or {'whole': foreground})}: "
 
 
-_EXPLAINED = ("max_epochs", "batch_size", "patch_size", "margin_size", "roi_size", "spacing", "mirror_axes")
+_RATES = ("lr", "matrix_lr")
+_EXPLAINED = (
+    "network",
+    "resampling",
+    "loss",
+    "largest",
+    "augmentation",
+    "max_epochs",
+    "batch_size",
+    "patch_size",
+    "margin_size",
+    "roi_size",
+    "spacing",
+    "mirror_axes",
+)
 
 
 def _root(folder: Path, name: str) -> str:

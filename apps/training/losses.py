@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from monai.networks import one_hot
 from torch import Tensor, nn
 
@@ -37,6 +37,8 @@ class DiceCE(nn.Module):
         batch: sum up the Dice over the batch, as for small targets that are often absent from a patch; else each
             sample has its own.
         smooth: added to numerator and denominator of the Dice.
+        as_monai: without regions and ignored voxels, let MONAI's DiceCELoss compute the same number: its sums are taken
+            in another order, so its rounding differs, and with it the weights that a seed gives.
 
     Raises:
         ConfigError: labels, regions or an ignored value that cannot be, when the loss is made.
@@ -52,6 +54,7 @@ class DiceCE(nn.Module):
         ignore: Sequence[int] = (),
         batch: bool = True,
         smooth: float = 1e-5,
+        as_monai: bool = False,
     ) -> None:
         super().__init__()
         if sorted(labels.values()) != list(range(len(labels))):
@@ -66,6 +69,11 @@ class DiceCE(nn.Module):
             if not parts or len(set(parts)) == self.classes or len(set(parts)) < len(parts):
                 raise ConfigError(f"loss, regions, {name}", "is made of some of the classes, each once", str(parts))
         self.batch, self.smooth = batch, smooth
+        self.monai = None
+        if as_monai and not self.regions and not self.ignores:
+            self.monai = DiceCELoss(
+                softmax=True, include_background=False, batch=batch, smooth_nr=smooth, smooth_dr=smooth
+            )
 
     def forward(self, scores: Tensor, shares: Tensor) -> Tensor:
         """Loss of ``scores`` (B, classes, *spatial) and ``shares`` (B, classes, *spatial), one channel more to ignore.
@@ -79,6 +87,8 @@ class DiceCE(nn.Module):
                               f"{scores.shape[1]} and {shares.shape[1]}",
                               "Compare labels and ignore with the network's out_channels and the augmentation's "
                               "num_classes")  # fmt: skip
+        if self.monai is not None:
+            return self.monai(scores, shares)
         judged = 1 - shares[:, -1:] if self.ignores else torch.ones_like(shares[:, :1])
         shares = shares[:, : self.classes]
         log = scores.log_softmax(1)

@@ -44,6 +44,18 @@ def test_a_confusion_within_a_region_costs_the_region_nothing():
     assert DiceCE(LABELS)(wrong, truth) > 1
 
 
+def test_the_loss_as_monai_rounds_as_monais():
+    scores, shares = (values.repeat(1, 1, 4, 4, 4) for values in pair())
+    wanted = DiceCELoss(softmax=True, include_background=False, batch=True)(scores, shares)
+    assert torch.equal(DiceCE(LABELS, as_monai=True)(scores, shares), wanted)
+
+
+@pytest.mark.parametrize("given", [{"regions": REGIONS}, {"ignore": [4]}])
+def test_the_loss_as_monai_still_knows_regions_and_ignored_voxels(given):
+    scores, shares = pair("ignore" in given)
+    assert torch.equal(DiceCE(LABELS, **given, as_monai=True)(scores, shares), DiceCE(LABELS, **given)(scores, shares))
+
+
 @pytest.mark.parametrize("regions", [None, REGIONS])
 def test_ignored_voxels_count_nothing(regions):
     scores, _ = pair()

@@ -106,10 +106,11 @@ LABELS = {"background": 0, "blob": 1}
     [
         DiceCE(LABELS),
         DiceCE(LABELS, batch=False),
+        DiceCE(LABELS, as_monai=True),
         DiceCELoss(softmax=True, include_background=False, batch=True),
         DiceFocalLoss(softmax=True, batch=True),
     ],
-    ids=["DiceCE", "DiceCE of samples", "MONAI's DiceCE", "MONAI's DiceFocal"],
+    ids=["DiceCE", "DiceCE of samples", "DiceCE as MONAI's", "MONAI's DiceCE", "MONAI's DiceFocal"],
 )
 def test_two_processes_with_half_the_batch_learn_as_one_with_the_whole(in_two_processes, loss):
     whole = _losses(None, loss)
