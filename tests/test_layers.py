@@ -25,6 +25,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {
         "io": ("dicom", "transforms.read", "transforms.dicom", "transforms.dicom_series", "transforms.contours"),
         "networks": ("networks", "training.precision"),
+        "compat": ("compat",),
     },
     {
         "transforms": ("transforms",),
