@@ -55,10 +55,15 @@ def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def imported(file: Path) -> set[str]:
     """Modules that a file imports anywhere, inside functions too; ``from a import b`` counts as ``a.b``."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -117,7 +122,7 @@ def public_names(package: str) -> dict[str, str]:
     file = modules()[package]
     if file.name != "__init__.py":
         return {}
-    return {name: module for module, name, _ in imports_in(ast.parse(file.read_text(encoding="utf-8"))) if name}
+    return {name: module for module, name, _ in imports_in(parsed(file)) if name}
 
 
 def home(module: str, name: str) -> str:
@@ -133,7 +138,7 @@ def all_imports() -> frozenset[Import]:
     """Every import between our modules; what an ``__init__`` hands on of its own package is none."""
     found = set()
     for importer, file in modules().items():
-        for module, name, where in imports_in(ast.parse(file.read_text(encoding="utf-8"))):
+        for module, name, where in imports_in(parsed(file)):
             imported = home(module, name)
             handed_on = file.name == "__init__.py" and is_under(imported, importer)
             if imported in modules() and imported != importer and not handed_on:
@@ -224,7 +229,7 @@ def test_nothing_imports_the_folders_by_their_own_names(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_packages_import_by_whole_names(folder):
     for file in python_files(folder):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = parsed(file)
         assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level], file
 
 

@@ -33,9 +33,18 @@ def scans(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def kept() -> list[str]:
+    """What the first test fitted: the scans and the weights of the others are the same."""
+    return []
+
+
 @pytest.fixture
-def fitted(bundle, scans):
-    fit_training_scans(bundle, scans)
+def fitted(bundle, scans, kept):
+    file = bundle / "models" / FILE
+    if not kept:
+        kept.append(fit_training_scans(bundle, scans).read_text())
+    file.write_text(kept[0])
     return bundle
 
 
