@@ -7,9 +7,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-SLICES = {  # what the bundles of slices need, to be small
+SLICES = {  # what the bundles that are not made of 3D patches need, to be small
     "heart": {"crop_min_size": [96, 96, 0], "margin_size": [96, 96, -1], "roi_size": [64, 64]},
     "lung": {"slice_size": [64, 64], "roi_size": [64, 64]},
+    "nfbs": {"head_size": [64, 64, 80], "roi_size": [64, 64, 80]},
 }
 
 
