@@ -21,6 +21,7 @@ from decathlete.inference import predict
 from decathlete.inference.folders import PredictReport, _gather
 from decathlete.inference.inputs import input_files
 from decathlete.inference.sharing import Share, claim, listed_inputs
+from decathlete.quiet import quiet
 
 FORK = multiprocessing.get_context("fork")
 SPAWN = multiprocessing.get_context("spawn")  # a forked process may wait for ever for threads that its parent had
@@ -141,6 +142,7 @@ def _predict(rank: int, port: int, bundle: Path, inputs: Path, output: Path, que
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")  # as torchrun does
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     sys.stderr = open(output.parent / f"stderr_{rank}", "w")  # noqa: SIM115
+    quiet()  # as the command line is
     report = predict(bundle, inputs, output)
     sys.stderr.flush()
     queue.put((rank, [p.name for p in report.done], {p.name: text for p, text in report.failed.items()}))
