@@ -128,3 +128,9 @@ def scan_file(tmp_path, scan):
     path.parent.mkdir()
     nib.save(image, path)
     return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder for predictions, not there yet."""
+    return tmp_path / "out"

@@ -62,11 +62,6 @@ def head(heads, tmp_path) -> Path:
     return Path(shutil.copy(source, target))
 
 
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "out"
-
-
 def run(*words) -> int:
     return main(["predict", *map(str, words)])
 

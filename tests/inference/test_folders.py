@@ -21,11 +21,6 @@ def run(*words):
     return main(["predict", *map(str, words)])
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def test_label_map_has_the_geometry_of_its_input(bundle, scan_file, out):
     assert run(bundle, scan_file, "--output", out) == 0
     label, image = nib.load(out / "case_001.nii.gz"), nib.load(scan_file)

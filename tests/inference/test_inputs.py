@@ -21,11 +21,6 @@ def run(*words):
 
 
 @pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def annex(tmp_path, scan_file):
     """Three scans by links to a store, as git-annex lays them: two of one content, one not fetched."""
     store, scans = tmp_path / "store", tmp_path / "scans"

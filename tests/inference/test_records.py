@@ -26,11 +26,6 @@ def run(*words):
 
 
 @pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def others(tmp_path, threshold_weights):
     """Weights of another threshold."""
     torch.save(threshold_weights(first=0.9), tmp_path / "others.pt")

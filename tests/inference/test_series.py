@@ -20,11 +20,6 @@ def series(tmp_path, scan, write_slices):
     return write_slices(tmp_path / "study" / "ct", array.round(), affine)
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def predict(bundle, *words, output):
     return main(["predict", str(bundle), *map(str, words), "--output", str(output)])
 
