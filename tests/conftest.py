@@ -14,6 +14,8 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# read when torch is loaded: where other programs need the cores too, threads that wait by spinning take them all
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -183,7 +183,7 @@ class Worker:
 
     def wait(self) -> None:
         """Until it is done."""
-        assert self.pipe.poll(60), "somebody waits for ever"
+        assert self.pipe.poll(300), "somebody waits for ever"
         assert self.pipe.recv() == "done"
 
     def kill(self) -> None:

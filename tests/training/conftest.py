@@ -20,7 +20,7 @@ def in_two_processes(tmp_path) -> Callable:
     return lambda function, *args: _run(function, tmp_path, *args)
 
 
-def _run(function: Callable, folder: Path, *args: Any, timeout_s: float = 120) -> list:
+def _run(function: Callable, folder: Path, *args: Any, timeout_s: float = 600) -> list:
     context = multiprocessing.get_context("fork")
     queue, read = context.Queue(), context.Event()
     processes = [
