@@ -58,7 +58,7 @@ def serve(
                          "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD")  # fmt: skip
     check_port(host, port)
     python = label_python()
-    folder = Path(folder) if folder is not None else default_folder()
+    folder = Path(folder if folder is not None else default_folder()).resolve()
     names = copy_bundles(sources, folder)
     if not is_local(host):
         print(f"decathlete: warning: whoever reaches port {port} of this machine can read, change and delete studies "
@@ -67,12 +67,12 @@ def serve(
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"decathlete: MONAI Label at http://{shown}:{port} (3D Slicer: this address; log: {folder / 'logs'}). "
           "Not for clinical use.", file=sys.stderr, flush=True)  # fmt: skip
-    command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder.resolve())]
+    command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder)]
     command += ["--studies", str(studies) if address else str(Path(studies).resolve())]
     command += ["--host", host, "--port", str(port), "--conf", "models", ",".join(names)]
     command += ["--uvicorn_app", "decathlete.label.server:app"]
     os.chdir(folder)  # MONAI Label takes a file of this name for an image before it asks the studies
-    os.execve(python, command, server_environment(python, folder.resolve(), host, modality_of(folder, names)))
+    os.execve(python, command, server_environment(python, folder, host, modality_of(folder, names)))
 
 
 def default_folder() -> Path:

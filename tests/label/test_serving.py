@@ -174,3 +174,16 @@ def test_listening_for_other_machines_is_warned_of(tmp_path, monkeypatch, capsys
     assert words_[words_.index("--host") + 1] == (host or "127.0.0.1")
     assert environ["DECATHLETE_LABEL_LOCAL"] == ("0" if host else "1")
     assert environ["TMPDIR"] == str(tmp_path / "label" / "tmp")
+
+
+def test_relative_folder_is_that_of_the_working_directory(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *a: started.append(a))
+    monkeypatch.setattr(serving, "label_python", lambda: Path("/env/bin/python"))
+    monkeypatch.setattr(serving, "check_port", lambda host, port: None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "hippocampus", "--studies", ".", "--folder", "server"]) in (None, 0)
+    [(_, words, environ)] = started
+    assert words[words.index("--app") + 1] == str(tmp_path / "server")
+    assert words[words.index("--studies") + 1] == str(tmp_path)
+    assert environ["TMPDIR"] == str(tmp_path / "server" / "tmp")
