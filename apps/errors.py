@@ -19,12 +19,12 @@ from os import PathLike
 
 
 class DecathleteError(Exception):
-    """A failure told in four parts: where, the rule, what was found, what to do.
+    """A failure in four parts, one line: ``WHERE: what is wrong (what was found). What to do.``
 
     Args:
         where: file, config id or case that the message is about.
-        rule: what has to hold.
-        found: what was there instead, with its value.
+        rule: what is wrong, or what is expected.
+        found: what was there instead, with its value; it stands in parentheses.
         remedy: what the reader can do now.
     """
 
@@ -32,8 +32,8 @@ class DecathleteError(Exception):
 
     def __init__(self, where: str | PathLike[str], rule: str, found: str = "", remedy: str = "") -> None:
         self.where, self.rule, self.found, self.remedy = str(where), rule, found, remedy
-        sentences = [rule, f"found {found}" if found else "", remedy]
-        super().__init__(one_line(f"{self.where}: " + ". ".join(s.rstrip(".") for s in sentences if s) + "."))
+        wrong = rule.rstrip(".") + (f" ({found.rstrip('.')})" if found else "")
+        super().__init__(one_line(f"{self.where}: " + ". ".join(s for s in (wrong, remedy.rstrip(".")) if s) + "."))
 
     def __reduce__(self) -> tuple:
         # errors cross process borders (data workers); the default would call __init__ with the joined message

@@ -14,12 +14,13 @@ def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: its ``__name__``.
-        home: public name to the module of the package that holds it.
+        home: public name to the module that holds it: one of this package, or a whole name, ``decathlete.x.y``.
     """
 
     def get(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return getattr(import_module(f"{package}.{home[name]}"), name)
+        module = home[name] if "." in home[name] else f"{package}.{home[name]}"
+        return getattr(import_module(module), name)
 
     return get

@@ -18,12 +18,12 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from decathlete.bundle import bundle_folder, config_files
 from decathlete.configs import check_overrides, read_configs
 from decathlete.data.folders import data_folder
+from decathlete.distributed.torchrun import in_torchrun
 from decathlete.errors import DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
 from decathlete.names import SPECIAL, inert
 from decathlete.quiet import quiet
 from decathlete.tracking import check_tracking
-from decathlete.training.torchrun import in_torchrun
 
 # arguments of MONAI's own `run`, not ids of a config
 RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")
@@ -158,7 +158,7 @@ def run(
                 ours = _out_of_memory(error, workflow)
                 ours.__cause__ = error
             if in_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
-                from decathlete.training.faults import fail_together
+                from decathlete.distributed.faults import fail_together
 
                 fail_together(ours or error)
             if ours is None:

@@ -99,7 +99,7 @@ def test_failed_work_is_one_line_with_status_1(capsys, monkeypatch):
 
     monkeypatch.setattr("decathlete.data.fetch", fetch)
     assert status("data", "heart") == 1
-    assert capsys.readouterr().err == "decathlete: la_007: must be finite. found NaN. Fix the file.\n"
+    assert capsys.readouterr().err == "decathlete: la_007: must be finite (NaN). Fix the file.\n"
 
 
 def test_debug_shows_the_traceback():
@@ -195,7 +195,7 @@ def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
         ("run training --config hippocampus --lr [1,", "--lr: a value that starts with a bracket or a quote must be"),
         ("run training --config hippocampus --max_epochs some", "max_epochs (command line): must be a number, such as"),
         ("run training --config hippocampus --patch_size big", "patch_size (command line): must be numbers, such as ["),
-        ("run training --config hippocampus --amp maybe", "amp (command line): must be true or false. found 'maybe'"),
+        ("run training --config hippocampus --amp maybe", "amp (command line): must be true or false ('maybe'"),
         ("run training --config hippocampus --device gpu", "--device: must be a device such as cpu"),
         ("cross-validate hippocampus --folds a", "folds: must be numbers such as 0-4"),
         ("new x --data {} --modality X-ray", "--modality: must be CT or MRI, not 'X-ray'"),
@@ -209,7 +209,7 @@ def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
         ("predict hippocampus {} --output o --overlap 2", "overlap"),
         (
             "predict hippocampus {} --overlap --output o",
-            "overlap (override): must be a number, such as 0.5. found true",
+            "overlap (override): must be a number, such as 0.5 (true",
         ),
         ("predict hippocampus {} --output o --amp {}", "Write --amp=true"),
         ("predict hippocampus {} --output o --device gpu", "must be a device such as cpu"),

@@ -25,8 +25,8 @@ from monai.transforms import Transform
 
 from decathlete.data.cache import KEPT_DAYS, load_entry, prune, save_entry
 from decathlete.data.slice_store import SliceDataset
+from decathlete.distributed.sharing import add_to_json, claim
 from decathlete.files import atomic_folder, atomic_write, lock
-from decathlete.inference.sharing import add_to_json, claim
 
 FORK = multiprocessing.get_context("fork")
 UMASK = 0o027

@@ -14,7 +14,7 @@ LEAVES = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
 
 def test_message_has_place_rule_finding_and_remedy_in_one_line():
     error = DataError("la_007", "must be finite", "3 NaN", "Fix the file.")
-    assert str(error) == "la_007: must be finite. found 3 NaN. Fix the file."
+    assert str(error) == "la_007: must be finite (3 NaN). Fix the file."
 
 
 def test_message_leaves_out_empty_parts():

@@ -29,9 +29,11 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     },
     {
         "transforms": ("transforms",),
-        "distributed": ("training.faults", "training.processes", "training.torchrun", "inference.sharing"),
+        "distributed": ("distributed",),
     },
     {"bundle": ("bundle", "checkpoints", "configs", "tracking", "evaluation.labels", "inference.outputs")},
+    {"tasks": ("data.tasks", "data.nfbs")},
+    {"phantoms": ("phantoms",)},
     {"data": ("data",), "metrics": ("evaluation.metrics",)},
     {
         "evaluation": ("evaluation",),

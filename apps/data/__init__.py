@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from decathlete.data.download import download_task, fetch
     from decathlete.data.folders import dataset_folder
     from decathlete.data.folds import split
-    from decathlete.data.heart_phantoms import make_sunnybrook_phantoms
-    from decathlete.data.phantoms import make_phantoms
     from decathlete.data.sampling import ForegroundSampler
     from decathlete.data.slice_store import SliceDataset
     from decathlete.data.sunnybrook import index_sunnybrook, sunnybrook_datalist
     from decathlete.data.tasks import TASKS, Task, get_task
     from decathlete.data.verification import Fault, verify
+    from decathlete.phantoms.cases import make_phantoms
+    from decathlete.phantoms.hearts import make_sunnybrook_phantoms
 
 __all__ = [
     "TASKS",
@@ -57,8 +57,8 @@ __getattr__ = lazy_names(
         "fetch": "download",
         "get_task": "tasks",
         "index_sunnybrook": "sunnybrook",
-        "make_phantoms": "phantoms",
-        "make_sunnybrook_phantoms": "heart_phantoms",
+        "make_phantoms": "decathlete.phantoms.cases",
+        "make_sunnybrook_phantoms": "decathlete.phantoms.hearts",
         "split": "folds",
         "sunnybrook_datalist": "sunnybrook",
         "verify": "verification",

@@ -84,10 +84,10 @@ def fetch(
 
 def _draw(facts: Task | None, phantom: int, output: str | Path, seed: int) -> Path:
     if facts is None:
-        from decathlete.data.heads import make_heads
+        from decathlete.phantoms.heads import make_heads
 
         return make_heads(phantom, output, seed)
-    from decathlete.data.phantoms import make_phantoms
+    from decathlete.phantoms.cases import make_phantoms
 
     return make_phantoms(facts, phantom, output, seed)
 

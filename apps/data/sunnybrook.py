@@ -536,7 +536,7 @@ def fetch_sunnybrook(output: str | Path = "data", phantom: int | None = None, se
         DataError: it is not there, or its files have faults; each is logged by its file before.
     """
     if phantom is not None:
-        from decathlete.data.heart_phantoms import make_sunnybrook_phantoms
+        from decathlete.phantoms.hearts import make_sunnybrook_phantoms
 
         return make_sunnybrook_phantoms(phantom, output, seed)
     folder = Path(output) / NAME

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from decathlete.bundle import bundle_folder
+from decathlete.distributed.faults import told_once
+from decathlete.distributed.sharing import Share, add_to_json, is_finished
 from decathlete.errors import DataError, DecathleteError, UsageError, listed
 from decathlete.evaluation.statistics import label_statistics
 from decathlete.files import NIFTI_SUFFIXES, check_output_folder, strip_nifti_suffix
@@ -22,10 +24,8 @@ from decathlete.inference.inputs import Inputs, find_inputs
 from decathlete.inference.limits import check_fits, check_memory
 from decathlete.inference.outputs import Outputs, check_bias_correction
 from decathlete.inference.records import FILE, Records
-from decathlete.inference.sharing import Share, add_to_json, is_finished
 from decathlete.inference.writing import DiskError, naming_a_full_disk, write_on_grid
 from decathlete.progress import ProgressBar
-from decathlete.training.faults import told_once
 
 if TYPE_CHECKING:
     from decathlete.inference.predictor import Prediction, Predictor

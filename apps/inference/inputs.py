@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from decathlete.data.nfbs import head_files
+from decathlete.distributed.sharing import listed_inputs
 from decathlete.errors import DataError, DecathleteError, UsageError
 from decathlete.files import check_content, is_nifti_name, nifti_files
 from decathlete.inference.outputs import Outputs
-from decathlete.inference.sharing import listed_inputs
 
 
 @dataclass

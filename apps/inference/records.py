@@ -16,9 +16,9 @@ from typing import Any
 
 import nibabel as nib
 
+from decathlete.distributed.sharing import add_to_json, read_json
 from decathlete.errors import DataError
 from decathlete.files import check_content, file_sha256, files_sha256
-from decathlete.inference.sharing import add_to_json, read_json
 
 FILE = "predictions.json"
 FORMAT = 1

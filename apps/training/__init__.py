@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from decathlete.distributed.processes import ValidationSampler, distributed, join_processes, leave_processes
     from decathlete.training.average import WeightAverage
     from decathlete.training.checkpoint import Checkpoint
     from decathlete.training.contour_loss import ContourLoss
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from decathlete.training.losses import DiceCE
     from decathlete.training.muon import Muon
     from decathlete.training.precision import amp_dtype, autocast
-    from decathlete.training.processes import ValidationSampler, distributed, join_processes, leave_processes
     from decathlete.training.promotion import promote
     from decathlete.training.schedule import PolySchedule
     from decathlete.training.trainer import Trainer, seed_everything
@@ -56,13 +56,13 @@ __getattr__ = lazy_names(
         "TensorBoard": "handlers",
         "Trainer": "trainer",
         "ValidationHandler": "handlers",
-        "ValidationSampler": "processes",
+        "ValidationSampler": "decathlete.distributed.processes",
         "WeightAverage": "average",
         "amp_dtype": "precision",
         "autocast": "precision",
-        "distributed": "processes",
-        "join_processes": "processes",
-        "leave_processes": "processes",
+        "distributed": "decathlete.distributed.processes",
+        "join_processes": "decathlete.distributed.processes",
+        "leave_processes": "decathlete.distributed.processes",
         "promote": "promotion",
         "seed_everything": "trainer",
     },

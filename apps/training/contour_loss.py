@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from decathlete.training.processes import sums_over_processes
+from decathlete.distributed.processes import sums_over_processes
 
 
 class ContourLoss(nn.Module):

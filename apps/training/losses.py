@@ -12,8 +12,8 @@ from monai.losses import DiceCELoss, DiceLoss
 from monai.networks import one_hot
 from torch import Tensor, nn
 
+from decathlete.distributed.processes import sums_over_processes
 from decathlete.errors import ConfigError, nearest
-from decathlete.training.processes import sums_over_processes
 
 logger = logging.getLogger(__name__)
 

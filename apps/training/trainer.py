@@ -20,12 +20,12 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import CommonKeys
 
 from decathlete.compat import drop_iterator
+from decathlete.distributed.faults import FaultElsewhereError
+from decathlete.distributed.processes import average_statistics, in_group
 from decathlete.errors import ConfigError, TrainingError
 from decathlete.training.average import WeightAverage
-from decathlete.training.faults import FaultElsewhereError
 from decathlete.training.losses import over_processes
 from decathlete.training.precision import amp_dtype, autocast
-from decathlete.training.processes import average_statistics, in_group
 from decathlete.training.schedule import PolySchedule
 
 

@@ -160,12 +160,12 @@ def test_tls_that_breaks_off_is_taken_up_where_it_stopped(task, safe_server, cer
 def test_tls_that_breaks_off_each_time_is_told_as_the_network(task, safe_server, certificate, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     safe_server.cuts, safe_server.end = [1000] + [0] * 10, "noise"
-    with pytest.raises(DataError, match=r"the server is reached\. found .*SSL.*Check the network"):
+    with pytest.raises(DataError, match=r"the server is reached.*\(.*SSL.*Check the network"):
         download_task(task, tmp_path, progress=False)
 
 
 def test_certificate_that_nobody_trusts_is_told_at_once(task, safe_server, tmp_path):
-    with pytest.raises(DataError, match=r"certificate can be verified\. found .*self.signed.*clock.*SSL_CERT_FILE"):
+    with pytest.raises(DataError, match=r"certificate can be verified.*\(.*self.signed.*clock.*SSL_CERT_FILE"):
         download_task(task, tmp_path, progress=False)
     assert safe_server.requests == []
 
@@ -196,7 +196,7 @@ def test_part_of_another_place_than_told_is_not_taken(task, server, tmp_path):
 
 def test_interrupted_call_is_resumed_by_the_next(task, server, tmp_path):
     server.cuts = [3000] + [0] * 10
-    with pytest.raises(DataError, match=r"the server is reached\. found the connection was cut"):
+    with pytest.raises(DataError, match=r"the server is reached.*\(the connection was cut"):
         download_task(task, tmp_path, progress=False)
     part = tmp_path / "Task04_Hippocampus.tar.part"
     assert part.read_bytes() == server.content[:3000]
@@ -219,7 +219,7 @@ def test_server_without_ranges_starts_over(task, server, tmp_path):
 
 def test_wrong_md5_is_told_and_the_file_removed(task, server, tmp_path):
     wrong = dataclasses.replace(task, md5="0" * 32)
-    with pytest.raises(DataError, match=f"MD5 is {'0' * 32}. found {task.md5}"):
+    with pytest.raises(DataError, match=f"MD5 is {'0' * 32}.*\\({task.md5}"):
         download_task(wrong, tmp_path / "data", progress=False)
     assert list((tmp_path / "data").iterdir()) == []
 

@@ -99,7 +99,7 @@ def test_missing_mask_and_missing_data_are_named(heads, tmp_path):
         with pytest.raises(DataError, match="Run 'decathlete data nfbs'"):
             datalist(folder, 0, "training", "nfbs")
         folder.mkdir(parents=True)
-        with pytest.raises(DataError, match=r"found 0 cases.*Run 'decathlete data nfbs'"):
+        with pytest.raises(DataError, match=r"\(0 cases.*Run 'decathlete data nfbs'"):
             datalist(folder, 0, "training", "nfbs")
 
 
@@ -224,7 +224,7 @@ def test_cut_download_goes_on_where_it_stopped(server, tmp_path):
 
 def test_archive_of_another_size_is_told_and_removed(server, tmp_path, monkeypatch):
     monkeypatch.setattr(nfbs, "SIZE", 1_751_464_473)
-    with pytest.raises(DataError, match=rf"the archive has 1,751,464,473 bytes\. found {len(server.content):,}"):
+    with pytest.raises(DataError, match=rf"the archive has 1,751,464,473 bytes.*\({len(server.content):,}"):
         download_nfbs(tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +244,7 @@ def test_member_whose_gzip_checksum_is_wrong_is_named_and_nothing_is_left(heads,
     content[-8] ^= 1  # of the checksum
     archive = _archive(tmp_path / "a.tar.gz", {f"NFBS_Dataset/{name}": bytes(content)})
     (tmp_path / "new").mkdir()
-    with pytest.raises(DataError, match=rf"the images in it are whole\. found 'NFBS_Dataset/{name}': CRC"):
+    with pytest.raises(DataError, match=rf"the images in it are whole.*\('NFBS_Dataset/{name}': CRC"):
         unpack(archive, tmp_path / "new" / "NFBS_Dataset", progress=False, check_gzip=True)
     assert list((tmp_path / "new").iterdir()) == []
 

@@ -301,5 +301,5 @@ def test_a_frame_that_was_not_fetched_is_a_fault_and_an_input(phantoms):
     path = frame(phantoms, 1, 2)
     path.unlink()
     path.symlink_to("../store/KEY.dcm")
-    assert f"{path}: the content of a file must be there. found a link to ../store/KEY.dcm" in found(phantoms)
+    assert f"{path}: the content of a file must be there (a link to ../store/KEY.dcm" in found(phantoms)
     assert path in frame_files(path.parent)

@@ -42,12 +42,12 @@ def test_each_fault_is_named_by_its_file_and_the_check_goes_on(folder):
     _change(folder / "imagesTr/case_6.nii.gz", np.ones((5, 6, 7, 2), np.float32))
     found = {f"{fault.path.parent.name}/{fault.path.name[:6]}": str(fault) for fault in verify(folder, progress=False)}
     rules = {
-        "labelsTr/case_0": "label values are among {0, 1}. found 4 (210 voxels)",
+        "labelsTr/case_0": "label values are among {0, 1} (4 (210 voxels)",
         "labelsTr/case_1": "label and image affines agree",
         "labelsTr/case_2": "label 5x6x8 on image 5x6x7",
         "labelsTr/case_3": "the file must exist",
         "imagesTr/case_4": "a name in .gz means gzip data",
-        "imagesTr/case_5": "voxels are finite. found 210 that are not, the first at (0, 0, 0)",
+        "imagesTr/case_5": "voxels are finite (210 that are not, the first at (0, 0, 0)",
         "imagesTr/case_6": "one volume is wanted",
     }
     assert set(found) == set(rules)
@@ -110,5 +110,5 @@ def test_files_whose_content_was_not_fetched_are_faults(folder):
     (folder / "labelsTr/case_2.nii.gz").write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
     said = [str(fault) for fault in verify(folder, progress=False)]
     assert len(said) == 2
-    assert f"{folder / 'imagesTr/case_1.nii.gz'}: the content of a file must be there. found a link to" in said[0]
-    assert f"{folder / 'labelsTr/case_2.nii.gz'}: the content of a file must be there. found a git-annex" in said[1]
+    assert f"{folder / 'imagesTr/case_1.nii.gz'}: the content of a file must be there (a link to" in said[0]
+    assert f"{folder / 'labelsTr/case_2.nii.gz'}: the content of a file must be there (a git-annex" in said[1]

@@ -15,11 +15,11 @@ from torch import nn
 
 from decathlete.bundle import packaged_root
 from decathlete.cli import main
-from decathlete.data.heads import make_heads
 from decathlete.errors import ConfigError
 from decathlete.evaluation import evaluate
 from decathlete.inference import Predictor, predict
 from decathlete.inference.outputs import Outputs
+from decathlete.phantoms.heads import make_heads
 
 CONV = """network_def:
   _target_: torch.nn.Conv3d
@@ -217,9 +217,9 @@ def test_what_is_no_head_scan_is_refused_with_its_file_and_the_rest_predicted(bu
     error = capsys.readouterr().err
     assert "1 predicted, 0 present, 5 failed" in error
     for name, words in {
-        "empty": "a head scan has a head in it. found 0 in every voxel",
-        "slice": "three axes of at least 8 voxels. found 64 x 64 x 1",
-        "series": "one volume is wanted. found 2",
+        "empty": "a head scan has a head in it (0 in every voxel",
+        "slice": "three axes of at least 8 voxels (64 x 64 x 1",
+        "series": "one volume is wanted (2",
         "nan": "voxels are finite",
         "spacing": "spacing is",
     }.items():

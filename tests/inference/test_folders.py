@@ -174,7 +174,7 @@ def test_a_failed_overwrite_keeps_the_earlier_result(bundle, scan_file, out):
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["threshold", "missing.nii.gz"], 1, "missing.nii.gz: an input must be a file or a folder. found no such file"),
+        (["threshold", "missing.nii.gz"], 1, "missing.nii.gz: an input must be a file or a folder (no such file"),
         (["threshold", "empty"], 1, "empty: a folder of inputs must hold NIfTI files"),
         (["hipocampus", "scan"], 2, "must be a bundle's folder or the name of a packaged bundle"),
         (["threshold", "scan", "--device", "abacus"], 2, "abacus: must be a device"),
@@ -204,7 +204,7 @@ def test_two_inputs_for_one_output_are_refused_before_anything_is_predicted(bund
     assert run(bundle, scan_file, other, "--output", out) == 1
     said = capsys.readouterr().err
     for one, two in ((scan_file, other), (other, scan_file)):
-        assert f"{one}: each input needs an output of its own. found {out / 'case_001.nii.gz'}, of {two} too" in said
+        assert f"{one}: each input needs an output of its own ({out / 'case_001.nii.gz'}, of {two} too" in said
     assert not out.exists()
 
 
@@ -235,7 +235,7 @@ def test_long_names_are_predicted_and_too_long_ones_refused_at_once(bundle, scan
 def test_work_beyond_the_memory_limit_is_refused_from_the_header(bundle, scan_file, out, capsys):
     assert run(bundle, scan_file, "--output", out, "--memory", "0.5") == 1
     error = capsys.readouterr().err
-    assert "must fit into 0.5 GiB (--memory). found an estimate of" in error
+    assert "must fit into 0.5 GiB (--memory) (an estimate of" in error
     assert "20x28x24 voxels" in error
     assert run(bundle, scan_file, "--output", out, "--memory", "4") == 0
 

@@ -30,7 +30,7 @@ CASES = {
     "made/pixel_spacing_missing.dcm": "PixelSpacing is stated",
     "made/orientation_not_orthogonal.dcm": "right angles",
     "made/multiframe_without_positions.dcm": "one slice",
-    "real/test-SR.dcm": "found Modality SR",
+    "real/test-SR.dcm": "(Modality SR",
 }
 
 

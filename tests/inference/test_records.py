@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from decathlete.cli import main
+from decathlete.distributed.sharing import add_to_json
 from decathlete.inference import predict
 from decathlete.inference.records import config_sha256, read_mark
-from decathlete.inference.sharing import add_to_json
 
 FORK = multiprocessing.get_context("fork")
 
@@ -54,8 +54,8 @@ def test_a_map_of_other_weights_is_refused_with_both_named(bundle, scan_file, ou
 @pytest.mark.parametrize(
     ("words", "difference"),
     [
-        (["--tta"], "found it was made without --tta, this run is with."),
-        (["--patch_size", "[16, 16, 16]"], "found --patch_size was not given, now [16, 16, 16]."),
+        (["--tta"], "(it was made without --tta, this run is with)."),
+        (["--patch_size", "[16, 16, 16]"], "(--patch_size was not given, now [16, 16, 16])."),
         (["--deterministic_transforms::4::_disabled_"], "_disabled_ was not given, now true."),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_map_of_which_nothing_is_known_is_not_taken_for_ours(bundle, scan_file
     theirs.header["descrip"] = note
     nib.save(theirs, target)
     [message] = predict(bundle, scan_file, out).failed.values()
-    assert "found no record of how it was made (by an earlier version, or another tool)" in message
+    assert "(no record of how it was made (by an earlier version, or another tool))" in message
     assert voxels(target).sum() == 0
     assert predict(bundle, scan_file, out, overwrite=True).done == [target]
 

@@ -62,7 +62,7 @@ def test_switches_come_as_booleans_or_text():
 def test_a_choice_is_a_known_word_or_the_first_of_a_list():
     assert choice({"d": ["cpu", "cuda"]}, "d", {"cpu"}, "x") == "cpu"
     assert choice({"d": []}, "d", {"cpu"}, "x") == choice({}, "d", {"cpu"}, "x") == "x"
-    with pytest.raises(UsageError, match=r"d: is one of cpu\. found 'tpu'"):
+    with pytest.raises(UsageError, match=r"d: is one of cpu.*\('tpu'"):
         choice({"d": "tpu"}, "d", {"cpu"}, "x")
 
 
@@ -74,7 +74,7 @@ def test_remarks_are_a_json_object(text):
 
 def test_remarks_leave_the_servers_own_alone():
     assert check_info('{"by": "me"}', "params", ("strategy",)) == {"by": "me"}
-    with pytest.raises(UsageError, match="found strategy"):
+    with pytest.raises(UsageError, match="\\(strategy"):
         check_info('{"strategy": 1}', "params", ("strategy",))
 
 

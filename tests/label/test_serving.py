@@ -69,7 +69,7 @@ def test_uploads_of_an_earlier_server_go(bundle, tmp_path):
 
 def test_two_bundles_of_one_name_are_refused(bundle, tmp_path):
     other = shutil.copytree(bundle, tmp_path / "other" / "mine")
-    with pytest.raises(UsageError, match=r"bundle 'mine': has a name of its own to be served\. found 2 of them"):
+    with pytest.raises(UsageError, match=r"bundle 'mine': has a name of its own to be served.*\(2 of them"):
         copy_bundles([bundle, other], tmp_path / "label")
 
 
@@ -143,7 +143,7 @@ def test_missing_studies_and_passwords_in_addresses_are_told(tmp_path, capsys):
 def test_studies_that_cannot_be_written_to_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert main(["serve", "hippocampus", "--studies", str(tmp_path)]) == 1
-    assert "labels lie beside the images. found it cannot. Copy the images" in capsys.readouterr().err
+    assert "labels lie beside the images (it cannot). Copy the images" in capsys.readouterr().err
 
 
 def test_unknown_bundle_is_told_with_the_nearest(tmp_path, capsys):

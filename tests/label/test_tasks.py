@@ -12,8 +12,8 @@ import pytest
 
 from decathlete.bundle import bundle_folder
 from decathlete.data import make_phantoms
-from decathlete.data.heads import make_heads
 from decathlete.data.nfbs import list_heads
+from decathlete.phantoms.heads import make_heads
 
 pytestmark = pytest.mark.label
 

@@ -189,7 +189,7 @@ def test_links_whose_content_was_not_fetched_are_faults_and_no_fewer_cases(tmp_p
     layout = find_layout(folder)
     assert [case["case_id"] for case in layout.cases] == [case["case_id"] for case in before.cases]
     if write is write_decathlon:  # of patterns the reader tells it
-        assert ["found a link to ../.git/annex" in str(fault) for fault in layout.faults] == [True, True]
+        assert ["(a link to ../.git/annex" in str(fault) for fault in layout.faults] == [True, True]
 
 
 def test_images_without_the_number_of_a_channel_are_named(tmp_path):

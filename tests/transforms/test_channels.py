@@ -26,7 +26,7 @@ def test_a_modality_filled_with_zeros_is_named():
 
 
 def test_too_few_channels_are_counted():
-    with pytest.raises(DataError, match="found 3"):
+    with pytest.raises(DataError, match="\\(3"):
         CheckChannelsd("image", NAMES)({"image": torch.rand(3, 2, 2, 2)})
 
 

@@ -182,7 +182,7 @@ def compressed(control: pydicom.Dataset, syntax: str, stream: bytes, path: Path)
 def test_rle_that_unpacks_to_more_than_its_pixels_takes_no_memory(control, said_within, tmp_path):
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 2**22  # 128 zeros each: 512 MiB
     said = said_within(150, read_dicom_frame, compressed(control, RLELossless, runs, tmp_path / "a.dcm"))
-    assert "32 x 32 pixels unpack to at most 67,584 bytes. found more" in said
+    assert "32 x 32 pixels unpack to at most 67,584 bytes (more" in said
 
 
 @pytest.mark.parametrize(("kind", "syntax"), [("JPEG2000", JPEG2000Lossless), ("JPEG", JPEGBaseline8Bit)])
@@ -195,7 +195,7 @@ def test_compressed_pixels_of_another_size_than_the_header_are_refused(control, 
         if name == "same":
             assert read_dicom_frame(path).array.shape == (32, 32)
             continue
-        with pytest.raises(DataError, match=r"32 x 32 pixels and 1 sample, as its header\. found 16 x 64 and 1"):
+        with pytest.raises(DataError, match=r"32 x 32 pixels and 1 sample, as its header.*\(16 x 64 and 1"):
             read_dicom_frame(path)
 
 
@@ -206,7 +206,7 @@ def test_a_small_file_that_claims_a_giant_codestream_is_refused_before_it_is_dec
     for place in (8, 12, 24, 28):  # width, height, and those of the tiles
         stream[place : place + 4] = (30_000).to_bytes(4, "big")
     path = compressed(control, JPEG2000Lossless, bytes(stream), tmp_path / "a.dcm")
-    assert "found 30000 x 30000 and 1" in said_within(150, read_dicom_frame, path)
+    assert "(30000 x 30000 and 1" in said_within(150, read_dicom_frame, path)
 
 
 def test_sequences_nested_thousands_deep_are_refused_in_one_line(said_within, tmp_path):

@@ -168,7 +168,7 @@ def test_zeros_without_end_before_the_voxels_are_refused_before_unpacking(image)
     plain = bytearray(gzip.decompress(image.read_bytes()))
     plain[108:112] = np.float32(100e6).tobytes()
     image.write_bytes(gzip.compress(bytes(plain[:352]) + bytes(100_000_000 - 352) + bytes(plain[352:]), 1))
-    with pytest.raises(DataError, match=r"vox_offset is at most 67,108,864 bytes\. found 100,000,000"):
+    with pytest.raises(DataError, match=r"vox_offset is at most 67,108,864 bytes.*\(100,000,000"):
         read_nifti(image)
 
 
@@ -199,7 +199,7 @@ def test_wrong_label_values_are_counted(tmp_path):
     values = np.zeros((3, 4, 5), np.uint8)
     values[0, 0, :3] = 7
     path = _write(tmp_path / "label.nii.gz", values)
-    with pytest.raises(DataError, match=r"among \{0, 1\}. found 7 \(3 voxels\)"):
+    with pytest.raises(DataError, match=r"among \{0, 1\}.*\(7 \(3 voxels\)"):
         read_nifti(path, kind="label", allowed_labels=(0, 1))
     assert read_nifti(path, kind="label").array[0, 0, 0] == 7
 

@@ -180,13 +180,13 @@ def test_two_dimensional_image_is_one_frame(tmp_path):
 @pytest.mark.parametrize(
     ("output", "wrong", "text"),
     [
-        ("a.avi", {}, r"\.gif, \.mp4, \.png\. found '\.avi'"),
+        ("a.avi", {}, r"\.gif, \.mp4, \.png.*\('\.avi'"),
         ("a", {}, r"\.gif, \.mp4, \.png"),
-        ("a.gif", {"axis": 3}, "found '?3"),
+        ("a.gif", {"axis": 3}, "('?3"),
         ("a.gif", {"axis": "axail"}, "Did you mean 'axial'"),
-        ("a.gif", {"slices": (0, 3)}, "axial slices run from 1 to 6. found 0:3"),
-        ("a.gif", {"slices": (5, 7)}, "found 5:7"),
-        ("a.gif", {"window": (240, -160)}, "found 240,-160"),
+        ("a.gif", {"slices": (0, 3)}, "axial slices run from 1 to 6 (0:3"),
+        ("a.gif", {"slices": (5, 7)}, "(5:7"),
+        ("a.gif", {"window": (240, -160)}, "(240,-160"),
         ("a.gif", {"fps": 0}, "above 0"),
         ("a.gif", {"size": 0}, "size"),
     ],

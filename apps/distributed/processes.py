@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from decathlete.distributed.faults import process_store, watch_processes
 from decathlete.errors import ConfigError, DeviceError
-from decathlete.training.faults import process_store, watch_processes
 
 logger = logging.getLogger(__name__)
 

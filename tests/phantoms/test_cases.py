@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from decathlete.data.anatomy import SCENES
-from decathlete.data.phantoms import make_phantoms
 from decathlete.data.tasks import TASKS, get_task
 from decathlete.errors import DataError, UsageError
+from decathlete.phantoms.anatomy import SCENES
+from decathlete.phantoms.cases import make_phantoms
 
 SMALL = (64, 52, 32)
 EVERY_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -217,7 +217,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("decathlete.data.phantoms.save_phantom", interrupt)
+    monkeypatch.setattr("decathlete.phantoms.cases.save_phantom", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_phantoms("hippocampus", 1, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from decathlete.data.anatomy import Canvas, Field, Mask
 from decathlete.data.nfbs import BRAIN, FOLDER, IMAGE, LABELS, MASK
-from decathlete.data.phantoms import check_request, save_phantom, write_phantoms
+from decathlete.phantoms.anatomy import Canvas, Field, Mask
+from decathlete.phantoms.cases import check_request, save_phantom, write_phantoms
 from decathlete.progress import ProgressBar
 
 _VERSION = 1  # raise it when the same seed would draw something else
@@ -96,7 +96,7 @@ def _write(part: Path, made_from: dict) -> None:
     dataset = {
         "name": FOLDER,
         "description": "PHANTOMS: heads drawn by a program in the manner of NFBS; no patient's data",
-        "reference": "decathlete.data.heads",
+        "reference": "decathlete.phantoms.heads",
         "licence": "no rights claimed",
         "modality": {"0": "T1w"},
         "labels": {"0": "background"} | {str(value): name for name, value in LABELS.items()},

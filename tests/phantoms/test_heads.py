@@ -10,8 +10,8 @@ import pytest
 from scipy import ndimage
 
 from decathlete.data import datalist, fetch, verify
-from decathlete.data.heads import draw_head, make_heads
 from decathlete.errors import DataError, UsageError
+from decathlete.phantoms.heads import draw_head, make_heads
 
 SHAPE = (48, 64, 64)  # voxels of 4 mm
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from decathlete.data import fetch
+from decathlete.distributed.faults import FaultElsewhereError, fail_together, is_lost_process
 from decathlete.errors import DataError, TrainingError
-from decathlete.training import faults
-from decathlete.training.faults import FaultElsewhereError, fail_together, is_lost_process
+from decathlete.distributed import faults
 
 SMALL = {
     "batch_size": 1,
@@ -81,7 +81,7 @@ def test_a_lost_process_is_told_where_nobody_says_why(tmp_path):
     lost = [RuntimeError("[gloo/pair.cc:5] Connection closed by peer")] * 2
     text = "".join(_messages(tmp_path, lost)[0])
     assert text.count("decathlete:") == 1
-    assert "all processes must go on. found another one that does not answer" in text
+    assert "all processes must go on (another one that does not answer" in text
 
 
 def test_torchrun_that_ended_is_told_and_not_the_process_that_saw_it_first_and_went(tmp_path):
@@ -89,7 +89,7 @@ def test_torchrun_that_ended_is_told_and_not_the_process_that_saw_it_first_and_w
     gone = TrainingError("torchrun", "must stay", "it has ended")
     (first, second), statuses = _messages(tmp_path, [lost, gone], parent=1 << 30)  # no process has this number
     assert first.startswith("decathlete: process 0 of 2")
-    assert "torchrun: must stay, it watches over its processes. found it has ended" in first
+    assert "torchrun: must stay, it watches over its processes (it has ended" in first
     assert second == ""
     assert statuses == [1, 1]
 
@@ -149,7 +149,7 @@ def test_nan_in_one_process_is_told_with_its_cases(data, tmp_path):
     (message,) = run.messages()
     assert "decathlete: process 1 of 2 on" in message
     assert "cases hippocampus_00" in message
-    assert "the loss must be a finite number. found nan" in message
+    assert "the loss must be a finite number (nan" in message
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_a_killed_process_ends_the_other_one_and_is_named(data, tmp_path):
     pids = run.ranks()
     os.kill(pids[1], signal.SIGKILL)
     (message,) = run.messages(60)
-    assert message.startswith("decathlete: hippocampus, process 1 of 2: must run to the end. found SIGKILL")
+    assert message.startswith("decathlete: hippocampus, process 1 of 2: must run to the end (SIGKILL")
     assert _wait_for_end(list(pids.values()))
 
 

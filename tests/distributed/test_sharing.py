@@ -16,11 +16,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from decathlete.distributed.sharing import Share, claim, listed_inputs
 from decathlete.errors import DataError
 from decathlete.inference import predict
 from decathlete.inference.folders import PredictReport, _gather
 from decathlete.inference.inputs import input_files
-from decathlete.inference.sharing import Share, claim, listed_inputs
 from decathlete.quiet import quiet
 
 FORK = multiprocessing.get_context("fork")

@@ -15,10 +15,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from decathlete.distributed.torchrun import in_torchrun
 from decathlete.errors import DataError
 from decathlete.files import atomic_write, lock
 from decathlete.names import read_text
-from decathlete.training.torchrun import in_torchrun
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
 
@@ -61,7 +61,7 @@ class Share:
         self.elsewhere: list[Path] = []
         self._store: Any = None
         if asked and self.size > 1:
-            from decathlete.training.faults import process_store
+            from decathlete.distributed.faults import process_store
 
             self._store = process_store()  # all meet now: the first one may have to serve it
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from decathlete.distributed.torchrun import in_torchrun
 from decathlete.errors import TrainingError
 from decathlete.failures import find_error, in_one_line
-from decathlete.training.torchrun import in_torchrun
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,10 +11,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from decathlete.data.anatomy import draw_case
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, UsageError
 from decathlete.files import atomic_folder
+from decathlete.phantoms.anatomy import draw_case
 from decathlete.progress import ProgressBar
 
 MAX_CASES = 900  # three digits in a case's name; those from 901 on are test cases
@@ -191,7 +191,7 @@ def _dataset(task: Task, training: Sequence[int], test: Sequence[int]) -> dict:
     return {
         "name": task.folder[7:],
         "description": f"PHANTOMS: drawn by a program in the manner of MSD {task.folder}; no patient's data",
-        "reference": "decathlete.data.phantoms",
+        "reference": "decathlete.phantoms.cases",
         "licence": "no rights claimed",
         "release": "1.0",
         "tensorImageSize": "4D" if len(task.channels) > 1 else "3D",

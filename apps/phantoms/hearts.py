@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decathlete.data.phantoms import write_phantoms
 from decathlete.errors import DataError, UsageError
+from decathlete.phantoms.cases import write_phantoms
 from decathlete.progress import ProgressBar
 from decathlete.transforms.contours import CONTOUR_ORIGIN, write_contour
 
