@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from decathlete.data import fetch
+from decathlete.distributed import faults
 from decathlete.distributed.faults import FaultElsewhereError, fail_together, is_lost_process
 from decathlete.errors import DataError, TrainingError
-from decathlete.distributed import faults
 
 SMALL = {
     "batch_size": 1,
