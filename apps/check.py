@@ -141,7 +141,7 @@ def _check_sunnybrook(report: CheckReport, folder: Path) -> None:
 
 def _check_config(report: CheckReport, folder: Path, name: str) -> Any:
     """Parser of a config of which every reference and every class is there; None where it cannot be read."""
-    from decathlete.configs import load
+    from decathlete.bundle.configs import load
 
     try:
         file = config_file(folder, name)
@@ -359,7 +359,7 @@ def _files(case: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_weights(report: CheckReport, parser: Any, folder: Path) -> None:
-    from decathlete.checkpoints import load_weights
+    from decathlete.bundle.checkpoints import load_weights
 
     file = folder / "models" / "model.pt"
     if not file.is_file():

@@ -173,7 +173,7 @@ def _predict(a: argparse.Namespace) -> int:
             a.parser.refuse(word)
     if a.overrides:
         from decathlete.bundle import bundle_folder
-        from decathlete.configs import load
+        from decathlete.bundle.configs import load
 
         config = load(bundle_folder(a.bundle), "inference")
         for name in a.overrides:

@@ -56,8 +56,8 @@ def run_demo(output: Path, minutes: float) -> Path:
     run = output / f"{DATA_FOLDER if 'phantom' not in source else 'phantoms'}_{minutes:g}_minutes"
     weights = train(run, dataset_dir, minutes)
 
+    from decathlete.bundle.labels import bundle_labels
     from decathlete.data import datalist
-    from decathlete.evaluation.labels import bundle_labels
     from decathlete.evaluation.report import write_report
     from decathlete.evaluation.scoring import score_pairs
     from decathlete.inference import predict
@@ -133,7 +133,7 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
 
 def training_facts(run: Path) -> tuple[int, float]:
     """Iterations of the training, and the minutes that they took, which need not be those asked for."""
-    from decathlete.checkpoints import LAST, read_checkpoint
+    from decathlete.bundle.checkpoints import LAST, read_checkpoint
 
     content = read_checkpoint(run / LAST)
     return content["iteration"], content["schedule"]["trained_s"] / 60

@@ -88,9 +88,9 @@ def translate(
         return None
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
+    from decathlete.bundle.tracking import check_tracking
     from decathlete.distributed.torchrun import in_torchrun
     from decathlete.errors import UsageError
-    from decathlete.tracking import check_tracking
 
     if len(bundles) > 1 or not bundles[0]:
         raise UsageError("--config", "takes one bundle", " ".join(bundles) or "none", "Give a folder or a name")

@@ -16,14 +16,14 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from decathlete.bundle import bundle_folder, config_files
-from decathlete.configs import check_overrides, read_configs
+from decathlete.bundle.configs import check_overrides, read_configs
+from decathlete.bundle.tracking import check_tracking
 from decathlete.data.folders import data_folder
 from decathlete.distributed.torchrun import in_torchrun
 from decathlete.errors import DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
 from decathlete.names import SPECIAL, inert
 from decathlete.quiet import quiet
-from decathlete.tracking import check_tracking
 
 # arguments of MONAI's own `run`, not ids of a config
 RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")

@@ -38,7 +38,7 @@ from ignite.engine import Events
 from torch.utils.flop_counter import FlopCounterMode
 
 from decathlete.bundle import bundle_names
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.data import fetch
 from decathlete.files import atomic_write
 from decathlete.machine import peak_memory_gib
@@ -62,7 +62,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 site.addsitedir(given["packages"])  # behind nnU-Net's own
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 network = load(given["bundle"], "train", given["overrides"]).get_parsed_content("network_def")
 device = torch.device(given["device"])
 if device.type == "cuda":

@@ -21,7 +21,7 @@ from typing import Any
 from hippocampus import machine  # the benchmark beside this one
 
 from decathlete import Predictor
-from decathlete.checkpoints import FINAL
+from decathlete.bundle.checkpoints import FINAL
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import cross_validate, pooled_soft_dice
 from decathlete.files import atomic_write

@@ -30,9 +30,9 @@ import torch
 import yaml
 
 from decathlete.bundle import bundle_folder
+from decathlete.bundle.labels import bundle_labels
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import compare
-from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.report import write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import atomic_write

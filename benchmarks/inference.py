@@ -204,7 +204,7 @@ def batches(options: argparse.Namespace) -> list[dict[str, Any]]:
 def large(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak memory of one prediction."""
     from decathlete.bundle import bundle_folder
-    from decathlete.configs import load
+    from decathlete.bundle.configs import load
 
     bundle = bundle_folder(options.bundle)
     name = "x".join(map(str, options.shape))

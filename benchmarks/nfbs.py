@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from hippocampus import machine  # the benchmark beside this one
 
-from decathlete.checkpoints import FINAL, load_weights
-from decathlete.configs import load
+from decathlete.bundle.checkpoints import FINAL, load_weights
+from decathlete.bundle.configs import load
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import cross_validate
 from decathlete.evaluation.scoring import score_files

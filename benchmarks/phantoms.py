@@ -24,7 +24,7 @@ from typing import Any
 from hippocampus import machine  # the benchmark beside this one
 
 from decathlete.bundle import bundle_folder, bundle_names
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.data import fetch
 from decathlete.data.tasks import get_task
 from decathlete.files import atomic_write

@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from decathlete.bundle import bundle_folder
-from decathlete.checkpoints import read_checkpoint
+from decathlete.bundle.checkpoints import read_checkpoint
 from decathlete.data import fetch
 from decathlete.files import atomic_write
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from hippocampus import machine  # the benchmark beside this one
 
-from decathlete.checkpoints import FINAL
+from decathlete.bundle.checkpoints import FINAL
 from decathlete.data import data_hash, dataset_folder, index_sunnybrook, sunnybrook_datalist
 from decathlete.data.sunnybrook import patient_folder
 from decathlete.errors import DataError

@@ -31,7 +31,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
         "transforms": ("transforms",),
         "distributed": ("distributed",),
     },
-    {"bundle": ("bundle", "checkpoints", "configs", "tracking", "evaluation.labels", "inference.outputs")},
+    {"bundle": ("bundle",)},
     {"tasks": ("data.tasks", "data.nfbs")},
     {"phantoms": ("phantoms",)},
     {"data": ("data",), "metrics": ("evaluation.metrics",)},

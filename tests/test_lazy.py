@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-PACKAGES = ["", ".data", ".evaluation", ".inference", ".training", ".view"]
+PACKAGES = ["", ".bundle", ".data", ".evaluation", ".inference", ".training", ".view"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from decathlete.bundle import bundle_folder
+from decathlete.bundle.configs import load
 from decathlete.cli import main
-from decathlete.configs import load
 from decathlete.inference import Predictor
 from decathlete.label.serving import copy_bundles
 from decathlete.names import inert

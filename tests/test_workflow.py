@@ -12,7 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from decathlete.configs import _is_argument, check_overrides, load
+from decathlete.bundle.configs import _is_argument, check_overrides, load
 from decathlete.data.folders import data_folder
 from decathlete.errors import ConfigError, DataError, DeviceError, UsageError
 from decathlete.workflow import BundleWorkflow, _out_of_memory, run

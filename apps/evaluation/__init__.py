@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from decathlete.bundle.labels import bundle_labels
     from decathlete.evaluation.comparison import compare
     from decathlete.evaluation.contour_metrics import ContourMetricsWriter, average_perpendicular_distance
     from decathlete.evaluation.cross_validation import cross_validate
     from decathlete.evaluation.folders import evaluate
     from decathlete.evaluation.handler import MetricsWriter
     from decathlete.evaluation.heartbeat import HeartFunction, heart_function
-    from decathlete.evaluation.labels import bundle_labels
     from decathlete.evaluation.metrics import dice, hd95, iou, nsd, pooled_soft_dice, volume_ml
     from decathlete.evaluation.statistics import label_statistics
 
@@ -43,7 +43,7 @@ __getattr__ = lazy_names(
         "HeartFunction": "heartbeat",
         "MetricsWriter": "handler",
         "average_perpendicular_distance": "contour_metrics",
-        "bundle_labels": "labels",
+        "bundle_labels": "decathlete.bundle.labels",
         "compare": "comparison",
         "cross_validate": "cross_validation",
         "dice": "metrics",

@@ -12,8 +12,8 @@ import torch
 from monai.transforms import KeepLargestConnectedComponent
 from numpy.typing import NDArray
 
+from decathlete.bundle.labels import Scored
 from decathlete.evaluation.comparison import paired, paired_cells
-from decathlete.evaluation.labels import Scored
 from decathlete.evaluation.metrics import dice
 from decathlete.evaluation.report import aligned, judged_masks
 from decathlete.progress import ProgressBar

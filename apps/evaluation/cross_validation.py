@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decathlete.bundle import bundle_folder, config_file
-from decathlete.checkpoints import FINAL, LAST
+from decathlete.bundle.checkpoints import FINAL, LAST
+from decathlete.bundle.labels import bundle_labels, bundle_scored
 from decathlete.data.folds import NUM_FOLDS
 from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
-from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import atomic_write, check_output_folder, file_sha256, files_sha256, strip_nifti_suffix
@@ -252,7 +252,7 @@ class _Fold:
 
     def pairs(self, without: Container[str] = ()) -> dict[str, tuple[Path, Path]]:
         """Case to its label map and its reference, but for some cases."""
-        from decathlete.inference.outputs import Outputs
+        from decathlete.bundle.outputs import Outputs
 
         outputs = Outputs.of(self.bundle)
         return {
@@ -312,7 +312,7 @@ class _Fold:
 
     def _prediction_overrides(self) -> dict[str, Any]:
         """Overrides that mean something in ``inference.yaml`` too, such as the network's."""
-        from decathlete.configs import check_overrides, load
+        from decathlete.bundle.configs import check_overrides, load
 
         config, shared = load(self.bundle, "inference"), {}
         for name, value in self.overrides.items():
@@ -333,7 +333,7 @@ def _cases(
     bundle: Path, fold: int, overrides: Mapping[str, Any], dataset_dir: str | Path | None
 ) -> tuple[Path | None, list[Case], list[Case]]:
     """Data folder, training and validation cases, from the very ids that the training uses."""
-    from decathlete.configs import load
+    from decathlete.bundle.configs import load
     from decathlete.data.folders import data_folder
 
     file = config_file(bundle, "train")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decathlete.bundle import bundle_folder
+from decathlete.bundle.labels import bundle_labels, bundle_scored
+from decathlete.bundle.outputs import Outputs
 from decathlete.data.nfbs import list_heads
 from decathlete.errors import DataError, listed
-from decathlete.evaluation.labels import bundle_labels, bundle_scored
 from decathlete.evaluation.report import Summary, write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import (
@@ -20,7 +21,6 @@ from decathlete.files import (
     nifti_files,
     strip_nifti_suffix,
 )
-from decathlete.inference.outputs import Outputs
 from decathlete.names import same_name
 from decathlete.report.parts import check_page_file
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
+from decathlete.bundle.labels import Scored, foreground
 from decathlete.errors import DataError, DecathleteError, WorkError
-from decathlete.evaluation.labels import Scored, foreground
 from decathlete.evaluation.report import Row, Summary, score_case, write_report
 from decathlete.evaluation.scoring import check_grid
 from decathlete.files import files_sha256, strip_nifti_suffix

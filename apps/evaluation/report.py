@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete import __version__
+from decathlete.bundle.labels import Scored
 from decathlete.errors import DataError
-from decathlete.evaluation.labels import Scored
 from decathlete.evaluation.metrics import Mask, score
 from decathlete.files import atomic_write
 from decathlete.names import read_text

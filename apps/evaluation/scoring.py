@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.bundle.labels import Scored
 from decathlete.errors import DecathleteError, GeometryError
-from decathlete.evaluation.labels import Scored
 from decathlete.evaluation.report import Row, score_case
 from decathlete.progress import ProgressBar
 

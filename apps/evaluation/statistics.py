@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decathlete.bundle.labels import foreground
 from decathlete.errors import GeometryError
-from decathlete.evaluation.labels import foreground
 
 
 def label_statistics(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from decathlete.bundle import bundle_folder
+from decathlete.bundle.outputs import Outputs, check_bias_correction
 from decathlete.distributed.faults import told_once
 from decathlete.distributed.sharing import Share, add_to_json, is_finished
 from decathlete.errors import DataError, DecathleteError, UsageError, listed
@@ -22,7 +23,6 @@ from decathlete.files import NIFTI_SUFFIXES, check_output_folder, strip_nifti_su
 from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.inputs import Inputs, find_inputs
 from decathlete.inference.limits import check_fits, check_memory
-from decathlete.inference.outputs import Outputs, check_bias_correction
 from decathlete.inference.records import FILE, Records
 from decathlete.inference.writing import DiskError, naming_a_full_disk, write_on_grid
 from decathlete.progress import ProgressBar
@@ -80,7 +80,7 @@ def predict(
     Shape, sform, qform, their codes and units are the input's. ``output/volumes.json`` gets the volume in ml of each
     label and case. Each file is written whole or not at all; an input that fails is named at the end on stderr and does
     not stop the rest. A bundle whose ``inference.yaml`` has ``outputs`` names its files otherwise, may write the scan
-    cut out by the label map too, and may have the volumes printed (`decathlete.inference.outputs.Outputs`).
+    cut out by the label map too, and may have the volumes printed (`decathlete.bundle.outputs.Outputs`).
 
     ``output/predictions.json`` says of each case what it was made of (`decathlete.inference.records`). A label map that
     is there already is kept if it was made of the same scan, by content, with the same weights and options; any other

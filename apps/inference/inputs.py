@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from decathlete.bundle.outputs import Outputs
 from decathlete.data.nfbs import head_files
 from decathlete.distributed.sharing import listed_inputs
 from decathlete.errors import DataError, DecathleteError, UsageError
 from decathlete.files import check_content, is_nifti_name, nifti_files
-from decathlete.inference.outputs import Outputs
 
 
 @dataclass

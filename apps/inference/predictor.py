@@ -22,9 +22,10 @@ from torch import Tensor
 
 from decathlete import __version__
 from decathlete.bundle import bundle_folder, config_file, dicom_modality
-from decathlete.checkpoints import FINAL, load_weights
+from decathlete.bundle.checkpoints import FINAL, load_weights
+from decathlete.bundle.configs import load
+from decathlete.bundle.outputs import Outputs
 from decathlete.compat import puts_channels_first
-from decathlete.configs import load
 from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
 from decathlete.failures import find_error, is_out_of_memory
@@ -32,7 +33,6 @@ from decathlete.files import file_sha256
 from decathlete.inference.inferers import SliceWise, SlidingWindow, entropy_bits
 from decathlete.inference.likeness import TrainingScans, scan_figures
 from decathlete.inference.memory import estimate_gib, window_bytes
-from decathlete.inference.outputs import Outputs
 from decathlete.inference.records import changes_voxels, config_sha256
 from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
 from decathlete.transforms.frames import read_frame
@@ -143,7 +143,7 @@ class Predictor:
     @cached_property
     def labels(self) -> dict[str, int]:
         """Class name to label value, background left out, in the order of the values."""
-        from decathlete.evaluation.labels import bundle_labels
+        from decathlete.bundle.labels import bundle_labels
 
         return {name: value for value, name in bundle_labels(self.folder).items()}
 

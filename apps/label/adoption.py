@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from decathlete.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
-from decathlete.configs import load
+from decathlete.bundle.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
+from decathlete.bundle.configs import load
+from decathlete.bundle.labels import bundle_labels
 from decathlete.errors import DecathleteError
-from decathlete.evaluation.labels import bundle_labels
 from decathlete.evaluation.metrics import dice
 from decathlete.inference.predictor import Predictor
 from decathlete.transforms.read import check_pair, read_nifti

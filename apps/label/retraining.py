@@ -14,10 +14,10 @@ import torch
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
-from decathlete.checkpoints import BEST, FINAL
-from decathlete.configs import load
+from decathlete.bundle.checkpoints import BEST, FINAL
+from decathlete.bundle.configs import load
+from decathlete.bundle.labels import bundle_labels
 from decathlete.errors import DataError
-from decathlete.evaluation.labels import bundle_labels
 from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of

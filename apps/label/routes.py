@@ -32,8 +32,8 @@ from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 
-from decathlete.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
-from decathlete.configs import load
+from decathlete.bundle.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
+from decathlete.bundle.configs import load
 from decathlete.errors import DataError, UsageError
 from decathlete.files import NIFTI_SUFFIXES, strip_nifti_suffix
 from decathlete.label.guard import NotFoundError, check_info, check_name, check_tag, number, switch

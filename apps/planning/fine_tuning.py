@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from decathlete.bundle import bundle_folder, is_bundle
-from decathlete.checkpoints import read_checkpoint, state_dict_of, unwrap
+from decathlete.bundle.checkpoints import read_checkpoint, state_dict_of, unwrap
 from decathlete.errors import CheckpointError, listed
 from decathlete.planning.plans import Topology, Triple
 
@@ -41,7 +41,7 @@ def network_of(file: Path) -> Topology | None:
     folder = file.parent.parent
     if file.parent.name != "models" or not is_bundle(folder):
         return None
-    from decathlete.configs import load
+    from decathlete.bundle.configs import load
 
     config: dict[str, Any] = load(folder, "inference").get("network_def")
     wanted = config.get("_target_") == "decathlete.networks.UNet" and config.get("spatial_dims") == 3

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Events
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from decathlete.checkpoints import unwrap
+from decathlete.bundle.checkpoints import unwrap
 
 
 class WeightAverage:

@@ -13,7 +13,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 
-from decathlete.checkpoints import (
+from decathlete.bundle.checkpoints import (
     BEST,
     FINAL,
     LAST,

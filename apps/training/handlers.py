@@ -19,7 +19,7 @@ from monai.utils import CommonKeys
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from decathlete.checkpoints import load_weights, unwrap
+from decathlete.bundle.checkpoints import load_weights, unwrap
 from decathlete.errors import ConfigError, DataError
 from decathlete.machine import peak_memory_gib
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.bundle import bundle_folder
-from decathlete.checkpoints import FINAL, load_weights, plain_weights, save_checkpoint
+from decathlete.bundle.checkpoints import FINAL, load_weights, plain_weights, save_checkpoint
+from decathlete.bundle.outputs import Outputs
 from decathlete.errors import CheckpointError, DataError, DecathleteError
 from decathlete.files import atomic_write, file_sha256
 from decathlete.inference.inputs import input_files
 from decathlete.inference.likeness import FILE, MAX_SCANS, TrainingScans, check_count
-from decathlete.inference.outputs import Outputs
 from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
         DataError: a ``summary.json`` that cannot be read, or fewer than 20 files of scans: nothing has changed then.
             Or fewer than 20 scans that can be read: the weights are in, what the scans look like is not.
     """
-    from decathlete.configs import load
+    from decathlete.bundle.configs import load
 
     folder, run = bundle_folder(bundle), Path(run)
     source, target = run / checkpoint, folder / "models" / "model.pt"

@@ -332,8 +332,8 @@ def _map_entries(scan: Scan) -> dict[Any, str]:
 
 def _stated_names(*files: Any) -> dict[int, str] | None:
     """Classes by the ``dataset.json`` of the data set that a file lies in, if there is one and it names them."""
+    from decathlete.bundle.labels import foreground
     from decathlete.data.kinds import read_description
-    from decathlete.evaluation.labels import foreground
 
     for file in files:
         if isinstance(file, (str, os.PathLike)):

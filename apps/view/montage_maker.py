@@ -11,10 +11,10 @@ from monai.data.utils import set_rnd
 from numpy.typing import NDArray
 
 from decathlete.bundle import bundle_folder, config_file
-from decathlete.configs import load
+from decathlete.bundle.configs import load
+from decathlete.bundle.labels import foreground
 from decathlete.data.folders import data_folder
 from decathlete.errors import ConfigError, DataError, UsageError
-from decathlete.evaluation.labels import foreground
 from decathlete.failures import find_error
 from decathlete.files import atomic_write, check_output_folder
 from decathlete.names import inert

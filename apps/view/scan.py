@@ -89,7 +89,7 @@ def load_scan(
 def class_names(labels: Mapping[int, str] | None, maps: Sequence[NDArray[Any] | None]) -> dict[int, str]:
     """Value to name of the foreground classes: those given, else the values that occur."""
     if labels is not None:
-        from decathlete.evaluation.labels import foreground
+        from decathlete.bundle.labels import foreground
 
         return foreground(labels)
     present = {int(v) for m in maps if m is not None for v in np.unique(m) if v > 0}

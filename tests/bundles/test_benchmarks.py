@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.data import make_phantoms
 from decathlete.data.tasks import TASKS
 from decathlete.workflow import BundleWorkflow

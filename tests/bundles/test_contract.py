@@ -21,8 +21,8 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.transforms import Compose
 
 from decathlete.bundle import dicom_modality, packaged_root
+from decathlete.bundle.outputs import Outputs
 from decathlete.cli import parse
-from decathlete.inference.outputs import Outputs
 
 from .small import SLICES, patch_of, read, slim
 

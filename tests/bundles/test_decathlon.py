@@ -14,7 +14,7 @@ from monai.transforms import Compose
 
 from decathlete import Predictor
 from decathlete.bundle import packaged_root
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.data import datalist, make_phantoms
 from decathlete.errors import DataError
 from decathlete.failures import find_error

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decathlete.bundle import bundle_names
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.training.precision import amp_dtype
 
 CONVOLUTIONS = (torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)

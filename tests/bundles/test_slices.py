@@ -11,7 +11,7 @@ import torch
 from monai.transforms import Compose
 
 from decathlete import Predictor
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 
 
 def volume(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Path:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from decathlete.bundle import bundle_names
+from decathlete.bundle.labels import bundle_labels
 from decathlete.dicom import CODES, segment_codes
 from decathlete.dicom.codes import UNKNOWN
-from decathlete.evaluation.labels import bundle_labels
 
 ALL = [codes for classes in CODES.values() for codes in classes.values()]
 

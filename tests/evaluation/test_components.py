@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from decathlete.bundle.labels import Scored
 from decathlete.cli import main
 from decathlete.errors import UsageError
 from decathlete.evaluation import cross_validate, evaluate
 from decathlete.evaluation.components import ALL, compare_components, largest_component
-from decathlete.evaluation.labels import Scored
 
 from .conftest import LABELS, label_map, save
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from decathlete.bundle.labels import Scored, bundle_scored
 from decathlete.errors import ConfigError
 from decathlete.evaluation import evaluate
-from decathlete.evaluation.labels import Scored, bundle_scored
 from decathlete.evaluation.report import score_case
 
 from .conftest import LABELS, SPACING, label_map, save

@@ -14,11 +14,11 @@ from scipy import ndimage
 from torch import nn
 
 from decathlete.bundle import packaged_root
+from decathlete.bundle.outputs import Outputs
 from decathlete.cli import main
 from decathlete.errors import ConfigError
 from decathlete.evaluation import evaluate
 from decathlete.inference import Predictor, predict
-from decathlete.inference.outputs import Outputs
 from decathlete.phantoms.heads import make_heads
 
 CONV = """network_def:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from decathlete.bundle.configs import load
+from decathlete.bundle.outputs import Outputs
 from decathlete.cli import main
-from decathlete.configs import load
 from decathlete.inference.frame_outputs import heartbeats, write_contours
-from decathlete.inference.outputs import Outputs
 from decathlete.transforms import contour_mask, read_contour
 
 # file of the collection: what the line about it says, or None where it is read

@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from decathlete.bundle.outputs import Outputs
 from decathlete.cli import main
 from decathlete.errors import DataError
 from decathlete.inference import predict
 from decathlete.inference.inputs import find_inputs, input_files
-from decathlete.inference.outputs import Outputs
 
 
 def run(*words):

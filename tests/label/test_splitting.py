@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.errors import UsageError
 from decathlete.label.guard import check_name
 from decathlete.label.splitting import data_overrides, split

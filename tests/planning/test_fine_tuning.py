@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from decathlete.bundle import packaged_root
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.errors import CheckpointError, UsageError
 from decathlete.networks import UNet
 from decathlete.planning import load_fitting, new_bundle

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
+from decathlete.bundle.configs import load
 from decathlete.cli import main
-from decathlete.configs import load
 from decathlete.data import get_task
 from decathlete.errors import DataError, DecathleteError, UsageError
 from decathlete.names import LONGEST_NAME, LONGEST_TEXT, check_name, inert, plain_text

@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from decathlete.bundle import packaged_root
+from decathlete.bundle.configs import load
 from decathlete.check import check
 from decathlete.cli import main
-from decathlete.configs import load
 from decathlete.data import TASKS, get_task
 from decathlete.errors import DataError, UsageError
 from decathlete.planning import new_bundle, plan_of_task, write_bundle

@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from decathlete.checkpoints import load_weights
+from decathlete.bundle.checkpoints import load_weights
 from decathlete.errors import CheckpointError, ConfigError
 from decathlete.training import Checkpoint, EarlyStop, Progress, TensorBoard, ValidationHandler, WeightAverage, handlers
 

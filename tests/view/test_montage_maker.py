@@ -96,7 +96,7 @@ def test_class_shares_after_augmentation_are_outlined(tmp_path, bundle, tiles):
 
 
 def test_batch_is_the_first_of_a_training(bundle):
-    from decathlete.configs import load
+    from decathlete.bundle.configs import load
     from decathlete.training import Trainer
 
     config = {**FLAT, "train": {**FLAT["train"], "augmentation": AUGMENTATION}}

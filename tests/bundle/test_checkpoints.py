@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from decathlete import checkpoints
+from decathlete.bundle import checkpoints
 from decathlete.errors import CheckpointError
 
 

@@ -6,8 +6,17 @@ import json
 
 import pytest
 
+from decathlete.bundle.labels import bundle_labels, foreground
 from decathlete.errors import ConfigError
-from decathlete.evaluation.labels import bundle_labels, foreground
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """Folder of a bundle with two classes."""
+    folder = tmp_path / "two_boxes"
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "inference.yaml").write_text("labels: {background: 0, head: 1, tail: 2}\n")
+    return folder
 
 
 def test_names_come_from_the_inference_config(bundle):
