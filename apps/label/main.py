@@ -24,6 +24,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.epistemic import Epistemic
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.scoring.sum import Sum
+from monailabel.utils.async_tasks.task import AsyncTask
 
 from decathlete import __version__
 from decathlete.bundle import is_bundle
@@ -32,6 +33,7 @@ from decathlete.label.guard import NotFoundError
 from decathlete.label.retraining import Retraining
 from decathlete.label.scoring import Doubt, LabelAgreement
 from decathlete.label.segmentation import Segmentation
+from decathlete.label.stats import ended
 from decathlete.label.studies import Archive, StudiesFolder
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,17 @@ class LabelApp(MONAILabelApp):
     def init_batch_infer(self) -> Callable:
         """Prediction of many images."""
         return BatchPrediction()
+
+    def info(self) -> dict[str, Any]:
+        """As MONAI Label's. The running training comes first, then the latest, since viewers show the first one alone.
+
+        A training that was stopped or has failed counts as ended.
+        """
+        found, task = super().info(), AsyncTask.status("train", check_if_running=True)[0]
+        running = task["request"].get("model") if task else None
+        stats = {name: one if name == running else ended(one) for name, one in found["train_stats"].items()}
+        latest = sorted(stats, key=lambda name: (name == running, stats[name]["start_ts"]), reverse=True)
+        return found | {"train_stats": {name: stats[name] for name in latest}}
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """As MONAI Label's, for models and images that are there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
 from decathlete.label.splitting import data_overrides, split
+from decathlete.label.stats import elapsed, ended, read_stats, started, write_stats
 from decathlete.label.studies import Archive, StudiesFolder
 from decathlete.workflow import run
 
@@ -39,8 +41,8 @@ class Settings:
     Attributes:
         device: such as ``cpu`` or ``cuda:0``.
         max_epochs: 1 or more.
-        val_split: share of the labels to validate on; -1 for the cases that the bundle itself names.
-        pretrained: go on from the weights in use.
+        val_split: fraction of the labels to validate on; -1 for the cases that the bundle itself names.
+        pretrained: start from the weights in use.
         gpus: processes; None for one on ``device``.
     """
 
@@ -55,7 +57,7 @@ class Settings:
         """Settings of a request's body; viewers send numbers as text, too.
 
         Raises:
-            UsageError: a value that cannot be.
+            UsageError: a value that is not allowed.
         """
         split = number(request, "val_split", 0.2, -1, 0.9)
         many = torch.cuda.device_count() if switch(request, "multi_gpu", True) else 0
@@ -71,9 +73,9 @@ class Settings:
 class Retraining(TrainTask):
     """A bundle as MONAI Label's trainer: its training on the studies' final labels, in a folder of its own.
 
-    When it has ended, old and new weights predict the same labelled cases, those held out where there are such. The
-    new ones are served if their Dice is no lower, and the old ones stay beside them; else the old ones go on being
-    served, and the new ones lie beside them. A viewer can choose among all of them (``model_filename``).
+    When it has ended, old and new weights predict the same labelled cases, those held out where there are any. The new
+    ones are served if their Dice is no lower, and the old ones stay beside them; else the old ones stay in use, and the
+    new ones are kept beside them. A viewer can choose any of them (``model_filename``).
 
     Args:
         folder: the bundle.
@@ -81,8 +83,9 @@ class Retraining(TrainTask):
     """
 
     def __init__(self, folder: Path, runs: Path) -> None:
-        self.folder, self.runs = folder, runs
-        load(folder, "train")  # a config that cannot be read is told at the start
+        self.folder, self.runs = folder, runs / folder.name
+        self._stats = self.runs / "train_stats.json"
+        load(folder, "train")  # a config that cannot be read is reported at the start
         self.metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
         super().__init__(self.metadata.get("description", ""))
 
@@ -91,40 +94,50 @@ class Retraining(TrainTask):
         return {"device": device_list(), "pretrained": True, "max_epochs": 50, "val_split": 0.2, "multi_gpu": True}
 
     def info(self) -> dict[str, Any]:
-        """What ``/info/`` tells of the trainer."""
+        """What ``/info/`` says about the trainer."""
         return super().info() | {"version": self.metadata.get("version")}
+
+    def stats(self) -> dict[str, Any]:
+        """How far the latest training is, and the Dice of the weights; before the first one, a training that has ended
+        without an epoch: viewers show missing stats as a complete training."""
+        return read_stats(self._stats) or ended(started(self.config()["max_epochs"], time.time())) | {"start_ts": 0}
 
     def __call__(self, request: Mapping[str, Any], datastore: StudiesFolder | Archive) -> dict[str, Any]:
         """Train, compare, and put the better weights in place.
 
         Returns:
-            What was served before and is now, with the mean Dice of both, and the cases that it was measured on.
+            What was served before and is now, with the mean Dice of both, and the cases on which it was measured.
 
         Raises:
             DataError: no final label, or a label that does not lie on its image.
-            CheckpointError: weights to go on from that are another network's.
+            CheckpointError: weights to start from that are another network's.
         """
+        start = time.time()
         settings = Settings.of(request)
         pairs = checked_pairs(datastore, self.folder)
         training, validation = split(pairs, settings.val_split)
         output = self._new_run()
         weights = self.folder / "models" / BEST
-        go_on = settings.pretrained and weights.is_file()
+        resumed = settings.pretrained and weights.is_file()
+        write_stats(self._stats, started(settings.max_epochs, start))
         logger.info(
             "%s: %d cases to train on, %s to validate on, %s", self.folder.name, len(training),
             "the bundle's own" if settings.val_split < 0 else len(validation),
-            "going on from the weights in use" if go_on else "from new weights",
+            "starting from the weights in use" if resumed else "from new weights",
         )  # fmt: skip
-        overrides = self._overrides(settings, training, validation, output, weights if go_on else None)
+        overrides = self._overrides(settings, training, validation, output, weights if resumed else None)
         run("training", self.folder, overrides, gpus=settings.gpus)
         held_out = [pair for pair in validation if pair not in training]
         result = adopt(self.folder, output / FINAL, (held_out or training)[:MOST_COMPARED], settings.device)
+        served = result["dice_after" if result["adopted"] else "dice_before"]
+        stats = read_stats(self._stats) | {"current_time": elapsed(start)}
+        write_stats(self._stats, ended(stats) | ({} if served is None else {"best_metric": served}))
         return result | {"held_out": bool(held_out), "run": output.name}
 
     def _new_run(self) -> Path:
         stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
         for n in range(1, 1000):
-            output = self.runs / self.folder.name / (stamp if n == 1 else f"{stamp}_{n}")
+            output = self.runs / (stamp if n == 1 else f"{stamp}_{n}")
             try:
                 output.mkdir(parents=True)
             except FileExistsError:
@@ -140,12 +153,14 @@ class Retraining(TrainTask):
         values = data_overrides(training, watched, output) | {"train::trainer::max_epochs": settings.max_epochs}
         if settings.gpus is None:
             values["device"] = f"$torch.device('{settings.device}')"
+        validator = "@validate::evaluator" if "validate::evaluator" in config else None
+        handlers = [{"_target_": "decathlete.label.stats.TrainStats", "file": self._stats,
+                     "validator": validator, "labels": config.get("labels")}]  # fmt: skip
         if weights is not None:
-            start = {"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": weights}
-            values["train::handlers"] = [*config.get("train::handlers"), start]
+            handlers += [{"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": weights}]
             rates = {name: config.get(name) for name in ("lr", "matrix_lr")}
             values |= {k: FINE_TUNING * float(v) for k, v in rates.items() if isinstance(v, (int, float))}
-        return values
+        return values | {"train::handlers": [*config.get("train::handlers"), *handlers]}
 
 
 def checked_pairs(datastore: StudiesFolder | Archive, bundle: Path) -> list[Pair]:
@@ -161,6 +176,6 @@ def checked_pairs(datastore: StudiesFolder | Archive, bundle: Path) -> list[Pair
 
 
 def no_labels() -> DataError:
-    """What is said of studies without a final label."""
-    return DataError("studies", "a training needs final labels", "none",
+    """The error for studies without a final label."""
+    return DataError("studies", "no final label to train on", "",
                      "Submit a label in the viewer, or put label maps into labels/final")  # fmt: skip

@@ -225,7 +225,7 @@ class TensorBoard:
         self.axes = tuple(axes)
         if not self.axes or any(axis not in (0, 1, 2) for axis in self.axes):
             raise ConfigError("TensorBoard, axes", "must be axes 0, 1 or 2, one at least", repr(list(axes)))
-        self.names = [name for name, value in sorted((labels or {}).items(), key=lambda item: item[1]) if value]
+        self.labels = dict(labels or {})
         self._writer: Any = None
         self._trainer: Any = None
         self._drawn = 0
@@ -312,10 +312,8 @@ class TensorBoard:
         for name, value in evaluator.state.metrics.items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(f"validation/{name}", value, step)
-            details = evaluator.state.metric_details.get(name)
-            if isinstance(details, torch.Tensor) and details.ndim == 2 and details.shape[1] == len(self.names):
-                for label, mean in zip(self.names, details.float().nanmean(dim=0).tolist(), strict=True):
-                    self._writer.add_scalar(f"validation/{name}/{label}", mean, step)
+            for label, mean in class_means(evaluator, name, self.labels).items():
+                self._writer.add_scalar(f"validation/{name}/{label}", mean, step)
         self._writer.flush()
 
     def _close(self, engine: Any) -> None:
@@ -328,6 +326,21 @@ def _label_beside_prediction(evaluator: Any) -> None:
     pred, label = output[CommonKeys.PRED], output[CommonKeys.LABEL]
     if isinstance(pred, torch.Tensor) and isinstance(label, torch.Tensor):
         output[CommonKeys.LABEL] = label.to(pred.device)
+
+
+def class_means(evaluator: Any, metric: str, labels: Mapping[str, int]) -> dict[str, float]:
+    """Class name to the mean of a metric over the cases; empty where the metric does not keep a value per class.
+
+    Args:
+        evaluator: after a validation.
+        metric: its name.
+        labels: class name to label value, background at 0.
+    """
+    names = [name for name, value in sorted(labels.items(), key=lambda item: item[1]) if value]
+    details = evaluator.state.metric_details.get(metric)
+    if not isinstance(details, torch.Tensor) or details.ndim != 2 or details.shape[1] != len(names):
+        return {}
+    return dict(zip(names, details.float().nanmean(dim=0).tolist(), strict=True))
 
 
 def hyperparameters(trainer: Any) -> dict[str, str | float | int | bool]:

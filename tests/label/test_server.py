@@ -246,6 +246,43 @@ def test_training_ends_with_weights_that_are_served(server, labelled):
     assert server.infer("hippocampus", FIRST, model_filename=names[1]).status == 200
 
 
+def bar_and_accuracy(info: dict) -> tuple[float, float]:
+    """What 3D Slicer's module (0.8.5) shows of an answer to ``/info/``: per cent and Dice."""
+    stats = next(iter(info["train_stats"].values()))
+    current = 0 if stats.get("total_time") else stats.get("epoch", 1)
+    return max(1, 100 * current / stats.get("total_epochs", 1)), stats.get("best_metric", 0)
+
+
+def test_bar_moves_while_a_training_runs_and_accuracy_is_that_of_the_weights_in_use(server, labelled):
+    assert server.ask("POST", "/train/hippocampus", data={"max_epochs": 30, "val_split": 0.5}).status == 200
+    seen = []
+    while server.get("/train/")["status"] in ("SUBMITTED", "RUNNING"):
+        seen.append(server.get("/info/"))
+        time.sleep(0.02)
+    result = server.result(server.get("/train/"))
+    bars = [bar_and_accuracy(info)[0] for info in seen]
+    running = [info["train_stats"]["hippocampus"] for info in seen if bar_and_accuracy(info)[0] > 1]
+    assert bars[-1] == 1 or bars[-1] == 100
+    assert len({stats["epoch"] for stats in running}) > 3
+    assert {stats["total_epochs"] for stats in running} == {30}
+    validated = [stats["eval"] for stats in running if "eval" in stats]
+    assert validated[0]["best_metric_epoch"] == 10
+    classes = {"val_anterior_mean_dice", "val_posterior_mean_dice"}
+    assert set(validated[0]["metrics"]) == classes | {validated[0]["key_metric_name"]}
+    stats = server.get("/info/")["train_stats"]["hippocampus"]
+    assert (stats["epoch"], "total_time" in stats, "current_time" in stats) == (30, True, False)
+    served = result["dice_after" if result["adopted"] else "dice_before"]
+    assert bar_and_accuracy(server.get("/info/")) == (1, served)
+
+
+def test_bar_of_a_training_that_was_stopped_stands_still(server, labelled):
+    server.ask("POST", "/train/hippocampus", data={"max_epochs": 5000, "val_split": 0.5})
+    wait_for(lambda: server.get("/info/")["train_stats"]["hippocampus"].get("epoch", 0) > 50, 120)
+    server.ask("DELETE", "/train/")
+    wait_for(lambda: server.ask("GET", "/train/?check_if_running=true").status == 404)
+    assert bar_and_accuracy(server.get("/info/"))[0] == 1
+
+
 def test_weights_come_and_go_over_http(server, tmp_path):
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -108,8 +109,15 @@ def test_every_bundle_that_came_along_loads_as_a_trainer(start_server, tmp_path)
     from decathlete.bundle import bundle_names, packaged_root
 
     (tmp_path / "studies").mkdir()
+    earlier = tmp_path / "app" / "runs" / "spleen" / "train_stats.json"
+    earlier.parent.mkdir(parents=True)
+    stopped = {"epoch": 7, "total_epochs": 9, "start_ts": 1796000000, "current_time": "0:01:00", "best_metric": 0.8}
+    earlier.write_text(json.dumps(stopped))
     with start_server([], tmp_path / "studies", tmp_path / "app") as server:
         info = server.get("/info/")
+        first, stats = next(iter(info["train_stats"].items()))  # all that viewers show
+        assert (first, stats["best_metric"], stats["total_time"]) == ("spleen", 0.8, "0:01:00")
+        assert all(one["total_time"] and one["total_epochs"] for one in info["train_stats"].values())
         assert set(info["trainers"]) == set(bundle_names())
         with_weights = {f.parent.parent.name for f in packaged_root().glob("*/models/model.pt")}
         assert set(info["models"]) == with_weights
