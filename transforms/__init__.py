@@ -15,7 +15,7 @@ from decathlete.transforms.head import CropHeadd
 from decathlete.transforms.ignored import LeaveOutd
 from decathlete.transforms.masked_scan import SaveMaskedScand, write_masked_scan
 from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
-from decathlete.transforms.resample import ResampleSpacingd, resample_to_spacing
+from decathlete.transforms.resample import ResampleSpacingd, Spacingd, resample_to_spacing
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 from decathlete.transforms.smooth import SmoothForSpacingd
 
@@ -45,6 +45,7 @@ __all__ = [
     "RestoreGridd",
     "SaveMaskedScand",
     "SmoothForSpacingd",
+    "Spacingd",
     "Volume",
     "check_pair",
     "contour_area",

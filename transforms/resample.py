@@ -16,6 +16,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.transforms import Spacingd as MonaiSpacingd
 from scipy import ndimage
 from torch import Tensor
 
@@ -164,6 +165,19 @@ class ResampleSpacingd(MapTransform):
         moved[:3, 3] += affine[:3, :3] @ ((before - 1) / 2 - ratio * (after - 1) / 2)
         meta = {key: value for key, value in image.meta.items() if key != "affine"}  # the scan keeps its own
         return MetaTensor(out, affine=moved, meta=meta, applied_operations=[*image.applied_operations])
+
+
+class Spacingd(MonaiSpacingd):
+    """MONAI's Spacingd, which lets alone what else is in a case.
+
+    MONAI's takes every key that begins with the image's for its meta data. MONAI Label's requests hold such a key,
+    ``image_path``, whose value is a text.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:  # type: ignore[override]
+        """The case with its images resampled."""
+        known = {key: value for key, value in data.items() if key in self.keys or isinstance(value, Mapping)}
+        return {**data, **super().__call__(known, lazy)}
 
 
 def _along(x: Tensor, axis: int, size: int, ratio: float, order: int) -> Tensor:

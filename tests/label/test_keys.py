@@ -52,6 +52,12 @@ def test_prediction_names_the_image_alone(name):
 
 
 @pytest.mark.parametrize("name", bundle_names())
+@pytest.mark.parametrize("file", ["train.yaml", "inference.yaml"])
+def test_resampling_lets_the_keys_of_a_request_alone(name, file):
+    assert "{_target_: Spacingd" not in Path(packaged_root(), name, "configs", file).read_text()
+
+
+@pytest.mark.parametrize("name", bundle_names())
 def test_metadata_names_image_and_pred_first(name):
     formats = json.loads((packaged_root() / name / "configs" / "metadata.json").read_text())["network_data_format"]
     assert next(iter(formats["inputs"])) == "image"

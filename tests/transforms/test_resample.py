@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Spacingd as MonaiSpacingd
 from scipy import ndimage
 
 from decathlete.errors import ConfigError, GeometryError
-from decathlete.transforms import ResampleSpacingd, RestoreGridd, resample_to_spacing
+from decathlete.transforms import ResampleSpacingd, RestoreGridd, Spacingd, resample_to_spacing
 from decathlete.transforms.resample import thick_axis
 
 
@@ -128,3 +129,12 @@ def test_wrong_use_is_named():
         ResampleSpacingd("image", (1, 1))
     with pytest.raises(GeometryError, match="affine"):
         ResampleSpacingd("image", (1, 1, 1))({"image": torch.zeros(1, 4, 4, 4)})
+
+
+def test_spacing_lets_alone_what_else_is_in_a_case():
+    """MONAI Label's request names the image's file under a key that begins with the image's."""
+    image = MetaTensor(torch.rand(1, 6, 5, 4), meta={"filename_or_obj": "scan.nii.gz"})
+    case = {"image": image, "image_path": "scan.nii.gz", "image_meta_dict": {}, "device": "cpu"}
+    out = Spacingd("image", (2.0, 1.0, 1.0))(case)
+    assert {key: out[key] for key in ("image_path", "device")} == {"image_path": "scan.nii.gz", "device": "cpu"}
+    assert out["image"].equal(MonaiSpacingd("image", (2.0, 1.0, 1.0))({"image": image})["image"])
