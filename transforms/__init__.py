@@ -13,7 +13,8 @@ from decathlete.transforms.draw import DrawFromLabels
 from decathlete.transforms.frames import ContourChannelsd, FrameLabeld, FrameReader, OneVentricled, read_frame
 from decathlete.transforms.head import CropHeadd
 from decathlete.transforms.ignored import LeaveOutd
-from decathlete.transforms.masked_scan import SaveMaskedScand, write_masked_scan
+from decathlete.transforms.masked_scan import SaveImageMaskedd, write_masked_scan
+from decathlete.transforms.masked_scan import SaveMaskedScand as SaveMaskedScand
 from decathlete.transforms.read import CheckPaird, NiftiReader, Volume, check_pair, read_nifti
 from decathlete.transforms.resample import ResampleSpacingd, Spacingd, resample_to_spacing
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
@@ -43,7 +44,7 @@ __all__ = [
     "OneVentricled",
     "ResampleSpacingd",
     "RestoreGridd",
-    "SaveMaskedScand",
+    "SaveImageMaskedd",
     "SmoothForSpacingd",
     "Spacingd",
     "Volume",

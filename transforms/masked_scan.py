@@ -67,11 +67,12 @@ def _stored_zero(dtype: np.dtype, slope: float, inter: float) -> int | None:
     return round(zero) if limits.min <= round(zero) <= limits.max else None
 
 
-class SaveMaskedScand(SaveImaged):
+class SaveImageMaskedd(SaveImaged):
     """Write each prediction's scan, cut out by it: ``output_dir/<scan's name>_<output_postfix>.nii.gz``.
 
-    The scan is read again from the file that the prediction's meta data name, so no preprocessing shows in it. A
-    SaveImaged to MONAI Label and to `decathlete predict`, which leave those out and write by themselves.
+    The scan is read again from the file that the prediction's meta data name, so no preprocessing shows in it. MONAI
+    Label, MONAI Deploy and `decathlete predict` leave it out, since they write by themselves: the first and the last go
+    by the class SaveImaged, MONAI Deploy by the word in the name.
 
     Args:
         keys: label maps (1, X, Y, Z) on the scan's own grid, as RestoreGridd and AsDiscreted leave them.
@@ -100,3 +101,6 @@ class SaveMaskedScand(SaveImaged):
             name = f"{strip_nifti_suffix(scan.name)}_{self.output_postfix}.nii.gz"
             write_masked_scan(scan, mask, self.output_dir / name)
         return dict(data)
+
+
+SaveMaskedScand = SaveImageMaskedd  # its name in bundles that were made before

@@ -213,6 +213,7 @@ class ContourMetricsWriter(MetricsWriter):
             self.summary = write_report(
                 rows, self.output_dir, failed, label_sha256=files_sha256(references.values()), **facts
             )
+            engine.state.metrics.update(self.summary.metrics())
             self.logger.info("%s\n%s", self.output_dir / CONTOURS, contour_table(figures))
         if failed or not found:
             said = "; ".join(failed.values()) or "no case"

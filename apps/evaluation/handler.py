@@ -23,6 +23,8 @@ from decathlete.files import files_sha256, strip_nifti_suffix
 class MetricsWriter:
     """Handler that writes ``metrics.csv`` and ``summary.json`` as `evaluate` does, when a run is completed.
 
+    The mean Dice and that of each class are then among the engine's metrics.
+
     Attach it to an evaluator whose postprocessing leaves the label map on the scan's own grid under ``pred_key``,
     shape (1, X, Y, Z) or (X, Y, Z). References are read from their files: one that went through the network's chain may
     lie on another grid. Each item names its reference under ``label_key``: a path that no transform loaded, or an image
@@ -107,6 +109,7 @@ class MetricsWriter:
                 failed,
                 label_sha256=files_sha256(references.values()),
             )
+            engine.state.metrics.update(self.summary.metrics())
             self.logger.info("%s\n%s", self.summary.metrics_csv, self.summary.table())
         if failed or not rows:
             found = "; ".join(failed.values()) or "no case"

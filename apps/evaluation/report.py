@@ -71,8 +71,13 @@ class Summary:
         """Mean over classes of the mean Dice over cases."""
         return self.values["mean"]["dice"]["mean"]
 
+    def metrics(self) -> dict[str, float]:
+        """Mean Dice, and that of each class, under the names that MONAI's evaluators give to their metrics."""
+        of_classes = {f"val_{name}_mean_dice": one["dice"]["mean"] for name, one in self.values["classes"].items()}
+        return {"val_mean_dice": self.mean_dice, **of_classes}
+
     def table(self) -> str:
-        """The figures as aligned plain text."""
+        """The metrics as aligned plain text."""
         return table(self.values)
 
 

@@ -157,7 +157,8 @@ class Retraining(TrainTask):
         handlers = [{"_target_": "decathlete.label.stats.TrainStats", "file": self._stats,
                      "validator": validator, "labels": config.get("labels")}]  # fmt: skip
         if weights is not None:
-            handlers += [{"_target_": "decathlete.training.LoadWeights", "network": "@network", "path": weights}]
+            loader = "decathlete.training.StrictCheckpointLoader"
+            handlers += [{"_target_": loader, "network": "@network", "path": weights}]
             rates = {name: config.get(name) for name in ("lr", "matrix_lr")}
             values |= {k: FINE_TUNING * float(v) for k, v in rates.items() if isinstance(v, (int, float))}
         return values | {"train::handlers": [*config.get("train::handlers"), *handlers]}

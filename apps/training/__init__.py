@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from decathlete.training.average import WeightAverage
     from decathlete.training.checkpoint import Checkpoint
     from decathlete.training.contour_loss import ContourLoss
-    from decathlete.training.handlers import EarlyStop, LoadWeights, Progress, TensorBoard, ValidationHandler
+    from decathlete.training.handlers import EarlyStop, Progress, StrictCheckpointLoader, TensorBoard, ValidationHandler
     from decathlete.training.losses import DiceCE
     from decathlete.training.muon import Muon
     from decathlete.training.precision import amp_dtype, autocast
@@ -24,10 +24,10 @@ __all__ = [
     "ContourLoss",
     "DiceCE",
     "EarlyStop",
-    "LoadWeights",
     "Muon",
     "PolySchedule",
     "Progress",
+    "StrictCheckpointLoader",
     "TensorBoard",
     "Trainer",
     "ValidationHandler",
@@ -49,10 +49,11 @@ __getattr__ = lazy_names(
         "DiceCE": "losses",
         "ContourLoss": "contour_loss",
         "EarlyStop": "handlers",
-        "LoadWeights": "handlers",
+        "LoadWeights": "handlers",  # in bundles that were made before
         "Muon": "muon",
         "PolySchedule": "schedule",
         "Progress": "handlers",
+        "StrictCheckpointLoader": "handlers",
         "TensorBoard": "handlers",
         "Trainer": "trainer",
         "ValidationHandler": "handlers",

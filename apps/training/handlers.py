@@ -66,13 +66,14 @@ class ValidationHandler(monai.handlers.ValidationHandler):
             )  # fmt: skip
 
 
-class LoadWeights:
-    """Fills an evaluator's network with the weights of a file as the run starts, every key matched.
+class StrictCheckpointLoader:
+    """Fills an engine's network with the weights of a file as the run starts, every key matched.
 
-    MONAI's CheckpointLoader says no more of another network's weights than torch does.
+    MONAI's CheckpointLoader says no more of another network's weights than torch does. Like it, this one is left out by
+    MONAI's federated client, whose weights come from the server: it goes by the word in the name.
 
     Args:
-        network: the network of the evaluator.
+        network: the network of the engine.
         path: a plain state dict, or one under ``model``.
 
     Raises:
@@ -83,8 +84,11 @@ class LoadWeights:
         self.network, self.path = network, path
 
     def attach(self, engine: Any) -> None:
-        """Follow an evaluator."""
+        """Follow an engine."""
         engine.add_event_handler(Events.STARTED, lambda e: load_weights(unwrap(self.network), self.path))
+
+
+LoadWeights = StrictCheckpointLoader  # its name in bundles that were made before
 
 
 class EarlyStop:

@@ -121,7 +121,7 @@ def test_a_frame_is_scored_against_what_was_drawn(tmp_path):
 def run(writer: ContourMetricsWriter, pred: np.ndarray, affine: np.ndarray, case: str) -> None:
     writer._reset()
     image = MetaTensor(torch.from_numpy(pred[None]), affine=torch.from_numpy(affine))
-    state = SimpleNamespace(output=[{"pred": image}], batch=[{"case_id": case}])
+    state = SimpleNamespace(output=[{"pred": image}], batch=[{"case_id": case}], metrics={})
     engine = SimpleNamespace(state=state)
     writer._score(engine)
     writer._write(engine)

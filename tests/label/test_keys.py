@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import monai.transforms
 import pytest
 import yaml
+from monai.transforms import SaveImaged
 
+import decathlete.transforms
 from decathlete.bundle import bundle_names, packaged_root
 
 TRAIN = (
@@ -55,6 +58,19 @@ def test_prediction_names_the_image_alone(name):
 @pytest.mark.parametrize("file", ["train.yaml", "inference.yaml"])
 def test_resampling_lets_the_keys_of_a_request_alone(name, file):
     assert "{_target_: Spacingd" not in Path(packaged_root(), name, "configs", file).read_text()
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_what_writes_is_recognized_by_servers_that_write_themselves(name):
+    """MONAI Label goes by the class SaveImaged; MONAI Deploy has no file to name and goes by the word in a name."""
+    steps = [
+        step["_target_"].rpartition(".")[2] for step in config(name, "inference.yaml")["postprocessing"]["transforms"]
+    ]
+    writers = [step for step in steps if "Save" in step or "Write" in step]
+    assert writers
+    for step in writers:
+        assert "SaveImage" in step
+        assert issubclass(getattr(monai.transforms, step, None) or getattr(decathlete.transforms, step), SaveImaged)
 
 
 @pytest.mark.parametrize("name", bundle_names())

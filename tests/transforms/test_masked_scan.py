@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 
 from decathlete.errors import GeometryError
-from decathlete.transforms import SaveMaskedScand, write_masked_scan
+from decathlete.transforms import SaveImageMaskedd, write_masked_scan
 
 AFFINE = np.array([[-0.9, 0.1, 0, 20], [0.1, 0.9, 0, -7], [0, 0, 1.4, 3], [0, 0, 0, 1]])
 
@@ -75,5 +75,5 @@ def test_a_mask_of_another_shape_is_refused_and_nothing_written(tmp_path, mask):
 def test_the_transform_names_the_file_after_the_scan(tmp_path, mask):
     scan = saved(tmp_path / "sub.01.nii.gz", np.full(mask.shape, 9, np.uint8))
     pred = MetaTensor(torch.from_numpy(mask)[None], meta={"filename_or_obj": str(scan)})
-    SaveMaskedScand("pred", tmp_path / "out", "brain")({"pred": pred})
+    SaveImageMaskedd("pred", tmp_path / "out", "brain")({"pred": pred})
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "sub.01_brain.nii.gz").dataobj), 9 * mask)
