@@ -17,6 +17,7 @@ from decathlete.errors import DecathleteError, UsageError
 from decathlete.names import SPECIAL
 from decathlete.quiet import quiet
 
+OF_BUNDLES = ("check", "run", "predict", "evaluate", "cross-validate", "serve", "view", "promote")
 AFTER_INTERRUPT = {
     "run": "; a training goes on with --resume",
     "data": "; the same command goes on",
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     quiet()
     try:
+        if getattr(arguments, "trust", False):
+            _trust(arguments)
         return arguments.function(arguments)
     except DecathleteError as error:
         if arguments.debug:
@@ -57,6 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return ours.exit_status
         print(f"decathlete: {in_one_line(error)}. The same command with --debug shows where", file=sys.stderr)
         return 1
+
+
+def _trust(a: argparse.Namespace) -> None:
+    """Trust the bundles that a command line names."""
+    from decathlete.bundle import bundle_folder
+    from decathlete.bundle.trust import trust
+
+    for word in ("bundle", "config", "target", "batch"):
+        value = getattr(a, word, None)
+        for bundle in value if isinstance(value, list) else [value] if value else []:
+            trust(bundle_folder(bundle))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -414,6 +428,9 @@ def _parser() -> _Parser:
     def verb(name: str, function: Callable[..., int], text: str, overrides: bool = False) -> _Parser:
         sub = verbs.add_parser(name, help=text, description=text, overrides=overrides)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name in OF_BUNDLES:
+            text = "let a foreign bundle's configs run any code, now and until they change"
+            sub.add_argument("--trust", action="store_true", help=text)
         sub.set_defaults(function=function)
         return sub
 

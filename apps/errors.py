@@ -50,6 +50,10 @@ class ConfigError(UsageError):
     """A config or an override names something that does not exist."""
 
 
+class TrustError(UsageError):
+    """A bundle from elsewhere would run code that is not known to be harmless."""
+
+
 class WorkError(DecathleteError):
     """The command was sound, its work failed: exit status 1."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import resource
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # read when torch is loaded: where other programs need the cores too, threads that wait by spinning take them all
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# what this user trusts is nothing to the tests
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="decathlete_settings_")
+atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -12,6 +12,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from decathlete.bundle import bundle_folder, config_file
+from decathlete.bundle.trust import check_trust
 from decathlete.errors import ConfigError
 from decathlete.names import SPECIAL, inert, read_text
 
@@ -114,6 +115,7 @@ def read_configs(files: Sequence[Path]) -> ConfigParser:
 
     Raises:
         ConfigError: a file that is not YAML or JSON.
+        TrustError: a bundle from elsewhere whose configs run more than what is known to be harmless.
     """
     parser = ConfigParser()
     try:
@@ -121,6 +123,7 @@ def read_configs(files: Sequence[Path]) -> ConfigParser:
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
         found = " ".join(str(error).split())
         raise ConfigError(", ".join(str(f) for f in files), "must be YAML or JSON", found) from error
+    check_trust(files[-1].parent.parent, parser.get())
     return parser
 
 

@@ -9,13 +9,20 @@ trees. A name is followed to the object that it stands for, so that a module whi
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from importlib import import_module
+from pathlib import Path
 from string import Formatter
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from decathlete.bundle.places import SUFFIXES, packaged_root
+from decathlete.errors import TrustError, listed
+from decathlete.files import atomic_write, files_sha256, lock
 
 
 def _words(text: str) -> frozenset[str]:
@@ -122,6 +129,56 @@ class Finding(NamedTuple):
 
 class _NotKnownError(Exception):
     """Why a piece of a config is not known to be harmless."""
+
+
+def check_trust(folder: Path, config: Any) -> None:
+    """Refuse a bundle that did not come with the package if its configs run more than what is known to be harmless.
+
+    Args:
+        folder: the bundle's folder.
+        config: what is going to be parsed, as dictionaries and lists.
+
+    Raises:
+        TrustError: the places and what stands there, unless these very configs are trusted.
+    """
+    if folder.resolve().parent == packaged_root().resolve():
+        return
+    found = findings(config)
+    if found and _digest(folder) not in _trusted():
+        places = listed([f"{f.id}: {f.text[:80]}: {f.reason}" for f in found], most=3)
+        raise TrustError(
+            folder,
+            "this bundle's configs run code that is not known to be harmless",
+            places,
+            "Read them, and pass --trust if you trust their author",
+        )
+
+
+def trust(folder: Path) -> None:
+    """Keep that the configs of a bundle may run, for this user and until one of them changes."""
+    file = _trust_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with lock(file):
+        content = _trusted() | {_digest(folder): str(folder.resolve())}
+        with atomic_write(file) as part:
+            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _digest(folder: Path) -> str:
+    return files_sha256(f for f in (folder / "configs").iterdir() if f.suffix.lstrip(".") in SUFFIXES)
+
+
+def _trust_file() -> Path:
+    """In the folder of the user's settings: ``decathlete`` in ``$XDG_CONFIG_HOME``, by default ``~/.config``."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "decathlete" / "trusted_bundles.json"
+
+
+def _trusted() -> dict[str, str]:
+    try:
+        content = json.loads(_trust_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def findings(config: Any) -> list[Finding]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 
-from decathlete.trust import findings
+from decathlete.bundle.configs import load
+from decathlete.bundle.trust import findings, trust
+from decathlete.cli import main
+from decathlete.errors import TrustError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHAIN = [{"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
          {"_target_": "EnsureChannelFirstd", "keys": "image"},
          {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}]  # fmt: skip
@@ -243,3 +249,43 @@ def test_one_name_cannot_stand_for_two_things() -> None:
 
 def test_metadata_is_judged_like_a_config() -> None:
     assert [f.id for f in findings({"_meta_": {"version": "$__import__('os')"}})] == ["_meta_::version"]
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a bundle that came from elsewhere and would write a file as soon as its config is evaluated."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    folder = tmp_path / "foreign"
+    shutil.copytree(ROOT / "bundles" / "hippocampus", folder)
+    file = folder / "configs" / "inference.yaml"
+    file.write_text(file.read_text() + f"\nbad: \"$open('{tmp_path}/ran', 'w')\"\n")
+    return folder
+
+
+def test_a_foreign_bundle_is_refused_before_anything_of_it_runs(foreign: Path) -> None:
+    with pytest.raises(TrustError, match=r"bad: \$open\('.*'w'\): open is not on the list\). Read them"):
+        load(foreign)
+    assert not (foreign.parent / "ran").exists()
+
+
+def test_trust_lasts_until_a_config_changes(foreign: Path) -> None:
+    trust(foreign)
+    assert "bad" in load(foreign)
+    (foreign / "configs" / "train.yaml").open("a").write("\nother: 1\n")
+    with pytest.raises(TrustError):
+        load(foreign)
+
+
+def test_a_harmless_copy_of_a_bundle_needs_no_trust(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "bundles" / "hippocampus", tmp_path / "copy")
+    assert load(tmp_path / "copy").get("spacing")
+
+
+def test_the_command_line_refuses_and_trusts(foreign: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scan = foreign.parent / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), scan)
+    words = ["predict", str(foreign), str(scan), "--output", str(foreign.parent / "out")]
+    assert main(words) == 2
+    assert "not known to be harmless" in capfd.readouterr().err
+    main([*words, "--trust"])
+    assert "not known to be harmless" not in capfd.readouterr().err
