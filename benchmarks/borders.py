@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from decathlete.evaluation import dice
 from decathlete.files import atomic_write, nifti_files, strip_nifti_suffix
 from decathlete.inference import Predictor
-from decathlete.transforms import read_nifti
+from decathlete.io.nifti import read_nifti
 
 Width = tuple[tuple[int, int], ...]  # voxels before and after, of each axis
 BORDERS: dict[str, tuple[Width, str]] = {

@@ -22,7 +22,7 @@ from decathlete import Predictor
 from decathlete.data import datalist, dataset_folder
 from decathlete.evaluation import dice
 from decathlete.files import atomic_write
-from decathlete.transforms.read import read_nifti
+from decathlete.io.nifti import read_nifti
 
 FOLDER = "Task04_Hippocampus"
 EDGES = {"fine": (0.7, 0.8, 1.0), "thick": (1.0, 1.0, 1.4), "oblique": (1.0, 1.0, 1.0)}

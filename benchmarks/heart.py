@@ -25,7 +25,7 @@ from decathlete.bundle.checkpoints import FINAL
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import cross_validate, pooled_soft_dice
 from decathlete.files import atomic_write
-from decathlete.transforms.read import read_nifti
+from decathlete.io.nifti import read_nifti
 
 BUNDLES = ("heart", "heart_3d")
 FOLDER = "Task02_Heart"

@@ -41,8 +41,8 @@ from decathlete.explore.methods import iou, other_masks, postprocessed, threshol
 from decathlete.explore.study import read_pair
 from decathlete.files import atomic_write
 from decathlete.inference import predict
-from decathlete.transforms import read_dicom_frame
-from decathlete.transforms.contours import CONTOUR_ORIGIN
+from decathlete.io.contours import CONTOUR_ORIGIN
+from decathlete.io.dicom import read_dicom_frame
 
 BUNDLE = "sunnybrook"
 

@@ -26,7 +26,7 @@ from decathlete.evaluation import dice
 from decathlete.files import atomic_write, nifti_files
 from decathlete.inference import Predictor
 from decathlete.inference.likeness import TrainingScans
-from decathlete.transforms import read_nifti
+from decathlete.io.nifti import read_nifti
 
 CUT = (36, 50, 36)  # voxels, a hippocampus's
 ORGANS = ("Task01_BrainTumour", "Task02_Heart", "Task03_Liver", "Task05_Prostate", "Task06_Lung", "Task09_Spleen")

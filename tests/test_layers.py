@@ -23,7 +23,7 @@ LIGHT_MODULES = ("decathlete", "decathlete.cli", "decathlete.bundle", "decathlet
 FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"ground": ("", "colours", "errors", "failures", "files", "lazy", "machine", "names", "progress", "quiet")},
     {
-        "io": ("dicom", "transforms.read", "transforms.dicom", "transforms.dicom_series", "transforms.contours"),
+        "io": ("io", "dicom"),
         "networks": ("networks", "training.precision"),
         "compat": ("compat",),
     },
@@ -242,6 +242,14 @@ def test_errors_know_nobody():
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_command_line_starts_without_heavy_imports(module):
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_scans_are_read_and_written_without_torch_and_monai():
+    code = f"""import importlib, sys
+for name in {[name for name in modules() if place(name)[1] == "io"]!r}: importlib.import_module(name)
+print([m for m in {("torch", "monai", "ignite", "itk", "matplotlib", "skimage", "highdicom")!r} if m in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-PACKAGES = ["", ".bundle", ".data", ".evaluation", ".inference", ".training", ".view"]
+PACKAGES = ["", ".bundle", ".data", ".dicom", ".evaluation", ".inference", ".io", ".training", ".transforms", ".view"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

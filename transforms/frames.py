@@ -7,57 +7,27 @@ chain, slice by slice through a network, and back to its own grid.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, PathLike
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, MapTransform
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from decathlete.errors import DataError
-from decathlete.files import NIFTI_SUFFIXES
-from decathlete.transforms.contours import contour_mask, read_contour
-from decathlete.transforms.dicom import read_dicom_frame
-from decathlete.transforms.read import NiftiReader, Volume, header_of, read_nifti
-
-CAVITY, MUSCLE = 1, 2
-NO_OUTER = 3  # outside the inner contour, where no outer one was drawn: background or muscle
-NO_INNER = 4  # inside the outer contour, where no inner one was drawn: cavity or muscle
-
-
-def read_frame(path: str | Path) -> Volume:
-    """A DICOM frame as a volume (X, Y, 1), or a NIfTI file as it is; told apart by the file's name.
-
-    The affine of a frame is that of its header, with the slice thickness along the third axis.
-
-    Raises:
-        DataError, GeometryError: as `read_dicom_frame` and `read_nifti`.
-    """
-    path = Path(path)
-    if path.name.lower().endswith(NIFTI_SUFFIXES):
-        return read_nifti(path)
-    frame = read_dicom_frame(path)
-    array = frame.array[:, :, None]
-    return Volume(array, frame.affine, header_of(array.shape, frame.affine), list(frame.notes), path)
-
-
-class FrameReader(NiftiReader):
-    """`read_frame` for ``LoadImaged(keys, reader="decathlete.transforms.FrameReader")``."""
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Any name: DICOM files often have no suffix."""
-        return True
-
-    def get_data(self, img: list[Path]) -> tuple[NDArray, dict[str, Any]]:
-        """Array (X, Y, Z), Z = 1 for a DICOM frame; and its metadata."""
-        if len(img) != 1:
-            raise DataError(img[0], "an item is one frame, or one NIfTI file", f"{len(img)} files")
-        volume = read_frame(img[0])
-        return volume.array, self._metadata(volume, 1)
+from decathlete.io.contours import (
+    CAVITY,
+    MUSCLE,
+    NO_INNER,
+    NO_OUTER,
+    contour_mask,
+    label_of_contours,
+    read_contour,
+)
+from decathlete.transforms.load import NiftiReader
 
 
 class FrameLabeld(MapTransform):
@@ -107,14 +77,6 @@ class FrameLabeld(MapTransform):
         for key in self.keys:
             d[key] = MetaTensor(label, meta=meta)
         return d
-
-
-def label_of_contours(inner: NDArray[np.bool_] | None, outer: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-    """Label values of a slice from the masks of what the two contours go round, one of which may be None."""
-    if inner is None:
-        return np.where(np.asarray(outer), NO_INNER, 0).astype(np.uint8)
-    outside = NO_OUTER if outer is None else np.where(outer, MUSCLE, 0)
-    return np.where(inner, CAVITY, outside).astype(np.uint8)
 
 
 class ContourChannelsd(MapTransform):

@@ -37,9 +37,9 @@ from decathlete.data.cache import (
 )
 from decathlete.errors import ConfigError, DataError, GeometryError
 from decathlete.files import atomic_write, lock, remove_leftovers, strip_nifti_suffix
+from decathlete.io.nifti import MAX_VOXELS, read_nifti_header
 from decathlete.machine import free_memory_bytes
 from decathlete.progress import ProgressBar
-from decathlete.transforms.read import MAX_VOXELS, read_nifti_header
 
 logger = logging.getLogger(__name__)
 

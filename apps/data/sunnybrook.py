@@ -24,10 +24,10 @@ from decathlete.data.folders import dataset_folder
 from decathlete.data.folds import split
 from decathlete.errors import DataError, listed
 from decathlete.files import is_file_or_broken_link, nifti_files
+from decathlete.io.contours import CONTOUR_ORIGIN, distances_to_contour, read_contour
+from decathlete.io.dicom import read_dicom_frame, read_dicom_header
 from decathlete.names import read_text
 from decathlete.progress import ProgressBar
-from decathlete.transforms.contours import CONTOUR_ORIGIN, distances_to_contour, read_contour
-from decathlete.transforms.dicom import read_dicom_frame, read_dicom_header
 
 logger = logging.getLogger(__name__)
 

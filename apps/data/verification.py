@@ -14,8 +14,9 @@ from decathlete.data.kinds import read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, one_line
 from decathlete.files import nifti_files
+from decathlete.io.nifti import read_nifti
+from decathlete.io.volume import Volume, check_pair
 from decathlete.progress import ProgressBar
-from decathlete.transforms import Volume, check_pair, read_nifti
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def compare_components(
         labels: value to name of the classes.
         scored: regions in place of the classes, and ignored values.
     """
-    from decathlete.transforms import read_nifti
+    from decathlete.io.nifti import read_nifti
 
     scored = scored or Scored()
     steps: dict[str, list[int]] = {name: [value] for value, name in labels.items()}

@@ -55,7 +55,7 @@ def average_perpendicular_distance(contour: ArrayLike, reference: ArrayLike, spa
 
     Source: Radau et al., Evaluation framework for algorithms segmenting short axis cardiac MRI, MIDAS Journal (2009).
     """
-    from decathlete.transforms.contours import distances_to_contour
+    from decathlete.io.contours import distances_to_contour
 
     points, drawn = np.asarray(contour, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if not len(points):
@@ -77,7 +77,7 @@ def score_contour(
     Returns:
         ``dice``, ``iou``, ``apd_mm``, ``area_mm2``, ``reference_area_mm2``.
     """
-    from decathlete.transforms.contours import trace_contour
+    from decathlete.io.contours import trace_contour
 
     reference = trace_contour(label) if drawn is None else drawn
     area = float(np.prod(spacing))
@@ -255,9 +255,8 @@ def _reference(
     case: str, kind: str, pred: NDArray[np.bool_], affine: NDArray[np.float64], reference: Mapping[str, Any]
 ) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64] | None]:
     """Mask (X, Y, Z) of a contour that was drawn, and its points; None where it was not."""
-    from decathlete.transforms.contours import contour_mask, read_contour
-    from decathlete.transforms.frames import CAVITY, MUSCLE
-    from decathlete.transforms.read import read_nifti
+    from decathlete.io.contours import CAVITY, MUSCLE, contour_mask, read_contour
+    from decathlete.io.nifti import read_nifti
 
     if reference.get("label"):
         label = read_nifti(reference["label"], kind="label", allowed_labels=(0, CAVITY, MUSCLE))

@@ -86,7 +86,7 @@ class MetricsWriter:
                 self.logger.error("%s", error)
 
     def _score_item(self, case: str, pred: Any, reference: Path) -> list[Row]:
-        from decathlete.transforms import read_nifti
+        from decathlete.io.nifti import read_nifti
 
         if not isinstance(pred, (torch.Tensor, np.ndarray)):
             raise DataError(case, f"the engine's output must hold a label map under '{self.pred_key}'", f"{type(pred)}")

@@ -144,7 +144,7 @@ def frame_area(path: str | Path, label: NDArray[Any] | None = None, **masks: NDA
     Raises:
         DataError: the frame cannot be read, or does not state its position or TriggerTime.
     """
-    from decathlete.transforms.dicom import frame_geometry, read_dicom_header
+    from decathlete.io.dicom import frame_geometry, read_dicom_header
 
     header = read_dicom_header(path)
     for tag in ("ImagePositionPatient", "ImageOrientationPatient", "TriggerTime"):
@@ -164,8 +164,8 @@ def frame_area(path: str | Path, label: NDArray[Any] | None = None, **masks: NDA
 
 def drawn_areas(frames: Iterable[Any]) -> list[FrameArea]:
     """Areas of a patient's drawn contours; ``frames`` as `decathlete.data.index_sunnybrook` gives them."""
-    from decathlete.transforms.contours import contour_mask, read_contour
-    from decathlete.transforms.dicom import read_dicom_header
+    from decathlete.io.contours import contour_mask, read_contour
+    from decathlete.io.dicom import read_dicom_header
 
     areas = []
     for frame in frames:

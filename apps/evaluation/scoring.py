@@ -50,7 +50,7 @@ def score_files(
         DataError: a file is damaged or holds values that are no class.
         GeometryError: the two are not on one grid.
     """
-    from decathlete.transforms import read_nifti
+    from decathlete.io.nifti import read_nifti
 
     allowed = {0, *labels}
     predicted = read_nifti(prediction, kind="label", allowed_labels=allowed)

@@ -21,8 +21,8 @@ from decathlete.explore.results import (
     interval,
 )
 from decathlete.files import atomic_write
+from decathlete.io.contours import CONTOUR_ORIGIN
 from decathlete.report.parts import page, table
-from decathlete.transforms.contours import CONTOUR_ORIGIN
 
 
 def write_page(study: Study, shown: str, path: Path) -> Path:

@@ -39,9 +39,9 @@ from decathlete.explore.results import (
     area_column,
 )
 from decathlete.files import atomic_write, check_output_folder
+from decathlete.io.contours import CONTOUR_ORIGIN, contour_area, contour_mask, read_contour
+from decathlete.io.dicom import read_dicom_frame
 from decathlete.progress import ProgressBar
-from decathlete.transforms.contours import CONTOUR_ORIGIN, contour_area, contour_mask, read_contour
-from decathlete.transforms.dicom import read_dicom_frame
 
 MARGIN = 12  # pixels kept round the outer contour
 ONE_FOR_ALL, ONE_FOR_ALL_STRETCHED = "one threshold for all, stored values", "one threshold for all, normalized values"

@@ -24,13 +24,13 @@ from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.inputs import Inputs, find_inputs
 from decathlete.inference.limits import check_fits, check_memory
 from decathlete.inference.records import FILE, Records
-from decathlete.inference.writing import DiskError, naming_a_full_disk, write_on_grid
+from decathlete.io.write import DiskError, naming_a_full_disk, write_on_grid
 from decathlete.progress import ProgressBar
 
 if TYPE_CHECKING:
     from decathlete.inference.predictor import Prediction, Predictor
+    from decathlete.io.volume import Volume
     from decathlete.report.predictions import PredictedCase
-    from decathlete.transforms.read import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def case_name(file: Path, outputs: Outputs) -> str:
 
 def _check_dicom(files: Sequence[Path]) -> None:
     """Refuse to make a DICOM SEG of something else than DICOM, or without what writes it."""
-    from decathlete.dicom.segmentation import check_highdicom
+    from decathlete.io.seg import check_highdicom
 
     check_highdicom()
     if others := [file for file in files if file.name.lower().endswith(NIFTI_SUFFIXES)]:
@@ -320,7 +320,7 @@ def _predict_one(
     write_on_grid(prediction.label, volume, targets["label"], note)  # after what is beside it: where it is, so are they
     fault = None
     if "dicom_seg" in targets:  # but for the SEG, which a header can make impossible
-        from decathlete.dicom.segmentation import write_dicom_seg
+        from decathlete.io.seg import write_dicom_seg
 
         slices = getattr(volume, "slices", [file])
         try:
@@ -366,7 +366,7 @@ def _figures_of_finished(
 ) -> dict[str, dict[str, Any]]:
     """Statistics of a label map of an earlier run, which a report shows too."""
     from decathlete.inference.predictor import Prediction
-    from decathlete.transforms.read import read_nifti
+    from decathlete.io.nifti import read_nifti
 
     volume = predictor.read(file)
     label = read_nifti(target, kind="label")

@@ -26,7 +26,7 @@ def write_contours(label: NDArray[Any], folder: str | Path, case: str) -> list[P
     ``<case>-icontour...``, and a volume of several slices ``<case>-slice-003-icontour...``, counted from 1. Where
     nothing was found no file is written, and one of an earlier prediction goes.
     """
-    from decathlete.transforms.contours import trace_contour, write_contour
+    from decathlete.io.contours import trace_contour, write_contour
 
     name = f"IM-0001-{int(case):04d}" if _NUMBER.fullmatch(case) else case
     written = []
@@ -58,7 +58,7 @@ def heartbeats(labels: Mapping[Path, Path], folder: str | Path) -> dict[Path, An
     if len(frames) < 4:  # two slices at two phases
         return {}
     from decathlete.evaluation.heartbeat import frame_area, groups_of, heart_function, write_heart_function
-    from decathlete.transforms.read import read_nifti
+    from decathlete.io.nifti import read_nifti
 
     found = {}
     groups = groups_of(frames)

@@ -89,7 +89,7 @@ def _place(path: Path) -> Path:
 
 def _in_folder(folder: Path, outputs: Outputs) -> tuple[list[Path], dict[Path, str]]:
     """Inputs in a folder, or the folder itself where it is a series, and what is left out."""
-    from decathlete.dicom.series import series_files, series_folder
+    from decathlete.io.series import series_files, series_folder
 
     found = outputs.scans(nifti_files(folder)) or head_files(folder)
     if not found and outputs.frames:

@@ -26,7 +26,7 @@ def check_memory(predictor: Predictor, file: Path, probabilities: bool, memory_g
     Raises:
         DeviceError: the estimate exceeds it.
     """
-    from decathlete.transforms.read import MAX_VOXELS, read_nifti_header
+    from decathlete.io.nifti import MAX_VOXELS, read_nifti_header
 
     try:
         header = read_nifti_header(file)

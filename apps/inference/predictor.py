@@ -34,9 +34,10 @@ from decathlete.inference.inferers import SliceWise, SlidingWindow, entropy_bits
 from decathlete.inference.likeness import TrainingScans, scan_figures
 from decathlete.inference.memory import estimate_gib, window_bytes
 from decathlete.inference.records import changes_voxels, config_sha256
+from decathlete.io.frames import read_frame
+from decathlete.io.nifti import read_nifti
+from decathlete.io.volume import Volume
 from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
-from decathlete.transforms.frames import read_frame
-from decathlete.transforms.read import Volume, read_nifti
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 FIELD_POSTFIX = ":field"  # of its key in a case; Spacingd takes what begins with "image_" for meta data
@@ -230,7 +231,7 @@ class Predictor:
         return read_frame(path) if self._outputs.frames else read_nifti(path, channels=self.channels)
 
     def _series(self, folder: Path) -> Volume:
-        from decathlete.dicom.series import read_series
+        from decathlete.io.series import read_series
 
         series = read_series(folder)
         formats = (self._parser.get("_meta_") or {}).get("network_data_format", {})

@@ -237,7 +237,7 @@ def input_parts(file: Path) -> list[Path]:
     """
     files = [file]
     if file.is_dir():
-        from decathlete.dicom.series import series_files
+        from decathlete.io.series import series_files
 
         files = series_files(file)
     elif (match := re.fullmatch(r"(.+)\.(hdr|img)(\.gz)?", file.name, re.IGNORECASE)) is not None:

@@ -17,7 +17,8 @@ from decathlete.bundle.labels import bundle_labels
 from decathlete.errors import DecathleteError
 from decathlete.evaluation.metrics import dice
 from decathlete.inference.predictor import Predictor
-from decathlete.transforms.read import check_pair, read_nifti
+from decathlete.io.nifti import read_nifti
+from decathlete.io.volume import check_pair
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from decathlete.errors import DecathleteError
 from decathlete.evaluation.metrics import dice
+from decathlete.io.nifti import read_nifti
+from decathlete.io.volume import check_pair
 from decathlete.label.guard import check_tag, number
 from decathlete.label.segmentation import Segmentation, device_of
-from decathlete.transforms.read import check_pair, read_nifti
 
 logger = logging.getLogger(__name__)
 

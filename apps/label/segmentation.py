@@ -24,10 +24,10 @@ from decathlete.errors import CheckpointError
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.inference.limits import check_memory
 from decathlete.inference.predictor import Predictor
-from decathlete.inference.writing import write_on_grid
+from decathlete.io.volume import Volume
+from decathlete.io.write import write_on_grid
 from decathlete.label.entropy import mean_entropy
 from decathlete.label.guard import choice, switch
-from decathlete.transforms.read import Volume
 
 logger = logging.getLogger(__name__)
 

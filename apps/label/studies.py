@@ -30,9 +30,10 @@ from decathlete.files import (
     nifti_files,
     strip_nifti_suffix,
 )
+from decathlete.io.dicom import check_inflation
+from decathlete.io.nifti import read_nifti
+from decathlete.io.volume import check_pair
 from decathlete.label.guard import NotFoundError, check_name, check_tag
-from decathlete.transforms.dicom import check_inflation
-from decathlete.transforms.read import check_pair, read_nifti
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete.errors import DataError, UsageError
+from decathlete.io.contours import CONTOUR_ORIGIN, write_contour
 from decathlete.phantoms.cases import write_phantoms
 from decathlete.progress import ProgressBar
-from decathlete.transforms.contours import CONTOUR_ORIGIN, write_contour
 
 MAX_PATIENTS = 99
 _VERSION = 1  # raise it when the same seed would draw something else

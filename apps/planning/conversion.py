@@ -17,9 +17,10 @@ from decathlete.data.cases import Case
 from decathlete.data.kinds import OTHER_SUFFIXES
 from decathlete.errors import DataError, UsageError, listed
 from decathlete.files import atomic_write
+from decathlete.io.nifti import MAX_VOXELS
+from decathlete.io.volume import header_of
 from decathlete.planning.layouts import Layout, is_nifti
 from decathlete.progress import ProgressBar
-from decathlete.transforms.read import MAX_VOXELS, header_of
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -20,10 +20,10 @@ from decathlete.data.cache import cache_folder, content_hash, describe_case, loa
 from decathlete.data.cases import Case
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, listed
+from decathlete.io.nifti import read_nifti, read_nifti_header
+from decathlete.io.volume import Volume, check_pair
 from decathlete.planning.layouts import Layout, check_consecutive
 from decathlete.progress import ProgressBar
-from decathlete.transforms import Volume, check_pair, read_nifti
-from decathlete.transforms.read import read_nifti_header
 
 logger = logging.getLogger(__name__)
 

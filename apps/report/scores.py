@@ -95,8 +95,8 @@ def _pictures(
 def _drawn(
     case: str, value: float, prediction: Path, reference: Path, labels: Mapping[int, str], image: Path | None
 ) -> str:
+    from decathlete.io.nifti import read_nifti
     from decathlete.report.figures import planes_picture
-    from decathlete.transforms.read import read_nifti
 
     try:
         truth, predicted = (read_nifti(p, kind="label") for p in (reference, prediction))

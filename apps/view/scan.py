@@ -110,7 +110,7 @@ def class_dice(
 def _image(image: Any, channel: int) -> tuple[NDArray[Any], NDArray[np.float64], str, Any]:
     """Voxels (X, Y, Z) of the chosen channel, affine, the case's name, and what was read of a file."""
     if isinstance(image, (str, os.PathLike)):
-        from decathlete.transforms import read_nifti
+        from decathlete.io.nifti import read_nifti
 
         image = Path(image)
         channels = _channels_of(image)
@@ -127,7 +127,7 @@ def _image(image: Any, channel: int) -> tuple[NDArray[Any], NDArray[np.float64],
 
 
 def _channels_of(path: Path) -> int:
-    from decathlete.transforms.read import read_nifti_header
+    from decathlete.io.nifti import read_nifti_header
 
     try:
         shape = read_nifti_header(path).get_data_shape()
@@ -143,7 +143,8 @@ def _label_map(
         return None
     where = which
     if isinstance(values, (str, os.PathLike)):
-        from decathlete.transforms import check_pair, read_nifti
+        from decathlete.io.nifti import read_nifti
+        from decathlete.io.volume import check_pair
 
         read = read_nifti(os.fspath(values), kind="label")
         if volume is not None:

@@ -17,7 +17,8 @@ from decathlete.errors import DataError
 from decathlete.evaluation import cross_validate
 from decathlete.evaluation.contour_metrics import read_contour_rows
 from decathlete.inference import predict
-from decathlete.transforms import contour_mask, read_contour, read_dicom_frame
+from decathlete.io.contours import contour_mask, read_contour
+from decathlete.io.dicom import read_dicom_frame
 from decathlete.workflow import run
 
 # sizes of a network that also predicts

@@ -19,7 +19,7 @@ from decathlete.data import datalist, dataset_folder, fetch, nfbs, split, verify
 from decathlete.data import download as downloads
 from decathlete.data.download import download_nfbs, unpack
 from decathlete.errors import DataError, UsageError
-from decathlete.transforms import read_nifti
+from decathlete.io.nifti import read_nifti
 
 SUBJECTS = [f"A000{number}" for number in (28185, 31544, 28352, 33747, 35072, 28404, 40524)]
 

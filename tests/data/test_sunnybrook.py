@@ -14,14 +14,9 @@ from decathlete.cli import main
 from decathlete.data import fetch, index_sunnybrook, make_sunnybrook_phantoms, sunnybrook_datalist
 from decathlete.data.sunnybrook import frame_files, leaves_by_px, patient_folder
 from decathlete.errors import DataError, UsageError
-from decathlete.transforms import (
-    ContourMaskd,
-    contour_area,
-    contour_mask,
-    read_contour,
-    read_dicom_frame,
-    write_contour,
-)
+from decathlete.io.contours import contour_area, contour_mask, read_contour, write_contour
+from decathlete.io.dicom import read_dicom_frame
+from decathlete.transforms import ContourMaskd
 
 
 @pytest.fixture(scope="module")

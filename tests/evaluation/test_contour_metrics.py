@@ -21,8 +21,7 @@ from decathlete.evaluation.contour_metrics import (
     summarise_contours,
     write_contour_rows,
 )
-from decathlete.transforms import write_contour
-from decathlete.transforms.contours import distances_to_contour, trace_contour
+from decathlete.io.contours import distances_to_contour, trace_contour, write_contour
 
 SQUARE = np.array([[10.0, 10], [20, 10], [20, 20], [10, 20]])
 

@@ -11,7 +11,7 @@ from decathlete.data import index_sunnybrook, make_sunnybrook_phantoms
 from decathlete.errors import DataError, GeometryError
 from decathlete.evaluation import heart_function
 from decathlete.evaluation.heartbeat import FrameArea, drawn_areas, frame_area, write_heart_function
-from decathlete.transforms import read_dicom_frame
+from decathlete.io.dicom import read_dicom_frame
 
 
 def beat(areas: list[list[float]], distance: float = 8.0) -> list[FrameArea]:

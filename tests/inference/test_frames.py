@@ -12,7 +12,7 @@ from decathlete.bundle.configs import load
 from decathlete.bundle.outputs import Outputs
 from decathlete.cli import main
 from decathlete.inference.frame_outputs import heartbeats, write_contours
-from decathlete.transforms import contour_mask, read_contour
+from decathlete.io.contours import contour_mask, read_contour
 
 # file of the collection: what the line about it says, or None where it is read
 CASES = {

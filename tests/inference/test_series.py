@@ -10,8 +10,8 @@ import pydicom
 import pytest
 
 from decathlete.cli import main
-from decathlete.dicom import read_series
-from decathlete.transforms.dicom import quiet_pydicom
+from decathlete.io.dicom import quiet_pydicom
+from decathlete.io.series import read_series
 
 
 @pytest.fixture

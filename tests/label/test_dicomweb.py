@@ -324,7 +324,8 @@ def test_ohif_shows_our_dicom_seg(archive, orthanc, series, tmp_path):
     if chromium is None:
         pytest.skip("no browser here: apt-get install chromium")
     pytest.importorskip("highdicom")
-    from decathlete.dicom import read_series, write_dicom_seg
+    from decathlete.io.seg import write_dicom_seg
+    from decathlete.io.series import read_series
 
     (tmp_path / "series").mkdir()
     for name in json.loads(orthanc.ask("GET", "/instances")):

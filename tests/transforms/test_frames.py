@@ -11,15 +11,11 @@ from monai.transforms import LoadImaged
 
 from decathlete.data import make_sunnybrook_phantoms, sunnybrook_datalist
 from decathlete.errors import DataError
-from decathlete.transforms import (
-    ContourChannelsd,
-    FrameLabeld,
-    FrameReader,
-    OneVentricled,
-    read_dicom_frame,
-    read_frame,
-)
-from decathlete.transforms.frames import label_of_contours, one_ventricle
+from decathlete.io.contours import label_of_contours
+from decathlete.io.dicom import read_dicom_frame
+from decathlete.io.frames import read_frame
+from decathlete.transforms import ContourChannelsd, FrameLabeld, FrameReader, OneVentricled
+from decathlete.transforms.frames import one_ventricle
 
 
 @pytest.fixture(scope="module")

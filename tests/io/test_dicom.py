@@ -16,10 +16,10 @@ from monai.transforms import LoadImaged
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from decathlete.dicom import series_in
 from decathlete.errors import DataError
-from decathlete.transforms import DicomReader, read_dicom_frame
-from decathlete.transforms.dicom import check_inflation, peek, quiet_pydicom
+from decathlete.io.dicom import check_inflation, peek, quiet_pydicom, read_dicom_frame
+from decathlete.io.series import series_in
+from decathlete.transforms import DicomReader
 
 
 def cases(shared: Path) -> list[dict]:

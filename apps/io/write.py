@@ -14,7 +14,7 @@ from decathlete.errors import DataError
 from decathlete.files import atomic_write
 
 if TYPE_CHECKING:
-    from decathlete.transforms.read import Volume
+    from decathlete.io.volume import Volume
 
 
 class DiskError(DataError):

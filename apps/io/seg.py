@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from decathlete import __version__
 from decathlete.colours import colour_of
-from decathlete.dicom.codes import UNKNOWN, SegmentCodes, segment_codes
-from decathlete.dicom.conformity import leave_out_what_is_not_allowed
 from decathlete.errors import DataError, GeometryError, UsageError, listed
 from decathlete.files import atomic_write
-from decathlete.transforms.dicom import quiet_pydicom, read_dicom_header
+from decathlete.io.codes import UNKNOWN, SegmentCodes, segment_codes
+from decathlete.io.conformity import leave_out_what_is_not_allowed
+from decathlete.io.dicom import quiet_pydicom, read_dicom_header
 
 if TYPE_CHECKING:
     import pydicom

@@ -12,10 +12,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from decathlete.dicom import read_series, write_dicom_seg
-from decathlete.dicom.conformity import leave_out_what_is_not_allowed
 from decathlete.errors import DataError, GeometryError
-from decathlete.transforms.dicom import quiet_pydicom, read_dicom_header
+from decathlete.io.conformity import leave_out_what_is_not_allowed
+from decathlete.io.dicom import quiet_pydicom, read_dicom_header
+from decathlete.io.seg import write_dicom_seg
+from decathlete.io.series import read_series
 
 pytest.importorskip("highdicom", reason="pip install 'decathlete[dicom-seg]'")
 

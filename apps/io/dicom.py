@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 import math
-import os
 import threading
 import warnings
 import zlib
@@ -21,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from monai.config import PathLike
-from monai.data import ImageReader
 from numpy.typing import NDArray
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.multival import MultiValue
@@ -235,41 +232,6 @@ def frame_geometry(
     affine[:3, 2] = np.cross(row, column) * (thickness[0] if low <= thickness[0] <= high else 1.0)
     affine[:3, 3] = _numbers(path, header, "ImagePositionPatient", 3)
     return _LPS_TO_RAS @ affine, (along, down)
-
-
-class DicomReader(ImageReader):
-    """`read_dicom_frame` for ``LoadImaged(keys, reader="decathlete.transforms.DicomReader")``: 2D images (X, Y).
-
-    ``affine`` is that of the slice's own plane, the spacing alone: MONAI's 2D transforms take its upper left corner,
-    which of a slice oblique in space is no spacing at all. The place in space is in the metadata as ``frame_affine``.
-    """
-
-    def __init__(self, modalities: Collection[str] = MODALITIES, max_pixels: int = MAX_PIXELS) -> None:
-        super().__init__()
-        self.modalities, self.max_pixels = tuple(modalities), max_pixels
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Any name: DICOM files often have no suffix."""
-        return True
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
-        """Names of the files only. LoadImage takes any error here as a reason to try another, less strict reader."""
-        return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(name) for name in data]
-
-    def get_data(self, img: list[Path]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Array (X, Y), and its metadata."""
-        if len(img) != 1:
-            raise DataError(img[0], "an item is one slice", f"{len(img)} files")
-        frame = read_dicom_frame(img[0], modalities=self.modalities, max_pixels=self.max_pixels)
-        affine = np.diag([*frame.spacing, 1.0, 1.0])
-        return frame.array, {
-            "affine": affine,
-            "original_affine": affine.copy(),
-            "frame_affine": frame.affine,
-            "spatial_shape": np.asarray(frame.array.shape),
-            "space": "RAS",
-            "original_channel_dim": float("nan"),
-        }
 
 
 def _bytes(path: Path) -> bytes:

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decathlete.dicom import read_series, series_in
-from decathlete.dicom.series import series_folder
 from decathlete.errors import DataError
+from decathlete.io.series import read_series, series_folder, series_in
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile.py")
 hostile = importlib.util.module_from_spec(_spec)

@@ -16,22 +16,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from numpy.typing import ArrayLike, NDArray
 
 from decathlete.errors import DataError
 from decathlete.files import atomic_write
 
 CONTOUR_ORIGIN = 1.0  # coordinate of the first pixel's centre
+
+CAVITY, MUSCLE = 1, 2
+NO_OUTER = 3  # outside the inner contour, where no outer one was drawn: background or muscle
+NO_INNER = 4  # inside the outer contour, where no inner one was drawn: cavity or muscle
 _MAX_BYTES = 1 << 20  # a drawn contour takes some 3 kB
 _FARTHEST = 1e5  # pixels: no image is so wide
 # float() also takes nan, inf and 1_6.0
@@ -171,52 +170,12 @@ def contour_mask(
     return mask.reshape(tuple(shape))
 
 
-class ContourMaskd(MapTransform):
-    """Replace the contour files of an item by one label, a channel a contour, and say which of them were drawn.
-
-    An item ``{"image": (1, X, Y), "inner": path, "outer": None}`` becomes ``{"image": ..., "label": (2, X, Y),
-    "drawn": (2,)}``: 1 inside the contour and 0 outside, and of a contour that is None zeros all over, with a 0 in
-    ``drawn`` by which a loss leaves the channel out. Batches of it collate.
-
-    Args:
-        keys: the contours, in the order of the channels.
-        image_key: image whose grid and affine the label gets.
-        label_key: where the label goes, a MetaTensor of float32.
-        drawn_key: where the flags go, a tensor of float32.
-        origin: coordinate of the first pixel's centre.
-
-    Raises:
-        DataError: a contour that cannot be read, or lies outside the image.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = ("inner", "outer"),
-        image_key: str = "image",
-        label_key: str = "label",
-        drawn_key: str = "drawn",
-        origin: float = CONTOUR_ORIGIN,
-    ) -> None:
-        super().__init__(keys)
-        self.image_key, self.label_key, self.drawn_key, self.origin = image_key, label_key, drawn_key, origin
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` with label and flags in place of the contours' paths."""
-        d = dict(data)
-        image = d[self.image_key]
-        shape = tuple(image.shape[1:])
-        if len(shape) != 2:
-            raise DataError("ContourMaskd", "contours belong to one slice, an image (C, X, Y)", f"shape {image.shape}")
-        paths = [d.pop(key, None) for key in self.keys]
-        masks = [
-            np.zeros(shape, dtype=bool) if p is None else contour_mask(read_contour(p), shape, self.origin, p)
-            for p in paths
-        ]
-        label = torch.from_numpy(np.stack(masks).astype(np.float32))
-        affine = image.affine.clone() if isinstance(image, MetaTensor) else None
-        d[self.label_key] = MetaTensor(label, affine=affine)
-        d[self.drawn_key] = torch.tensor([float(p is not None) for p in paths])
-        return d
+def label_of_contours(inner: NDArray[np.bool_] | None, outer: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    """Label values of a slice from the masks of what the two contours go round, one of which may be None."""
+    if inner is None:
+        return np.where(np.asarray(outer), NO_INNER, 0).astype(np.uint8)
+    outside = NO_OUTER if outer is None else np.where(outer, MUSCLE, 0)
+    return np.where(inner, CAVITY, outside).astype(np.uint8)
 
 
 def _point(path: Path, number: int, line: str) -> list[list[float]]:

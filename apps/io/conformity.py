@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from decathlete.transforms.dicom import quiet_pydicom
+from decathlete.io.dicom import quiet_pydicom
 
 if TYPE_CHECKING:
     import pydicom

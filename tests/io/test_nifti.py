@@ -17,9 +17,10 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 
 from decathlete.data.slice_store import _header_voxels
 from decathlete.errors import DataError, GeometryError
-from decathlete.inference.writing import write_on_grid
-from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
-from decathlete.transforms.read import read_nifti_header
+from decathlete.io.nifti import read_nifti, read_nifti_header
+from decathlete.io.volume import check_pair
+from decathlete.io.write import write_on_grid
+from decathlete.transforms import CheckPaird, NiftiReader
 from decathlete.view.scan import _channels_of
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))

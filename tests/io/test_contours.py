@@ -6,8 +6,8 @@ import torch
 from monai.data import MetaTensor
 
 from decathlete.errors import DataError
-from decathlete.transforms import ContourMaskd, contour_area, contour_mask, read_contour, write_contour
-from decathlete.transforms.contours import contour_coverage
+from decathlete.io.contours import contour_area, contour_coverage, contour_mask, read_contour, write_contour
+from decathlete.transforms import ContourMaskd
 
 SQUARE = np.array([[3.5, 2.5], [7.5, 2.5], [7.5, 5.5], [3.5, 5.5]])  # counted from 1: pixels 3..6 x 2..4 of the array
 

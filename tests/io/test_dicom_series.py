@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from decathlete.errors import DataError
-from decathlete.transforms import read_dicom_series
+from decathlete.io.series import read_dicom_series
 
 
 @pytest.fixture

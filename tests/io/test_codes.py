@@ -4,8 +4,7 @@ import pytest
 
 from decathlete.bundle import bundle_names
 from decathlete.bundle.labels import bundle_labels
-from decathlete.dicom import CODES, segment_codes
-from decathlete.dicom.codes import UNKNOWN
+from decathlete.io.codes import CODES, UNKNOWN, segment_codes
 
 ALL = [codes for classes in CODES.values() for codes in classes.values()]
 
