@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
-from decathlete.bundle import bundle_folder, config_file, is_bundle, packaged_root
-from decathlete.errors import DecathleteError, one_line
+from decathlete.bundle import Bundle, bundle_folder, config_file, is_bundle, packaged_root
+from decathlete.errors import DecathleteError, listed, one_line
 from decathlete.failures import find_error
 from decathlete.machine import free_device_bytes, free_memory_bytes
 from decathlete.names import inert
@@ -205,12 +204,14 @@ def _missing_ids(parser: Any, name: str) -> Iterator[str]:
 def _check_metadata(report: CheckReport, folder: Path) -> None:
     file = folder / "configs" / "metadata.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = Bundle(folder).metadata
+    except DecathleteError as error:
+        report.fault(error)
+        return
+    if missing := [name for name in ("version", "task") if name not in content]:
+        report.fault(f"{file}: {listed(missing)} missing" if content else f"{file}: no such file")
+    else:
         report.say(f"metadata     version {content['version']}, {content['task']}")
-    except FileNotFoundError:
-        report.fault(f"{file}: a bundle has its metadata.json")
-    except (ValueError, KeyError, TypeError) as error:
-        report.fault(f"{file}: metadata.json is JSON with version and task: {type(error).__name__} {error}")
 
 
 def _check_environment(report: CheckReport) -> None:

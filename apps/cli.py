@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from decathlete import __version__
 from decathlete.errors import DecathleteError, UsageError
-from decathlete.names import SPECIAL
 from decathlete.quiet import quiet
 
 OF_BUNDLES = ("check", "run", "predict", "evaluate", "cross-validate", "serve", "view", "promote")
@@ -142,9 +141,11 @@ class _Parser(argparse.ArgumentParser):
             elif option is None:
                 if not self.takes_overrides or len(name) < 3 or not name.startswith("--"):
                     self.refuse(word)
+                from decathlete.bundle.overrides import value_of  # not for --help: YAML takes its time
+
                 if not equals:
                     value = queue.popleft() if queue and not queue[0].startswith("--") else "true"
-                overrides[name[2:]] = _override(name, value)
+                overrides[name[2:]] = value_of(value, name)
             elif equals or option.nargs == 0 or not queue or queue[0].startswith("--"):
                 options.append(word)
             elif name in self.continues:
@@ -186,12 +187,12 @@ def _predict(a: argparse.Namespace) -> int:
         if re.fullmatch(r"[0-9.,]+", word) and not os.path.exists(word):
             a.parser.refuse(word)
     if a.overrides:
-        from decathlete.bundle import bundle_folder
-        from decathlete.bundle.configs import load
+        from decathlete.bundle import Bundle
+        from decathlete.bundle.overrides import has_id
 
-        config = load(bundle_folder(a.bundle), "inference")
+        config = Bundle(a.bundle).config("inference")
         for name in a.overrides:
-            if name not in config and a.parser.nearest(f"--{name}", config.config):  # a slip in an option
+            if not has_id(config, name) and a.parser.nearest(f"--{name}", config):  # a slip in an option
                 a.parser.refuse(f"--{name}")
     from decathlete.inference import predict
 
@@ -315,32 +316,6 @@ def _serve(a: argparse.Namespace) -> NoReturn:
 def _add_largest_component(p: argparse.ArgumentParser) -> None:
     text = "also score with the largest component of each class alone, and say whether it helps"
     p.add_argument("--largest-component", "--largest_component", action="store_true", help=text)
-
-
-def _override(name: str, text: str) -> Any:
-    """Value of an override: a number, true, false, null, or what stands in brackets or quotes, as YAML reads it.
-
-    All else is text, letter for letter: YAML would cut a path at ' #', and split it at ': '.
-
-    Raises:
-        UsageError: a bracket or quote that is not closed.
-    """
-    if text.startswith(SPECIAL):
-        return text
-    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text):
-        return float(text)  # 1e-3, which YAML takes for text
-    import yaml
-
-    enclosed = text.startswith(("[", "{", "'", '"'))
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a date that is none
-        if enclosed:
-            raise UsageError(name, "a value that starts with a bracket or a quote must be closed", f"'{text}'",
-                             "Close it, or write ./ before a path") from None  # fmt: skip
-        return text
-    plain = value is None or isinstance(value, (bool, int, float))
-    return value if enclosed or (plain and ":" not in text) else text
 
 
 def _is_weights(word: str) -> bool:

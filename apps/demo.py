@@ -56,7 +56,7 @@ def run_demo(output: Path, minutes: float) -> Path:
     run = output / f"{DATA_FOLDER if 'phantom' not in source else 'phantoms'}_{minutes:g}_minutes"
     weights = train(run, dataset_dir, minutes)
 
-    from decathlete.bundle.labels import bundle_labels
+    from decathlete.bundle import bundle_labels
     from decathlete.data import datalist
     from decathlete.evaluation.report import write_report
     from decathlete.evaluation.scoring import score_pairs

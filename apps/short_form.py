@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from decathlete.names import SPECIAL, inert
 
@@ -88,28 +88,33 @@ def translate(
         return None
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
+    from decathlete.bundle.description import read_mapping
+    from decathlete.bundle.overrides import laid_over
     from decathlete.bundle.tracking import check_tracking
+    from decathlete.data.folders import dataset_folder, stated_folder
     from decathlete.distributed.torchrun import in_torchrun
     from decathlete.errors import UsageError
 
     if len(bundles) > 1 or not bundles[0]:
-        raise UsageError("--config", "takes one bundle", " ".join(bundles) or "none", "Give a folder or a name")
+        raise UsageError("--config", "expected one bundle", " ".join(bundles) or "none", "Give a folder or a name")
     folder = bundle_folder(bundles[0]).resolve()
     kind = "folder" if is_bundle(Path(bundles[0])) else "packaged bundle"
     if environ.get("LOCAL_RANK", "0") == "0":
         print(f"decathlete: --config {bundles[0]} is the {kind} {folder}", file=log or sys.stderr)
 
     run_id = _positional(own) or _value(own, "run_id") or "run"
-    files = [str(file) for file in config_files(folder, run_id, in_torchrun(environ))]
-    _refuse_unknown_ids(own, files)
+    files = config_files(folder, run_id, in_torchrun(environ))
+    config = laid_over(read_mapping(file) for file in files)
+    _refuse_unknown_ids(own, config, files[-1])
     own = _literal_words(own)
     check_tracking(_value(own, "tracking"))
-    added = ["--config_file", files[0] if len(files) == 1 else repr(files)]
+    added = ["--config_file", str(files[0]) if len(files) == 1 else repr([str(file) for file in files])]
     if _value(own, "bundle_root") is None:
         added += ["--bundle_root", inert(folder)]
-    data = _data_folder(Path(files[0]), environ.get("DECATHLETE_DATA"))
-    if data and _value(own, "dataset_dir") is None:
-        added += ["--dataset_dir", inert(Path(data))]
+    stated = stated_folder(config)
+    if stated and environ.get("DECATHLETE_DATA") and _value(own, "dataset_dir") is None:
+        data = Path(dataset_folder(Path(stated).name, stated, environ))
+        added += ["--dataset_dir", inert(data)] if data.is_dir() else []
     return ["run", *own, *added, *rest]
 
 
@@ -121,12 +126,18 @@ def _missing_root(given: str) -> Path | None:
     """
     import re
 
+    from decathlete.bundle.description import read_mapping
+    from decathlete.errors import ConfigError
+
     file = Path(re.split(r"""['"]""", given)[1] if re.match(r"""[\[(]\s*['"]""", given) else given)
     if not file.is_file() or file.resolve().parent.name != "configs":
         return None
-    text = file.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"""^\s*["']?bundle_root["']?\s*:\s*["']?([^"'\n#,]+)""", text, flags=re.MULTILINE)
-    if not found or "decathlete." not in text or found[1].startswith(SPECIAL) or Path(found[1].strip()).is_dir():
+    try:
+        root = read_mapping(file).get("bundle_root")
+    except ConfigError:  # MONAI reports what is wrong with the file
+        return None
+    ours = "decathlete." in file.read_text(encoding="utf-8", errors="replace")
+    if not ours or not isinstance(root, str) or root.startswith(SPECIAL) or Path(root).is_dir():
         return None
     return file.resolve().parent.parent
 
@@ -145,30 +156,20 @@ def _literal_words(words: Sequence[str]) -> list[str]:
     return made
 
 
-def _refuse_unknown_ids(words: Sequence[str], files: Sequence[str]) -> None:
-    """Refuse an override whose first part is no id of the config: MONAI would add it, and nothing would read it.
-
-    The files are searched for the name and not parsed; ids inside a component are left to MONAI.
+def _refuse_unknown_ids(words: Sequence[str], config: Mapping[str, Any], file: Path) -> None:
+    """Refuse an override that names no id of the config: MONAI would add it, and nothing would read it.
 
     Raises:
-        ConfigError: with the nearest known id.
+        ConfigError: with the nearest known id; or a value of another kind than the config's.
     """
-    import re
+    from decathlete.bundle.overrides import check_overrides, value_of
 
-    flags = [name for word in words if (name := _flag(word)) and re.match(r"[A-Za-z_]", name)]
-    if "tracking" in flags:  # brings ids of its own
+    names = [name for word in words if (name := _flag(word)) and name[0].isidentifier()]
+    if "tracking" in names:  # brings ids of its own
         return
-    text = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
-    known = set(re.findall(r"""^[ {]*["']?(\w+)["']?(?:::[\w:]+["']?)?\s*:""", text, flags=re.MULTILINE))
-    for name in flags:
-        first = re.split("::|#", name)[0]
-        if first in known or first in RUN_ARGUMENTS or first == "_meta_":
-            continue
-        from decathlete.errors import ConfigError, nearest
-
-        top = re.findall(r"""^["']?(\w+)["']?\s*:""", text, flags=re.MULTILINE)
-        raise ConfigError(files[0], "an override must name an id of this config", f"'{name}'",
-                          nearest(name, set(top) or known))  # fmt: skip
+    own = [name for name in names if name not in RUN_ARGUMENTS and not name.startswith("_meta_")]
+    values = {name: value_of(_value(list(words), name) or "true", f"--{name}") for name in own}
+    check_overrides(config, values, where="command line", file=file)
 
 
 def _positional(words: Sequence[str]) -> str | None:
@@ -185,7 +186,7 @@ def _positional(words: Sequence[str]) -> str | None:
 
 def _flag(word: str) -> str | None:
     """Name of a flag as fire reads it: ``config`` for ``--config``, ``-config`` and ``--config=x``."""
-    if not word.startswith("-") or word in ("-", "--"):
+    if not (word.startswith("--") or word[1:2].isalpha()) or not word.startswith("-") or word == "--":  # -1 is a value
         return None
     return word.lstrip("-").partition("=")[0].replace("-", "_")
 
@@ -218,18 +219,6 @@ def _names_config(args_file: str | None) -> bool:
         return True  # MONAI tells what is wrong with the file
 
 
-def _data_folder(config: Path, root: str | None) -> str | None:
-    """Folder in ``$DECATHLETE_DATA`` of the same name as the config's ``dataset_dir``, if it is there."""
-    if not root:
-        return None
-    import re
-
-    found = re.search(r"""^\s*["']?dataset_dir["']?\s*:\s*["']?([^"'\s#,]+)""", config.read_text(), flags=re.MULTILINE)
-    name = Path(found[1]).name if found and not found[1].startswith(SPECIAL) else ""
-    folder = Path(root).expanduser() / name
-    return str(folder) if name and folder.is_dir() else None
-
-
 def install() -> None:
     """Translate this process's command line if it is a short form; called by the line in site-packages.
 
@@ -253,7 +242,7 @@ def _short_errors(ours_alone: bool) -> None:
     """Let an error of ours end MONAI's command as one line, whatever MONAI and ignite wrapped around it.
 
     Args:
-        ours_alone: the command is known to run a bundle of ours, so that an interrupt is told in our words too.
+        ours_alone: the command is known to run a bundle of ours, so that an interrupt gets our message too.
     """
     from decathlete.failures import find_error, shorten_log
     from decathlete.quiet import quiet
@@ -264,14 +253,14 @@ def _short_errors(ours_alone: bool) -> None:
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt) and ours_alone:
-            print("decathlete: interrupted; a training goes on with --resume True", file=sys.stderr, flush=True)
+            print("decathlete: interrupted; resume a training with --resume True", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(130)  # as after the signal itself
         ours = find_error(error)
         if ours is None:
             default(kind, error, traceback)
             return
-        sys.stdout.flush()  # what MONAI has said stands before
+        sys.stdout.flush()  # MONAI's output comes first
         print(f"decathlete: {ours}", file=sys.stderr, flush=True)
         if ours.exit_status != 1:  # Python's own after an error
             os._exit(ours.exit_status)

@@ -1,4 +1,4 @@
-"""From a bundle's folder to a MONAI workflow: the right config files, checked overrides, errors of one line."""
+"""A bundle's folder as a MONAI workflow: the right config files, checked overrides, errors of one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from decathlete.bundle import bundle_folder, config_files
-from decathlete.bundle.configs import check_overrides, read_configs
+from decathlete.bundle.configs import read_configs
+from decathlete.bundle.overrides import check_overrides
 from decathlete.bundle.tracking import check_tracking
 from decathlete.data.folders import data_folder
 from decathlete.distributed.torchrun import in_torchrun
@@ -36,7 +37,7 @@ class BundleWorkflow(ConfigWorkflow):
         bundle: a bundle's folder or name.
         run_id: ``training``, ``inferring``, ``evaluating`` or ``run``; decides which config files are read.
         distributed: lay ``multi_gpu_train`` over the training config; by default in a process that torchrun started.
-        where: what the message about an unknown id names as the place of the word.
+        where: where the overrides stand, for the message about an unknown id.
         init_id, final_id, meta_file, logging_file, tracking: as in MONAI's ``ConfigWorkflow``.
         override: id to value; ids spelt with ``::`` or ``#``.
 
@@ -86,7 +87,7 @@ def _prepared(
     values = dict(overrides)
     # ids that only exist once tracking has patched the config
     extra = {k: values.pop(k) for k in list(values) if tracking and k in DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]}
-    values = check_overrides(parser, values, where=where, file=files[-1])
+    values = check_overrides(parser.config, values, where=where, file=files[-1])
     if "bundle_root" in parser:
         values.setdefault("bundle_root", inert(folder))
     data = data_folder(parser.get("dataset_dir"), overrides.get("dataset_dir"), file=files[-1])
@@ -97,7 +98,7 @@ def _prepared(
 
 
 def _check_device(device: Any) -> None:
-    """Refuse a device that does not exist, before data are read for it."""
+    """Refuse a device that does not exist before the data are read."""
     if not isinstance(device, str) or device.startswith(SPECIAL):
         return
     import torch
@@ -105,9 +106,9 @@ def _check_device(device: Any) -> None:
     try:
         torch.device(device)
     except RuntimeError:
-        raise UsageError("--device", "must be a device such as cpu, cuda or cuda:1", f"'{device}'") from None
+        raise UsageError("--device", "expected a device such as cpu, cuda or cuda:1", f"'{device}'") from None
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError("--device", "the device must be there", f"{device}, without a CUDA GPU", "Leave --device out")
+        raise DeviceError("--device", "this machine has no CUDA GPU", device, "Leave --device out")
 
 
 def run(
@@ -124,7 +125,7 @@ def run(
         bundle: a bundle's folder or name.
         overrides: id of the config to value; also MONAI's own ``tracking``, ``meta_file``, ``logging_file``.
         gpus: start this many processes with torchrun, over ``multi_gpu_train.yaml``.
-        max_restarts: with ``gpus``, how often processes that failed are started anew, from the last checkpoint.
+        max_restarts: with ``gpus``, how often failed processes are restarted from the last checkpoint.
 
     Returns:
         0 when done; with ``gpus``, the exit status of the processes.
@@ -134,18 +135,16 @@ def run(
         DataError: no data.
         DeviceError: memory or GPUs ran out.
         TrainingError: with ``gpus``, a process that was killed.
-        DecathleteError: whatever of ours was raised inside MONAI's engines, freed of its wrapping.
+        DecathleteError: an error of ours that was raised inside MONAI's engines, unwrapped.
     """
     values = dict(overrides or {})
-    if str(values.get("fold", "")).isdecimal():
-        values["fold"] = int(values["fold"])
     own = {name: values.pop(name) for name in RUN_ARGUMENTS if values.get(name) is not None}
     if gpus is not None and gpus < 1:
-        raise UsageError("--gpus", "must be 1 or more", str(gpus), "Leave it out to train in one process")
+        raise UsageError("--gpus", "expected 1 or more", str(gpus), "Leave it out to train in one process")
     if gpus and not in_torchrun():
         return _launch(run_id, bundle, values, own, gpus, max_restarts)
     workflow = None
-    logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # tells the path of the logging file
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # logs the path of the logging file
     with short_log():
         try:
             workflow = BundleWorkflow(bundle, run_id, where="command line", **own, **values)
@@ -168,17 +167,19 @@ def run(
 
 
 def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int, max_restarts: int) -> int:
-    """Start ``gpus`` processes of this very run; mistakes are found before, so that they are told once."""
+    """Start ``gpus`` processes of this very run; mistakes are found before, so that they are reported once."""
     import torch
 
     folder = bundle_folder(bundle).resolve()
     if run_id != "training":
-        raise UsageError("--gpus", "only training runs in several processes", run_id, "Leave --gpus out")
+        raise UsageError(
+            "--gpus", "only a training can run in several processes", f"this run is {run_id}", "Leave --gpus out"
+        )
     if torch.cuda.is_available() and gpus > torch.cuda.device_count():
         raise DeviceError(
             "--gpus",
-            "must not exceed the GPUs of this machine",
-            f"{gpus}, with {torch.cuda.device_count()} here",
+            f"this machine has {torch.cuda.device_count()} GPUs",
+            f"{gpus} requested",
             "Use fewer",
         )
     files = config_files(folder, run_id, True)
@@ -208,14 +209,16 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int,
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
-        raise TrainingError(folder.name, "the training must go on", error.sigval.name, "Go on with --resume") from None
+        raise TrainingError(
+            folder.name, "the training was interrupted", error.sigval.name, "Resume it with --resume"
+        ) from None
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if any("extraInfo" in failure.error_file_data["message"] for failure in error.failures.values()):
-            return 1  # the process itself told it
+            return 1  # the process itself reported it
         found = first.signal_name() if first.exitcode < 0 else f"exit status {first.exitcode}"
-        raise TrainingError(f"{folder.name}, process {rank} of {gpus}", "must run to the end", found,
-                            "SIGKILL often means that memory ran out; go on with --resume") from None  # fmt: skip
+        raise TrainingError(f"{folder.name}, process {rank} of {gpus}", "the process failed", found,
+                            "SIGKILL often means that memory ran out. Resume with --resume") from None  # fmt: skip
     return 0
 
 
@@ -229,12 +232,12 @@ def _check_cases(parser: ConfigParser, processes: int, file: Path) -> None:
                 raise ours from None
             raise
         if isinstance(cases, list) and len(cases) < processes and name.startswith("train::"):
-            raise DataError(f"{file}, {name}", "each process needs a case", f"{len(cases)} for {processes} processes",
+            raise DataError(f"{file}, {name}", "fewer cases than processes", f"{len(cases)} for {processes} processes",
                             f"Pass --gpus {max(1, len(cases))}, or add cases")  # fmt: skip
 
 
 def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> DeviceError:
-    """The device, what was asked of it, and the smaller setting to try."""
+    """The settings that need the memory, and a smaller one to try."""
 
     def setting(*names: str) -> tuple[str, Any] | None:
         for name in names:
@@ -253,7 +256,7 @@ def _out_of_memory(error: BaseException, workflow: BundleWorkflow | None) -> Dev
         remedy = "Try --inferer::sw_batch_size 1, or --device cpu"
     else:
         remedy = f"Try a smaller {patch[0] if patch else 'patch_size'}, or --device cpu"
-    return DeviceError("memory", "the work must fit into the memory of the device", found or str(error), remedy)
+    return DeviceError("memory", "out of memory on the device", found or str(error), remedy)
 
 
 def _child(argument: str) -> int:
@@ -262,7 +265,7 @@ def _child(argument: str) -> int:
     quiet()
     try:
         return run(run_id, folder, values)
-    except DecathleteError as error:  # of one process alone; several tell theirs together
+    except DecathleteError as error:  # of one process alone; several report theirs together
         print(f"decathlete: {error}", file=sys.stderr)
         return error.exit_status
 

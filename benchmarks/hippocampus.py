@@ -29,8 +29,7 @@ from typing import Any
 import torch
 import yaml
 
-from decathlete.bundle import bundle_folder
-from decathlete.bundle.labels import bundle_labels
+from decathlete.bundle import bundle_folder, bundle_labels
 from decathlete.data import data_hash, datalist, dataset_folder
 from decathlete.evaluation import compare
 from decathlete.evaluation.report import write_report

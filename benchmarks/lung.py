@@ -24,8 +24,8 @@ from pathlib import Path
 import yaml
 from hippocampus import machine  # the benchmark beside this one
 
+from decathlete.bundle import bundle_labels
 from decathlete.bundle.checkpoints import FINAL
-from decathlete.bundle.labels import bundle_labels
 from decathlete.data import datalist, dataset_folder, make_phantoms
 from decathlete.evaluation.report import write_report
 from decathlete.evaluation.scoring import score_pairs

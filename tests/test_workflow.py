@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 
-from decathlete.bundle.configs import _is_argument, check_overrides, load
+from decathlete.bundle.configs import load
+from decathlete.bundle.overrides import _is_argument, check_overrides
 from decathlete.data.folders import data_folder
 from decathlete.errors import ConfigError, DataError, DeviceError, UsageError
 from decathlete.workflow import BundleWorkflow, _out_of_memory, run
@@ -99,10 +100,8 @@ def test_both_spellings_of_an_id_override(tiny, name):
 def test_unknown_id_is_refused_with_the_nearest(tiny, wrong, nearest):
     with pytest.raises(ConfigError) as error:
         load(tiny, "train", {wrong: 1}, where="command line")
-    assert f"train.yaml: an override must name an id of this config. found '{wrong.replace('#', '::')}'" in str(
-        error.value
-    )
-    assert "(command line)" in str(error.value)
+    wanted = f"train.yaml: no such id in this config ('{wrong.replace('#', '::')}', command line)"
+    assert wanted in str(error.value)
     assert f"Did you mean '{nearest}'?" in str(error.value)
 
 
@@ -113,13 +112,13 @@ def test_argument_of_a_component_may_be_added(tiny):
 
 
 def test_component_that_takes_any_name_takes_any_override():
-    parser = ConfigParser({"a": {"_target_": "builtins.dict"}, "b": {"_target_": "$dict"}})
-    assert check_overrides(parser, {"a::new": 1, "b::new": 2}) == {"a::new": 1, "b::new": 2}
+    config = {"a": {"_target_": "builtins.dict"}, "b": {"_target_": "$dict"}}
+    assert check_overrides(config, {"a::new": 1, "b::new": 2}) == {"a::new": 1, "b::new": 2}
 
 
 def test_config_that_is_no_yaml_is_named(tiny):
     (tiny / "configs" / "train.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigError, match=r"train\.yaml: must be YAML or JSON.*\(.* line 2"):
+    with pytest.raises(ConfigError, match=r"train\.yaml: not readable as YAML or JSON.*\(.* line 2"):
         load(tiny, "train")
 
 
@@ -159,15 +158,15 @@ def test_metadata_of_another_kind_is_told_in_one_line(tiny, text):
     if text.endswith("{}"):
         assert load(tiny, "train")["_meta_"] == {}
         return
-    with pytest.raises(ConfigError, match=r"metadata\.json: must be"):
+    with pytest.raises(ConfigError, match=r"metadata\.json: (not readable|expected keys)"):
         load(tiny, "train")
 
 
 def test_missing_and_empty_data_say_how_to_get_them(tiny, tmp_path):
-    with pytest.raises(DataError, match=r"\(no such folder\. Run 'decathlete data hippocampus'"):
+    with pytest.raises(DataError, match=r"no such data folder \(from --dataset_dir\)\. Run '.* hippocampus'"):
         run("training", tiny, {"dataset_dir": "elsewhere/Task04_Hippocampus"})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"\(--dataset_dir\).*\(an empty folder"):
+    with pytest.raises(DataError, match=r"data folder is empty \(from --dataset_dir"):
         run("training", tiny, {"dataset_dir": "empty"})
 
 
@@ -187,7 +186,7 @@ def test_error_of_others_stays_what_it_is(tiny):
 
 
 def test_out_of_memory_names_the_smaller_setting(tiny):
-    with pytest.raises(DeviceError, match=r"batch_size 8, patch_size \[40, 56, 40\]\. Try --batch_size 4"):
+    with pytest.raises(DeviceError, match=r"batch_size 8, patch_size \[40, 56, 40\]\)\. Try --batch_size 4"):
         run("training", tiny, {"report::seen": "$torch.empty(2**60)"})
     workflow = BundleWorkflow(tiny, "inferring")
     assert "(sw_batch_size 4, roi_size [8, 8, 8]). Try --sw_batch_size 2" in str(
@@ -206,14 +205,14 @@ def test_unknown_bundle_and_run_are_refused(tiny):
 
 @pytest.mark.parametrize("gpus", [0, -1])
 def test_number_of_processes_is_positive(tiny, gpus):
-    with pytest.raises(UsageError, match="--gpus: must be 1 or more"):
+    with pytest.raises(UsageError, match="--gpus: expected 1 or more"):
         run("training", tiny, gpus=gpus)
 
 
 def test_mistakes_are_told_before_processes_start(tiny):
     with pytest.raises(ConfigError, match="Did you mean 'batch_size'"):
         run("training", tiny, {"batchsize": 1}, gpus=2)
-    with pytest.raises(UsageError, match="only training"):
+    with pytest.raises(UsageError, match="only a training"):
         run("inferring", tiny, gpus=2)
 
 
@@ -223,7 +222,7 @@ def test_missing_and_too_few_cases_are_told_before_processes_start(tiny):
     config.write_text(text.replace("\ntrain:\n", "\ntrain:\n  dataset: {data: $datalist(@dataset_dir)}\n"))
     with pytest.raises(DataError, match=r"0 cases.*decathlete data hippocampus"):
         run("training", tiny, gpus=2)
-    with pytest.raises(DataError, match=r"train::dataset::data: each process needs a case.*\(1 for 2 processes"):
+    with pytest.raises(DataError, match=r"train::dataset::data: fewer cases than processes.*\(1 for 2 processes"):
         run("training", tiny, {"train::dataset::data": "$[{'image': 'a.nii.gz'}]"}, gpus=2)
 
 
@@ -245,19 +244,19 @@ def test_workflow_is_one_of_monai(tiny):
 
 
 def test_arguments_that_a_class_hands_on_are_known_and_others_refused():
-    assert _is_argument(load("hippocampus", "train"), "train::trainer::epoch_length")  # of MONAI's base
-    assert not _is_argument(load("hippocampus", "train"), "train::trainer::max_epoch")
+    assert _is_argument(load("hippocampus", "train").config, "train::trainer::epoch_length")  # of MONAI's base
+    assert not _is_argument(load("hippocampus", "train").config, "train::trainer::max_epoch")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_absent_gpu_is_told_before_data_are_read(tiny):
-    with pytest.raises(DeviceError, match="without a CUDA GPU"):
+    with pytest.raises(DeviceError, match="no CUDA GPU"):
         run("training", "hippocampus", {"device": "cuda", "dataset_dir": str(tiny)})
 
 
 def test_tracking_without_mlflow_is_refused_before_the_data_are_read(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
-    with pytest.raises(UsageError, match=r"--tracking: needs MLflow.*pip install 'decathlete\[mlflow\]'"):
+    with pytest.raises(UsageError, match=r"--tracking: MLflow is not installed.*pip install 'decathlete\[mlflow\]'"):
         BundleWorkflow(tiny, "training", tracking="mlflow", dataset_dir="not there")
 
 
@@ -265,10 +264,10 @@ def test_tracking_by_settings_that_name_mlflow_needs_it_too(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     settings = tiny / "settings.json"
     settings.write_text('{"handlers_id": {}, "configs": {"tracking_uri": null, "t": {"_target_": "MLFlowHandler"}}}')
-    with pytest.raises(UsageError, match="needs MLflow"):
+    with pytest.raises(UsageError, match="MLflow is not installed"):
         BundleWorkflow(tiny, "training", tracking=str(settings))
 
 
 def test_another_word_for_tracking_is_refused(tiny):
-    with pytest.raises(UsageError, match=r"--tracking: must be mlflow, or a file.*found 'wandb'"):
+    with pytest.raises(UsageError, match=r"--tracking: expected mlflow or a settings file.*\('wandb'"):
         BundleWorkflow(tiny, "training", tracking="wandb")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from decathlete.bundle.description import Bundle, bundle_labels
     from decathlete.bundle.places import (
         bundle_folder,
         bundle_names,
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Bundle",
     "bundle_folder",
+    "bundle_labels",
     "bundle_names",
     "config_file",
     "config_files",
@@ -27,4 +30,6 @@ __all__ = [
     "packaged_root",
 ]
 
-__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "places"))
+__getattr__ = lazy_names(
+    __name__, {**dict.fromkeys(__all__, "places"), **dict.fromkeys(("Bundle", "bundle_labels"), "description")}
+)

@@ -1,4 +1,4 @@
-"""Files of weights: read without running code from them, matched key by key, written whole or not at all."""
+"""Files of weights: read without running code from them, matched key by key, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from decathlete.compat import COMPILED, compiled
 from decathlete.errors import CheckpointError, listed
 from decathlete.files import atomic_write
 
-# what a training leaves: all that a resumed run needs, the best weights on its validation cases, and the last ones
+# what a training leaves: what --resume needs, the best weights on the validation cases, and the final weights
 LAST, BEST, FINAL = "last.pt", "model.pt", "model_final.pt"
 # what trainers put around a state dict: ours first, which has both `model` (averaged) and `network` in last.pt
 WRAPPERS = ("model", "state_dict", "model_state_dict", "network", "net")
@@ -36,9 +36,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(
             path,
-            "a file of weights must be there",
-            "no such file",
-            "Train the bundle, or give the path of weights with --checkpoint",
+            "no such file of weights",
+            remedy="Train the bundle, or pass the path of its weights with --checkpoint",
         )
     try:
         with warnings.catch_warnings():  # of a foreign pickle; the refusal below says it
@@ -47,19 +46,19 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             path,
-            "must hold weights and nothing that runs code",
+            "expected weights only, nothing that runs code",
             "a pickle of other objects, or a damaged file",
             "Save a plain state dict: torch.save(network.state_dict(), path)",
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise CheckpointError(
             path,
-            "must be a file that torch.save wrote",
+            "not readable as a checkpoint of torch.save",
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'an empty message'}",
-            "Copy the file again; it may be cut short",
+            "Copy the file again; it may be incomplete",
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(path, "must hold a state dict", f"a {type(content).__name__}")
+        raise CheckpointError(path, "expected a state dict", f"a {type(content).__name__}")
     return dict(content)
 
 
@@ -84,17 +83,17 @@ def state_dict_of(
     while isinstance(weights, Mapping) and not _is_state_dict(weights):
         found = [key for key in WRAPPERS if isinstance(weights.get(key), Mapping)]
         if len(found) > 1 and found[0] != WRAPPERS[0]:
-            raise CheckpointError(where, "must hold one state dict", f"one under each of {listed(found)}",
-                                  "Save the one that is meant: torch.save(network.state_dict(), path)")  # fmt: skip
+            raise CheckpointError(where, "several state dicts", f"one under each of {listed(found)}",
+                                  "Save the right one alone: torch.save(network.state_dict(), path)")  # fmt: skip
         if found and (found[0] != WRAPPERS[0] or weights is not content):  # a last.pt of ours needs no word
             taken_off.append(f"the key '{found[0]}'")
         weights = weights[found[0]] if found else None
     if weights is None or not weights:
         raise CheckpointError(
             where,
-            f"must hold a state dict (names and tensors), plain or under {' or '.join(map(repr, WRAPPERS))}",
-            f"the keys {listed(content)}",
-            "Save network.state_dict()",
+            f"no state dict, neither plain nor under {' or '.join(map(repr, WRAPPERS))}",
+            f"the keys are {listed(content)}" if content else "the file is empty",
+            "Save one: torch.save(network.state_dict(), path)",
         )
     weights = dict(weights)
     while names and not any(key in names for key in weights):
@@ -104,7 +103,7 @@ def state_dict_of(
         taken_off.append(f"the prefix '{prefix}'")
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     if taken_off:
-        logger.warning("%s: weights taken out of %s", where, " and ".join(taken_off))
+        logger.warning("%s: removed %s around the weights", where, " and ".join(taken_off))
     return weights
 
 
@@ -144,7 +143,7 @@ def match_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor],
     if faults:
         raise CheckpointError(
             where,
-            "the weights must be this network's, key by key",
+            "the weights do not fit this network",
             "; ".join(faults),
             "Use the weights that belong to this bundle, or change its network block to theirs",
         )
@@ -162,12 +161,12 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Path
         with atomic_write(path) as part:
             torch.save(dict(content), part)
     except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
-        kept = "The file of before is untouched. " if path.is_file() else ""
+        kept = "The previous file is untouched. " if path.is_file() else ""
         raise CheckpointError(
             path,
-            "the checkpoint must be written",
+            "the checkpoint could not be written",
             str(error).splitlines()[0],
-            f"{kept}Free some disk space or choose another --output_dir, then go on with --resume",
+            f"{kept}Free some disk space or choose another --output_dir, then resume with --resume",
         ) from error
     return path
 

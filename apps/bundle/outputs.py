@@ -10,40 +10,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from decathlete.bundle import bundle_folder, config_file
-from decathlete.errors import ConfigError, UsageError, nearest
+from decathlete.errors import ConfigError, nearest
 from decathlete.files import PROBABILITIES, strip_nifti_suffix
 
 DICOM_SEG = "_seg"  # ends the name of the DICOM SEG beside a label map
 FIELD = "_field"  # ends the name of the bias field beside a label map
-
-
-def check_bias_correction(bundle: str | Path) -> None:
-    """Refuse to leave out the bias field correction of a bundle whose config has no such switch.
-
-    Raises:
-        UsageError: no id ``bias_correction`` in the inference config.
-    """
-    file, config = _inference_config(bundle)
-    if "bias_correction" not in config:
-        raise UsageError(
-            file,
-            "a bundle whose bias field correction can be left out has the id 'bias_correction'",
-            "no such id",
-            "Predict without --no-bias-correction",
-        )
-
-
-def _inference_config(bundle: str | Path) -> tuple[Path, dict[str, Any]]:
-    """File of a bundle's inference config, and what stands in it, nothing resolved."""
-    file = config_file(bundle_folder(bundle), "inference")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(file, "must be YAML", " ".join(str(error).split())) from error
-    return file, config if isinstance(config, dict) else {}
+KINDS = {str: "a word", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +24,7 @@ class Outputs:
 
     Attributes:
         label: word behind the scan's name, ``<name>_<word>.nii.gz``, of the label map; empty: ``<name>.nii.gz``.
-        masked: likewise of the scan cut out by the label map; empty: none is written.
+        masked: likewise of the scan inside its label map; empty: none is written.
         tell_volume: each case's volumes in ml are printed.
         frames: inputs are DICOM frames too, each a volume of one slice, and folders of them.
         contours: the outlines of each slice's cavity (1) and heart (1 and 2) are written as text beside the label map,
@@ -66,27 +38,24 @@ class Outputs:
     contours: bool = False
 
     @classmethod
-    def of(cls, bundle: str | Path) -> Outputs:
-        """Outputs of a bundle; a label map under the scan's own name where its config has no ``outputs``.
+    def of(cls, given: Any, where: str | Path = "outputs") -> Outputs:
+        """As the inference config states them under ``outputs``.
 
         Raises:
-            UsageError: unknown bundle.
-            ConfigError: ``outputs`` holds something else than the names above.
+            ConfigError: something else than the names above, with values of their kinds.
         """
-        file, config = _inference_config(bundle)
-        given = config.get("outputs", {})
-        where, kinds = f"{file}, outputs", {f.name: type(f.default) for f in fields(cls)}
+        kinds = {f.name: type(f.default) for f in fields(cls)}
         if not isinstance(given, Mapping):
-            raise ConfigError(where, f"is a mapping of {', '.join(kinds)}", repr(given))
+            raise ConfigError(where, f"expected a mapping of {', '.join(kinds)}", repr(given))
         for name, value in given.items():
             if name not in kinds:
-                raise ConfigError(where, "names what a prediction writes", repr(name), nearest(str(name), kinds))
+                raise ConfigError(where, "unknown output", repr(name), nearest(str(name), kinds))
             if not isinstance(value, kinds[name]):
-                raise ConfigError(where, f"'{name}' is a {kinds[name].__name__}", repr(value))
+                raise ConfigError(where, f"expected {KINDS[kinds[name]]} for '{name}'", repr(value))
         outputs = cls(**given)
         words = [word for word in (outputs.label, outputs.masked) if word]
         if any("/" in word or "\\" in word for word in words) or len(set(words)) < len(words):
-            raise ConfigError(where, "words are parts of file names, each its own", repr(dict(given)))
+            raise ConfigError(where, "expected different words without slashes for the file names", repr(dict(given)))
         return outputs
 
     def label_file(self, folder: str | Path, case: str) -> Path:

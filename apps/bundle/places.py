@@ -1,4 +1,4 @@
-"""Where a bundle's files are. Imports nothing heavy: the command line's start-up passes here."""
+"""Where a bundle's files are. Imports nothing heavy, since the command line starts with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from decathlete.errors import ConfigError, UsageError, nearest
 
 SUFFIXES = ("yaml", "yml", "json")
-# files of each run id, the later ones laid over the earlier
+# files of each run id; later files override earlier ones
 RUNS = {
     "training": ("train",),
     "inferring": ("inference",),
@@ -18,7 +18,7 @@ RUNS = {
 
 
 def packaged_root() -> Path:
-    """Folder of the bundles that came with the package, in a checkout and in an installation alike."""
+    """Folder of the packaged bundles, in a checkout and in an installation alike."""
     import decathlete.bundles
 
     return Path(next(iter(decathlete.bundles.__path__)))
@@ -45,7 +45,7 @@ def config_file(folder: Path, name: str) -> Path:
         if file.is_file():
             return file
     there = sorted(p.name for end in SUFFIXES for p in (folder / "configs").glob(f"*.{end}"))
-    raise ConfigError(folder, f"must have configs/{name}.yaml for this", f"configs/: {', '.join(there) or 'nothing'}")
+    raise ConfigError(folder, f"no configs/{name}.yaml", f"configs/ holds {', '.join(there) or 'nothing'}")
 
 
 def config_files(folder: Path, run_id: str, distributed: bool = False) -> list[Path]:
@@ -54,14 +54,14 @@ def config_files(folder: Path, run_id: str, distributed: bool = False) -> list[P
     Args:
         folder: the bundle's folder.
         run_id: ``training``, ``inferring``, ``evaluating`` or ``run``.
-        distributed: whether this is one of several processes; training then takes ``multi_gpu_train`` along.
+        distributed: whether this is one of several processes; training then reads ``multi_gpu_train`` too.
 
     Raises:
         UsageError: an unknown run id.
         ConfigError: a file that the run needs is missing.
     """
     if run_id not in RUNS:
-        raise UsageError(run_id, "must be a run of a bundle", remedy=nearest(run_id, RUNS))
+        raise UsageError(run_id, "unknown run", remedy=nearest(run_id, RUNS))
     names = [*RUNS[run_id]]
     if distributed and names == ["train"]:
         names.append("multi_gpu_train")
@@ -75,7 +75,7 @@ def bundle_folder(bundle: str | Path) -> Path:
         bundle: a folder, a name (``hippocampus``), or ``bundles/hippocampus`` from any working directory.
 
     Raises:
-        UsageError: neither a bundle's folder nor a known name; the nearest known name is given.
+        UsageError: neither a bundle's folder nor a known name; the message suggests the nearest name.
     """
     folder = Path(bundle)
     if is_bundle(folder):
@@ -86,7 +86,7 @@ def bundle_folder(bundle: str | Path) -> Path:
         return packaged
     found = "a folder without configs/train.yaml or configs/inference.yaml" if folder.is_dir() else "no such folder"
     raise UsageError(
-        bundle, "must be a bundle's folder or the name of a packaged bundle", found, nearest(name, bundle_names())
+        bundle, "neither a bundle's folder nor the name of a packaged bundle", found, nearest(name, bundle_names())
     )
 
 

@@ -11,7 +11,7 @@ from decathlete.errors import UsageError
 
 
 def check_tracking(tracking: Any) -> None:
-    """Refuse a tracking that cannot be, before cases are read for the training: MONAI looks for MLflow only then.
+    """Refuse an invalid ``--tracking`` before the cases are read; MONAI looks for MLflow only after that.
 
     Args:
         tracking: ``mlflow``, a file of MONAI's settings (or several), or settings; None for no tracking.
@@ -27,7 +27,7 @@ def check_tracking(tracking: Any) -> None:
         and not tracking.startswith("[")
         and not Path(tracking).is_file()
     ):
-        raise UsageError("--tracking", "must be mlflow, or a file of MONAI's settings", f"'{tracking}'")
+        raise UsageError("--tracking", "expected mlflow or a settings file of MONAI", f"'{tracking}'")
     text = Path(tracking).read_text(encoding="utf-8") if os.path.isfile(str(tracking)) else str(tracking)
     if "mlflow" in text.lower() and find_spec("mlflow") is None:
-        raise UsageError("--tracking", "needs MLflow", "it is not installed", "pip install 'decathlete[mlflow]'")
+        raise UsageError("--tracking", "MLflow is not installed", remedy="Run pip install 'decathlete[mlflow]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,27 @@ from decathlete.errors import DataError
 from decathlete.names import SPECIAL
 
 
-def dataset_folder(name: str) -> str:
-    """Folder of a data set: ``$DECATHLETE_DATA/<name>`` where that is set, else ``data/<name>`` where the command runs.
+def dataset_folder(name: str, near: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """Folder of a data set: ``$DECATHLETE_DATA/<name>`` where that is set, else ``near``.
 
-    A folder that is not in ``$DECATHLETE_DATA`` but in ``data`` is found there. Whether it is there at all is checked
+    A folder that is not in ``$DECATHLETE_DATA`` but is at ``near`` is found there. Whether it exists at all is checked
     by what reads it.
+
+    Args:
+        name: of the folder.
+        near: another place for it; default: ``data/<name>`` where the command runs.
+        environ: in place of ``os.environ``.
     """
-    near = Path("data", name)
-    root = os.environ.get("DECATHLETE_DATA")
-    if not root:
-        return str(near)
-    chosen = Path(root).expanduser() / name
+    near = Path(near or Path("data", name))
+    root = environ.get("DECATHLETE_DATA")
+    chosen = Path(root).expanduser() / name if root else near
     return str(near if near.is_dir() and not chosen.is_dir() else chosen)
+
+
+def stated_folder(config: Mapping[str, Any]) -> str | None:
+    """``dataset_dir`` of a config; None where it has none or computes it."""
+    stated = config.get("dataset_dir")
+    return stated if isinstance(stated, str) and not stated.startswith(SPECIAL) else None
 
 
 def data_folder(default: Any, given: Any = None, *, file: str | Path = "config") -> Path | None:
@@ -44,22 +54,13 @@ def data_folder(default: Any, given: Any = None, *, file: str | Path = "config")
     if not isinstance(chosen, os.PathLike) and (not isinstance(chosen, str) or chosen.startswith(SPECIAL)):
         return None
     folder = Path(chosen).expanduser()
-    where, root = f"{file}, dataset_dir", os.environ.get("DECATHLETE_DATA")
-    if given is None and root:
-        folder = Path(root).expanduser() / folder.name
-        where = "$DECATHLETE_DATA"
-        if not folder.is_dir() and Path(chosen).is_dir():
-            folder = Path(chosen)
-    elif given is not None:
-        where = "--dataset_dir"
-    found = "no such folder" if not folder.is_dir() else "" if any(folder.iterdir()) else "an empty folder"
-    if found:
-        raise DataError(
-            folder,
-            f"must be a folder with data ({where})",
-            found,
-            f"Run 'decathlete data {_task_name(folder.name)}' or pass --dataset_dir",
-        )
+    where = f"dataset_dir of {file}" if given is None else "--dataset_dir"
+    if given is None and os.environ.get("DECATHLETE_DATA"):
+        folder, where = Path(dataset_folder(folder.name, folder)), "$DECATHLETE_DATA"
+    wrong = "no such data folder" if not folder.is_dir() else "" if any(folder.iterdir()) else "data folder is empty"
+    if wrong:
+        remedy = f"Run 'decathlete data {_task_name(folder.name)}' or pass --dataset_dir"
+        raise DataError(folder, wrong, f"from {where}", remedy)
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from decathlete.bundle.labels import bundle_labels
+    from decathlete.bundle import bundle_labels
     from decathlete.evaluation.comparison import compare
     from decathlete.evaluation.contour_metrics import ContourMetricsWriter, average_perpendicular_distance
     from decathlete.evaluation.cross_validation import cross_validate
@@ -43,7 +43,7 @@ __getattr__ = lazy_names(
         "HeartFunction": "heartbeat",
         "MetricsWriter": "handler",
         "average_perpendicular_distance": "contour_metrics",
-        "bundle_labels": "decathlete.bundle.labels",
+        "bundle_labels": "decathlete.bundle.description",
         "compare": "comparison",
         "cross_validate": "cross_validation",
         "dice": "metrics",

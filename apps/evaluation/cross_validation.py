@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from decathlete.bundle import bundle_folder, config_file
 from decathlete.bundle.checkpoints import FINAL, LAST
-from decathlete.bundle.labels import bundle_labels, bundle_scored
+from decathlete.bundle.description import Bundle
 from decathlete.data.folds import NUM_FOLDS
 from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
@@ -98,7 +98,7 @@ def cross_validate(
         from decathlete.evaluation.components import compare_components
 
         pairs = {case: pair for plan in plans for case, pair in plan.pairs(failed).items()}
-        found = compare_components(pairs, bundle_labels(folder), bundle_scored(folder))
+        found = compare_components(pairs, Bundle(folder).labels, Bundle(folder).scored)
     summary = write_report(
         rows,
         root,
@@ -116,7 +116,7 @@ def cross_validate(
     if reference is not None:
         from decathlete.evaluation.comparison import compare
 
-        print(f"\nagainst {reference}\n{compare(summary.metrics_csv, reference, bundle_labels(folder)).table()}")
+        print(f"\nagainst {reference}\n{compare(summary.metrics_csv, reference, Bundle(folder).labels).table()}")
     print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
     return summary
 
@@ -153,7 +153,8 @@ class _Fold:
         self.bundle, self.number, self.folder = bundle, number, folder
         self.overrides, self.minutes = dict(overrides), minutes
         self.dataset_dir, self.train, self.validation = _cases(bundle, number, overrides, dataset_dir)
-        self.labels, self.scored = bundle_labels(bundle), bundle_scored(bundle)
+        described = Bundle(bundle)
+        self.labels, self.scored, self.outputs = described.labels, described.scored, described.outputs
         self.settings = self._settings()
 
     def _settings(self) -> dict[str, str]:
@@ -252,12 +253,9 @@ class _Fold:
 
     def pairs(self, without: Container[str] = ()) -> dict[str, tuple[Path, Path]]:
         """Case to its label map and its reference, but for some cases."""
-        from decathlete.bundle.outputs import Outputs
-
-        outputs = Outputs.of(self.bundle)
         return {
             case["case_id"]: (
-                outputs.label_file(self.predictions, strip_nifti_suffix(Path(case["image"]).name)),
+                self.outputs.label_file(self.predictions, strip_nifti_suffix(Path(case["image"]).name)),
                 Path(case["label"]),
             )
             for case in self.validation
@@ -312,12 +310,13 @@ class _Fold:
 
     def _prediction_overrides(self) -> dict[str, Any]:
         """Overrides that mean something in ``inference.yaml`` too, such as the network's."""
-        from decathlete.bundle.configs import check_overrides, load
+        from decathlete.bundle.configs import load
+        from decathlete.bundle.overrides import check_overrides
 
         config, shared = load(self.bundle, "inference"), {}
         for name, value in self.overrides.items():
             with contextlib.suppress(ConfigError):  # an id of the training alone
-                check_overrides(config, {name: value})
+                check_overrides(config.config, {name: value})
                 shared[name] = value
         return shared
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decathlete.bundle import bundle_folder
-from decathlete.bundle.labels import bundle_labels, bundle_scored
+from decathlete.bundle.description import Bundle
 from decathlete.bundle.outputs import Outputs
 from decathlete.data.nfbs import list_heads
 from decathlete.errors import DataError, listed
@@ -64,17 +64,18 @@ def evaluate(
         UsageError: unknown bundle, an output that cannot be a folder, or a report that is no HTML file.
         DataError: a missing or empty folder, or no case that could be scored; nothing is written then.
     """
-    labels = bundle_labels(bundle)
+    described = Bundle(bundle)
+    labels = described.labels
     prediction, label = Path(prediction), Path(label)
     folder = Path(output) if output else prediction if prediction.is_dir() else prediction.parent
     check_output_folder(folder)
     if report is not None:
         check_page_file(report)
     images = _images(label, Path(image) if image else None) if report is not None else {}
-    pairs, failed, unpredicted = _pair(prediction, label, Outputs.of(bundle))
+    pairs, failed, unpredicted = _pair(prediction, label, described.outputs)
     if unpredicted:
         logger.warning("%s: no prediction for %s", prediction, listed(unpredicted))
-    rows, faults = score_pairs(pairs, labels, scored=bundle_scored(bundle))
+    rows, faults = score_pairs(pairs, labels, scored=described.scored)
     failed |= faults
     for message in failed.values():
         print(f"decathlete: {message}", file=sys.stderr)
@@ -85,7 +86,7 @@ def evaluate(
     if largest_component:
         from decathlete.evaluation.components import compare_components
 
-        found = compare_components({case: pairs[case] for case in scored}, labels, bundle_scored(bundle))
+        found = compare_components({case: pairs[case] for case in scored}, labels, described.scored)
     summary = write_report(
         rows,
         folder,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from decathlete.bundle import bundle_folder
-from decathlete.bundle.outputs import Outputs, check_bias_correction
+from decathlete.bundle.description import Bundle
+from decathlete.bundle.outputs import Outputs
 from decathlete.distributed.faults import told_once
 from decathlete.distributed.sharing import Share, add_to_json, is_finished
 from decathlete.errors import DataError, DecathleteError, UsageError, listed
@@ -121,8 +121,8 @@ def predict(
     if memory_gib is not None and not memory_gib > 0:
         raise UsageError("memory", "must be a number of GiB above 0", str(memory_gib))
     folder = Path(output)
-    bundle_folder(bundle)  # a wrong name is told before anything heavy is imported
-    outputs = Outputs.of(bundle)
+    described = Bundle(bundle)
+    outputs = described.outputs
     found = find_inputs(inputs, outputs)
     if report is not None:
         from decathlete.report.parts import check_page_file
@@ -136,7 +136,9 @@ def predict(
         _check_dicom(found.files)
     targets = _targets(found, folder, outputs, parts, Path(statistics) if statistics else None)
     if not bias_correction:
-        check_bias_correction(bundle)
+        if "bias_correction" not in described.config("inference"):
+            raise UsageError("--no-bias-correction", f"the bundle '{described.name}' has no such switch",
+                             "no id 'bias_correction' in its inference config", "Leave the option out")  # fmt: skip
         overrides = {**(overrides or {}), "bias_correction": False}
 
     from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once

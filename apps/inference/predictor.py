@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decathlete import __version__
-from decathlete.bundle import bundle_folder, config_file, dicom_modality
+from decathlete.bundle import Bundle, config_file
 from decathlete.bundle.checkpoints import FINAL, load_weights
 from decathlete.bundle.configs import load
-from decathlete.bundle.outputs import Outputs
 from decathlete.compat import puts_channels_first
 from decathlete.data.sides import side_in_names
 from decathlete.errors import CheckpointError, ConfigError, DataError, DecathleteError, DeviceError, UsageError
@@ -112,14 +111,14 @@ class Predictor:
     ) -> None:
         self._given = bundle
         self.tta, self.overrides = tta, dict(overrides or {})
-        self.folder = bundle_folder(bundle).resolve()
+        self._bundle = Bundle(bundle)
+        self.folder = self._bundle.folder.resolve()
         self._config = config_file(self.folder, "inference")
         values = dict(self.overrides)
         if device is not None:
             values["device"] = f"$torch.device('{_checked_device(device)}')"
         self._parser = load(self.folder, "inference", values)
         self.name = self.folder.name
-        self._outputs = Outputs.of(self.folder)
         self.device = torch.device(self._parsed("device"))
         network = self._parsed("network").to(self.device).eval()
         self.checkpoints = self._checkpoints(checkpoints)
@@ -144,9 +143,7 @@ class Predictor:
     @cached_property
     def labels(self) -> dict[str, int]:
         """Class name to label value, background left out, in the order of the values."""
-        from decathlete.bundle.labels import bundle_labels
-
-        return {name: value for value, name in bundle_labels(self.folder).items()}
+        return {name: value for value, name in self._bundle.labels.items()}
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -228,14 +225,13 @@ class Predictor:
         """
         if Path(path).is_dir():
             return self._series(Path(path))
-        return read_frame(path) if self._outputs.frames else read_nifti(path, channels=self.channels)
+        return read_frame(path) if self._bundle.outputs.frames else read_nifti(path, channels=self.channels)
 
     def _series(self, folder: Path) -> Volume:
         from decathlete.io.series import read_series
 
         series = read_series(folder)
-        formats = (self._parser.get("_meta_") or {}).get("network_data_format", {})
-        own = dicom_modality(str(formats.get("inputs", {}).get("image", {}).get("modality", "")))
+        own = self._bundle.modality
         if own in ("CT", "MR") and series.modality != own:
             raise DataError(folder, f"the bundle '{self.name}' takes {own}", f"a series of {series.modality}",
                             "Give a series of that kind, or a bundle for this one")  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from decathlete.bundle import bundle_labels
 from decathlete.bundle.checkpoints import BEST, load_weights, plain_weights, save_checkpoint
 from decathlete.bundle.configs import load
-from decathlete.bundle.labels import bundle_labels
 from decathlete.errors import DecathleteError
 from decathlete.evaluation.metrics import dice
 from decathlete.inference.predictor import Predictor

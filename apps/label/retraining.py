@@ -15,9 +15,9 @@ import torch
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
+from decathlete.bundle import bundle_labels
 from decathlete.bundle.checkpoints import BEST, FINAL
 from decathlete.bundle.configs import load
-from decathlete.bundle.labels import bundle_labels
 from decathlete.errors import DataError
 from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch

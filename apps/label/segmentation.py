@@ -17,9 +17,9 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import write_itk
 from monailabel.utils.others.generic import device_list, name_to_device
 
+from decathlete.bundle import bundle_labels
 from decathlete.bundle.checkpoints import BEST
 from decathlete.bundle.configs import load
-from decathlete.bundle.labels import bundle_labels
 from decathlete.errors import CheckpointError
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.inference.limits import check_memory

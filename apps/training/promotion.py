@@ -12,7 +12,7 @@ from typing import Any
 
 from decathlete.bundle import bundle_folder
 from decathlete.bundle.checkpoints import FINAL, load_weights, plain_weights, save_checkpoint
-from decathlete.bundle.outputs import Outputs
+from decathlete.bundle.description import Bundle
 from decathlete.errors import CheckpointError, DataError, DecathleteError
 from decathlete.files import atomic_write, file_sha256
 from decathlete.inference.inputs import input_files
@@ -76,7 +76,7 @@ def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> 
     Raises:
         DataError: none, or too few to say what they look like.
     """
-    files = input_files(scans, Outputs.of(bundle_folder(bundle)))
+    files = input_files(scans, Bundle(bundle).outputs)
     check_count(len(files))
     return files
 

@@ -84,8 +84,6 @@ def batch_montage(
 
 
 def _training_config(folder: Path, file: Path, overrides: dict[str, Any]) -> Any:
-    if str(overrides.get("fold", "")).isdecimal():
-        overrides["fold"] = int(overrides["fold"])
     parser = load(folder, "train", overrides, where="command line")
     data = data_folder(parser.get("dataset_dir"), overrides.get("dataset_dir"), file=file)
     if data is not None:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from decathlete.bundle.labels import bundle_labels, foreground
+from decathlete.bundle import bundle_labels
+from decathlete.bundle.labels import foreground
 from decathlete.errors import ConfigError
 
 

@@ -36,7 +36,7 @@ def test_folder_comes_before_a_packaged_bundle_of_that_name(bundle, monkeypatch)
 
 
 def test_unknown_bundle_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match=r"hipocampus: .* found no such folder\. Did you mean 'hippocampus'\?"):
+    with pytest.raises(UsageError, match=r"hipocampus: .* \(no such folder\)\. Did you mean 'hippocampus'\?"):
         bundle_folder("hipocampus")
 
 

@@ -20,8 +20,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.transforms import Compose
 
-from decathlete.bundle import dicom_modality, packaged_root
-from decathlete.bundle.outputs import Outputs
+from decathlete.bundle import Bundle, dicom_modality, packaged_root
 from decathlete.cli import parse
 
 from .small import SLICES, patch_of, read, slim
@@ -372,7 +371,7 @@ def test_one_iteration_then_scores_and_label_maps_on_the_scans_grid(bundle, case
     infer = workflow(bundle, ["inference"], "run", "infer", values)
     infer.initialize()
     infer.run()
-    pred, scan = nib.load(Outputs.of(bundle).label_file(tmp_path / "pred", "image_0")), nib.load(cases[0]["image"])
+    pred, scan = nib.load(Bundle(bundle).outputs.label_file(tmp_path / "pred", "image_0")), nib.load(cases[0]["image"])
     assert pred.shape == scan.shape[:3]
     assert np.allclose(pred.affine, scan.affine, atol=1e-6)
     assert pred.get_data_dtype() == np.uint8

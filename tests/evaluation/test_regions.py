@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decathlete.bundle.labels import Scored, bundle_scored
+from decathlete.bundle import Bundle
+from decathlete.bundle.labels import Scored
 from decathlete.errors import ConfigError
 from decathlete.evaluation import evaluate
 from decathlete.evaluation.report import score_case
@@ -37,7 +38,7 @@ def test_ignored_voxels_count_on_neither_side():
 
 def test_a_bundle_states_them_in_its_train_config(bundle, folders):
     state(bundle, "regions: {all: [head, 2], end: [tail]}\nignore: [3]\n")
-    assert bundle_scored(bundle) == Scored({"all": (1, 2), "end": (2,)}, (3,))
+    assert Bundle(bundle).scored == Scored({"all": (1, 2), "end": (2,)}, (3,))
     label = label_map()
     label[8] = 3
     save(folders[1] / "case_a.nii.gz", label)
@@ -47,19 +48,19 @@ def test_a_bundle_states_them_in_its_train_config(bundle, folders):
 
 
 def test_without_them_nothing_changes(bundle):
-    assert bundle_scored(bundle) == Scored()
+    assert Bundle(bundle).scored == Scored()
     state(bundle, "regions: {}\nignore: []\n")
-    assert bundle_scored(bundle) == Scored()
+    assert Bundle(bundle).scored == Scored()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("regions: {all: [haed]}", "Known: head, tail"), ("ignore: [2]", "no value of a class"), ("ignore: 3", "a list")],
+    [("regions: {all: [haed]}", "Known: head, tail"), ("ignore: [2]", "must not be a class"), ("ignore: 3", "a list")],
 )
 def test_what_cannot_be_is_refused(bundle, text, words):
     state(bundle, text)
     with pytest.raises(ConfigError, match=words):
-        bundle_scored(bundle)
+        _ = Bundle(bundle).scored
 
 
 def test_the_handler_scores_them_too(folders, tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from decathlete.bundle import Bundle
 from decathlete.bundle.configs import load
-from decathlete.bundle.outputs import Outputs
 from decathlete.cli import main
 from decathlete.inference.frame_outputs import heartbeats, write_contours
 from decathlete.io.contours import contour_mask, read_contour
@@ -53,8 +53,8 @@ def test_the_command_predicts_good_frames_and_names_bad_ones(shared, tmp_path, c
 
 
 def test_a_bundle_of_volumes_takes_no_frames(shared):
-    assert Outputs.of("sunnybrook").frames
-    assert not Outputs.of("hippocampus").frames
+    assert Bundle("sunnybrook").outputs.frames
+    assert not Bundle("hippocampus").outputs.frames
 
 
 def test_contours_go_round_their_masks(tmp_path):

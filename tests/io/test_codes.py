@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from decathlete.bundle import bundle_names
-from decathlete.bundle.labels import bundle_labels
+from decathlete.bundle import bundle_labels, bundle_names
 from decathlete.io.codes import CODES, UNKNOWN, segment_codes
 
 ALL = [codes for classes in CODES.values() for codes in classes.values()]
