@@ -234,8 +234,8 @@ def _check_training(report: CheckReport, parser: Any) -> None:
     from decathlete.data.cache import size_bytes
 
     data = Path(str(parser.get_parsed_content("dataset_dir")))
-    train = parser.get_parsed_content("train_datalist") if "train_datalist" in parser else []
-    validation = parser.get_parsed_content("val_datalist") if "val_datalist" in parser else []
+    train = parser.get_parsed_content("train::dataset::data") if "train::dataset::data" in parser else []
+    validation = parser.get_parsed_content("validate::dataset::data") if "validate::dataset::data" in parser else []
     fold = parser.get("fold")
     report.say(f"data         {data}, fold {fold}: {len(train)} cases to train on, {len(validation)} to validate on")
     size = sum(Path(p).stat().st_size for case in train + validation for p in _files(case))

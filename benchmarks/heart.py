@@ -66,7 +66,8 @@ def notebook(cases: list[dict[str, Any]], dataset_dir: str, run: Path, loss_name
         command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", "heart"]
         command += ["--dataset_dir", str(dataset_dir), "--output_dir", str(run), "--resume"]
         command += ["--loss_name", loss_name]
-        command += ["--train_datalist", f"${every}[:{TRAINED}]", "--val_datalist", f"${every}[{TRAINED}:]"]
+        command += ["--train::dataset::data", f"${every}[:{TRAINED}]"]
+        command += ["--validate::dataset::data", f"${every}[{TRAINED}:]"]
         subprocess.run(command, check=True)
     predictor = Predictor("heart", run / FINAL)
 

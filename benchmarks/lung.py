@@ -84,7 +84,7 @@ def train_and_score(
         command += ["--minutes", str(minutes), "--output_dir", str(run), *options]
         command += ["--val_interval", "1000000"]  # once, at the end
         command += ["--dataset_dir", str(Path(train[0]["image"]).parents[1])]
-        command += ["--train_datalist", json.dumps(train), "--val_datalist", json.dumps(test)]
+        command += ["--train::dataset::data", json.dumps(train), "--validate::dataset::data", json.dumps(test)]
         subprocess.run(command, check=True)
     given = zip(options[::2], options[1::2], strict=True)
     inference = {name.lstrip("-"): yaml.safe_load(value) for name, value in given}

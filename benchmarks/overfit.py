@@ -51,7 +51,7 @@ def main() -> None:
         case = first_case(folder, OTHER_LABELS.get(bundle))
         spacing = spacing_for(bundle, Path(case["image"]))
         values = {**small(bundle), "spacing": spacing, "dataset_dir": str(folder), "fold": "all"}
-        values |= {"train_datalist": [case], "val_datalist": [case]}
+        values |= {"train::dataset::data": [case], "validate::dataset::data": [case]}
         found = train_and_score(bundle, options.minutes, values, options.runs / bundle)
         results.append({"bundle": bundle, "case": case["case_id"], "spacing": spacing, **found})
         print("\n".join(lines(results[-1], goal_of)), flush=True)

@@ -24,8 +24,6 @@ CONFIG = {
     "channels": 1,
     "device": "$torch.device('cpu')",
     "imports": ["$from decathlete.data import datalist"],
-    "train_datalist": "$datalist(@dataset_dir, @fold, 'training')",
-    "val_datalist": "$datalist(@dataset_dir, @fold, 'validation')",
     "network_def": {
         "_target_": "UNet",
         "spatial_dims": 3,
@@ -41,11 +39,16 @@ CONFIG = {
             "keys": ["image", "label"],
             "reader": "decathlete.transforms.NiftiReader",
         },
-        "dataset": {"_target_": "CacheDataset", "data": "@train_datalist", "transform": "@train::preprocessing"},
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$datalist(@dataset_dir, @fold, 'training')",
+            "transform": "@train::preprocessing",
+        },
         "inferer": {"_target_": "SimpleInferer"},
         "handlers": [],
         "trainer": {"max_epochs": 3},
     },
+    "validate": {"dataset": {"data": "$datalist(@dataset_dir, @fold, 'validation')"}},
 }
 INFERENCE = {
     **{k: CONFIG[k] for k in ("bundle_root", "dataset_dir", "device", "network_def", "network")},

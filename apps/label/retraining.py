@@ -129,9 +129,11 @@ class Retraining(TrainTask):
         run("training", self.folder, overrides, gpus=settings.gpus)
         held_out = [pair for pair in validation if pair not in training]
         result = adopt(self.folder, output / FINAL, (held_out or training)[:MOST_COMPARED], settings.device)
-        served = result["dice_after" if result["adopted"] else "dice_before"]
+        dice = result["dice_after" if result["adopted"] else "dice_before"]
+        if result["adopted"] and held_out:
+            dice = self._score(output, held_out[:MOST_COMPARED], settings.device)
         stats = read_stats(self._stats) | {"current_time": elapsed(start)}
-        write_stats(self._stats, ended(stats) | ({} if served is None else {"best_metric": served}))
+        write_stats(self._stats, ended(stats) | ({} if dice is None else {"best_metric": dice}))
         return result | {"held_out": bool(held_out), "run": output.name}
 
     def _new_run(self) -> Path:
@@ -144,6 +146,13 @@ class Retraining(TrainTask):
                 continue
             return output
         raise FileExistsError(output)
+
+    def _score(self, output: Path, pairs: list[Pair], device: str) -> float | None:
+        """Mean Dice of a run's final weights on held-out cases, as ``decathlete run evaluating`` leaves it in the run's
+        folder, from where `decathlete promote` takes it."""
+        values = data_overrides(pairs, pairs, output) | {"device": f"$torch.device('{device}')"}
+        run("evaluating", self.folder, values)
+        return json.loads((output / "summary.json").read_text(encoding="utf-8"))["mean"]["dice"]["mean"]
 
     def _overrides(
         self, settings: Settings, training: list[Pair], validation: list[Pair], output: Path, weights: Path | None

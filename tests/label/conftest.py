@@ -165,16 +165,23 @@ def form(fields: dict[str, Any], files: dict[str, tuple[str, bytes]]) -> tuple[b
 @contextmanager
 def serving(bundles: list[str | Path], studies: Path | str, folder: Path, host: str | None = None) -> Iterator[Server]:
     """``decathlete serve`` until the block ends."""
+    command = [sys.executable, "-m", "decathlete.cli", "serve", *map(str, bundles), "--studies", str(studies)]
+    command += ["--folder", str(folder), *(["--host", host] if host else [])]
+    with running(command, studies, folder) as server:
+        yield server
+
+
+@contextmanager
+def running(command: list[str], studies: Path | str, folder: Path, **options: Any) -> Iterator[Server]:
+    """A server's command, to which a free port is added, until the block ends; options are those of its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder.parent / f"{folder.name}.log"
-    command = [sys.executable, "-m", "decathlete.cli", "serve", *map(str, bundles), "--studies", str(studies)]
-    command += ["--folder", str(folder), "--port", str(port), *(["--host", host] if host else [])]
-    environ = dict(os.environ) | {"MONAI_LABEL_DICOMWEB_PASSWORD": SECRET}
+    options.setdefault("env", dict(os.environ))["MONAI_LABEL_DICOMWEB_PASSWORD"] = SECRET
     start = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environ)
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, **options)
     server = Server(port, Path(studies), folder, log)
     try:
         while True:
@@ -215,6 +222,12 @@ def phantoms(tmp_path_factory) -> Path:
 def start_server(label_environment):
     """The server over bundles and studies of one's own, as a context."""
     return serving
+
+
+@pytest.fixture(scope="session")
+def run_server(label_environment):
+    """A server of another command, as a context."""
+    return running
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,15 @@ def test_ids_are_where_they_are_looked_for(name, file, ids):
 
 
 @pytest.mark.parametrize("name", bundle_names())
+def test_data_are_looked_for_only_where_a_requests_data_stand(name):
+    """With Slicer's empty run id MONAI evaluates every id; none may need the data set's folder."""
+    content = config(name, "train.yaml")
+    for part in ("train", "validate"):
+        assert content[part]["dataset"].pop("data").startswith("$")
+    assert [line for line in yaml.safe_dump(content, width=1000).splitlines() if "@dataset_dir" in line] == []
+
+
+@pytest.mark.parametrize("name", bundle_names())
 @pytest.mark.parametrize("file", ["train.yaml", "inference.yaml"])
 def test_device_may_be_a_word(name, file):
     """MONAI Label overwrites it with a text, so that its attributes must not be asked for."""

@@ -272,7 +272,10 @@ def test_bar_moves_while_a_training_runs_and_accuracy_is_that_of_the_weights_in_
     stats = server.get("/info/")["train_stats"]["hippocampus"]
     assert (stats["epoch"], "total_time" in stats, "current_time" in stats) == (30, True, False)
     served = result["dice_after" if result["adopted"] else "dice_before"]
-    assert bar_and_accuracy(server.get("/info/")) == (1, served)
+    assert bar_and_accuracy(server.get("/info/")) == (1, pytest.approx(served))
+    if result["adopted"]:
+        summary = json.loads((server.folder / "runs" / "hippocampus" / result["run"] / "summary.json").read_text())
+        assert stats["best_metric"] == summary["mean"]["dice"]["mean"]
 
 
 def test_bar_of_a_training_that_was_stopped_stands_still(server, labelled):
