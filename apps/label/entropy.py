@@ -8,16 +8,18 @@ from numpy.typing import NDArray
 from decathlete.errors import DataError
 
 
-def mean_entropy(shares: NDArray) -> float:
+def mean_entropy(probabilities: NDArray) -> float:
     """Mean entropy of probabilities (C, X, Y, Z), 0 to 1, over the voxels that are foreground by 1% or more.
 
     Raises:
         DataError: one class alone.
     """
-    if shares.shape[0] < 2:
-        raise DataError("probabilities", "have a background and a class", f"{shares.shape[0]} channel(s)")
-    here = shares[:, 1 - shares[0] >= 0.01].astype(np.float64)
+    if probabilities.shape[0] < 2:
+        raise DataError(
+            "probabilities", "expected a background and a class or more", f"{probabilities.shape[0]} channel(s)"
+        )
+    here = probabilities[:, 1 - probabilities[0] >= 0.01].astype(np.float64)
     if not here.size:
         return 1.0
-    entropy = -(here * np.log(np.clip(here, 1e-12, 1))).sum(axis=0) / np.log(shares.shape[0])
+    entropy = -(here * np.log(np.clip(here, 1e-12, 1))).sum(axis=0) / np.log(probabilities.shape[0])
     return float(np.clip(entropy.mean(), 0, 1))

@@ -48,17 +48,19 @@ def check_name(value: object, what: str) -> str:
         UsageError: no text, empty, too long, with a slash, ``..`` or an unprintable character in it, or with
             a dot in front.
     """
-    rule = "is a plain name: printable, no slash, no '..', no dot in front"
+    rule, remedy = "not a plain name", "A name is printable, without a slash, '..' or a dot in front"
     if not isinstance(value, str):
-        raise UsageError(what, rule, f"a {type(value).__name__}")
+        raise UsageError(what, rule, f"a {type(value).__name__}", remedy)
     try:
         length = len(value.encode())
     except UnicodeEncodeError:
-        raise UsageError(what, rule, "text that is no Unicode") from None
+        raise UsageError(what, rule, "text that is no Unicode", remedy) from None
     if not value or not value.isprintable() or "/" in value or "\\" in value or ".." in value or value.startswith("."):
-        raise UsageError(what, rule, f"{value[:80]!r}")
+        raise UsageError(what, rule, f"{value[:80]!r}", remedy)
     if length > LONGEST_NAME:
-        raise UsageError(what, f"is at most {LONGEST_NAME} bytes long", f"{length} bytes")
+        raise UsageError(
+            what, "the name is too long", f"{length} bytes, at most {LONGEST_NAME}", "Choose a shorter one"
+        )
     return value
 
 
@@ -69,7 +71,7 @@ def check_tag(value: object, what: str = "tag") -> str:
         UsageError: other than letters, digits, ``-`` and ``_``.
     """
     if not isinstance(value, str) or not TAG.fullmatch(value):
-        raise UsageError(what, "is letters, digits, '-' and '_', at most 64", f"{str(value)[:80]!r}")
+        raise UsageError(what, "expected at most 64 letters, digits, '-' and '_'", f"{str(value)[:80]!r}")
     return value
 
 
@@ -82,11 +84,11 @@ def check_info(text: str, what: str, reserved: Collection[str] = ()) -> dict[str
     try:
         info = json.loads(text or "{}", parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise UsageError(what, "is a JSON object", str(error)[:120]) from None
+        raise UsageError(what, "expected a JSON object", str(error)[:120]) from None
     if not isinstance(info, dict):
-        raise UsageError(what, "is a JSON object", f"a {type(info).__name__}")
+        raise UsageError(what, "expected a JSON object", f"a {type(info).__name__}")
     if taken := sorted(set(info) & set(reserved)):
-        raise UsageError(what, "leaves alone what the server writes", ", ".join(taken))
+        raise UsageError(what, "only the server writes these keys", ", ".join(taken), "Choose other names")
     return info
 
 
@@ -106,7 +108,7 @@ def number(request: Mapping[str, Any], name: str, default: float, low: float, hi
     except (ValueError, OverflowError):
         found = math.nan
     if not low <= found <= high:
-        raise UsageError(name, f"is a number from {low:g} to {high:g}", f"{str(value)[:80]!r}")
+        raise UsageError(name, f"expected a number from {low:g} to {high:g}", f"{str(value)[:80]!r}")
     return found
 
 
@@ -119,7 +121,7 @@ def switch(request: Mapping[str, Any], name: str, default: bool) -> bool:
     value = request.get(name, default)
     word = str(value).strip().lower()
     if word not in ("true", "false", "1", "0", "yes", "no"):
-        raise UsageError(name, "is true or false", f"{str(value)[:80]!r}")
+        raise UsageError(name, "expected true or false", f"{str(value)[:80]!r}")
     return word in ("true", "1", "yes")
 
 
@@ -134,7 +136,7 @@ def choice(request: Mapping[str, Any], name: str, known: Collection[str], defaul
     if value is None or value == "":
         return default
     if not isinstance(value, str) or value not in known:
-        raise UsageError(name, f"is one of {', '.join(sorted(known))}", f"{str(value)[:80]!r}")
+        raise UsageError(name, f"expected one of {', '.join(sorted(known))}", f"{str(value)[:80]!r}")
     return value
 
 
@@ -181,13 +183,13 @@ class Guard:
         path = scope["path"]
         parts = path.strip("/").split("/")
         if any(p in (".", "..") or "\\" in p or any(ord(c) < 32 for c in p) for p in parts) or "//" in path:
-            raise Refusal(400, "path: is made of names, without '..' and empty parts")
+            raise Refusal(400, "path: expected plain names, without '..', '//' and control characters.")
         if any(path == p or path.startswith((p + "/", p + "_")) for p in CLOSED):
-            raise Refusal(404, f"{path}: is not part of this server")
+            raise Refusal(404, f"{path}: not part of this server.")
         if parts[0] == "proxy" and not self.proxy:
-            raise Refusal(404, "proxy: the studies are a folder; there is no DICOMweb server behind this one")
+            raise Refusal(404, "proxy: no DICOMweb server behind this one (the studies are a folder).")
         if path.rstrip("/") == "/logs/gpu" and shutil.which("nvidia-smi") is None:
-            raise Refusal(404, "logs/gpu: this machine has no nvidia-smi")
+            raise Refusal(404, "logs/gpu: no nvidia-smi on this machine.")
         for name, value in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
             if name in NAMES and value:
                 check_name(value, name)
@@ -195,15 +197,18 @@ class Guard:
                 check_tag(value)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > _most(scope):
-            raise Refusal(413, f"body: is at most {_most(scope)} bytes long")
+            raise Refusal(413, f"body: too large ({length[:20]} bytes, at most {_most(scope)}). Send less.")
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
         if self.local and _host_name(host) not in ("127.0.0.1", "localhost", "::1"):
-            raise Refusal(421, "host: this server answers to 127.0.0.1 and localhost")
+            raise Refusal(421, f"host: this server answers to 127.0.0.1 and localhost only ({host[:80]!r}).")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
-            raise Refusal(403, "origin: pages of other servers may not use this one")
+            raise Refusal(
+                403,
+                f"origin: pages of other servers may not use this one ({origin[:80]!r}).",
+            )
 
 
 def _host_name(host: str) -> str | None:

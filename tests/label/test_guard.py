@@ -45,7 +45,7 @@ def test_numbers_come_as_numbers_or_text(value, found):
 
 @pytest.mark.parametrize("value", ["three", None, True, [3], {}, math.nan, math.inf, -1, 11, "1e999", 10**400])
 def test_what_is_no_number_in_range_is_refused(value):
-    with pytest.raises(UsageError, match=r"^n: is a number from 0 to 10\."):
+    with pytest.raises(UsageError, match=r"^n: expected a number from 0 to 10 "):
         number({"n": value}, "n", 1, 0, 10)
 
 
@@ -55,20 +55,20 @@ def test_a_missing_number_is_the_default():
 
 def test_switches_come_as_booleans_or_text():
     assert [switch({"s": v}, "s", False) for v in (True, "true", "1", False, "No")] == [True, True, True, False, False]
-    with pytest.raises(UsageError, match="s: is true or false"):
+    with pytest.raises(UsageError, match="s: expected true or false"):
         switch({"s": "maybe"}, "s", False)
 
 
 def test_a_choice_is_a_known_word_or_the_first_of_a_list():
     assert choice({"d": ["cpu", "cuda"]}, "d", {"cpu"}, "x") == "cpu"
     assert choice({"d": []}, "d", {"cpu"}, "x") == choice({}, "d", {"cpu"}, "x") == "x"
-    with pytest.raises(UsageError, match=r"d: is one of cpu.*\('tpu'"):
+    with pytest.raises(UsageError, match=r"d: expected one of cpu.*\('tpu'"):
         choice({"d": "tpu"}, "d", {"cpu"}, "x")
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "NaN", '{"a": Infinity}', "[" * 100_000, "7", "null"])
 def test_remarks_are_a_json_object(text):
-    with pytest.raises(UsageError, match="params: is a JSON object"):
+    with pytest.raises(UsageError, match="params: expected a JSON object"):
         check_info(text, "params")
 
 
