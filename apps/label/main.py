@@ -29,6 +29,7 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from decathlete import __version__
 from decathlete.bundle import is_bundle
 from decathlete.errors import DataError, DecathleteError, listed
+from decathlete.label.classes import Classes
 from decathlete.label.guard import NotFoundError
 from decathlete.label.retraining import Retraining
 from decathlete.label.scoring import Doubt, LabelAgreement
@@ -51,8 +52,12 @@ class LabelApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         there = sorted(folder for folder in Path(app_dir, "model").iterdir() if is_bundle(folder))
         names = conf["models"].split(",") if conf.get("models") else [folder.name for folder in there]
-        self.bundles = {folder.name: folder.resolve() for folder in there if folder.name in names}
+        found = {folder.name: folder.resolve() for folder in there}
+        self.bundles = {name: found[name] for name in names if name in found}  # the first one is a viewer's default
         self._models = {name: Segmentation(folder) for name, folder in self.bundles.items()}
+        self.classes = Classes({name: model.labels for name, model in self._models.items()})
+        for name, model in self._models.items():
+            model.labels = self.classes.shown(name)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -60,6 +65,7 @@ class LabelApp(MONAILabelApp):
             name="decathlete",
             description="Segmentation with decathlete's bundles. Not for clinical use.",
             version=__version__,
+            labels=self.classes.names,  # of bundles without weights too: an annotator has to start somewhere
         )
 
     def init_datastore(self) -> Datastore:
@@ -67,7 +73,7 @@ class LabelApp(MONAILabelApp):
         if self.studies.startswith(("http://", "https://")):
             return self._archive()
         channels = {model.channels for model in self._models.values()}
-        return StudiesFolder(self.studies, channels, watch=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
+        return StudiesFolder(self.studies, channels, self.classes, watch=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD)
 
     def _archive(self) -> Archive:
         if shutil.which("itkimage2segimage") is None:
@@ -80,7 +86,8 @@ class LabelApp(MONAILabelApp):
             wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
             stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
         )
-        return Archive(client, settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, settings.MONAI_LABEL_DICOMWEB_CACHE_PATH)
+        search, cache = settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, settings.MONAI_LABEL_DICOMWEB_CACHE_PATH
+        return Archive(client, search, cache, self.classes)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Every bundle; one without weights is told of in ``/info/`` once it has some."""
@@ -108,11 +115,14 @@ class LabelApp(MONAILabelApp):
         return BatchPrediction()
 
     def info(self) -> dict[str, Any]:
-        """As MONAI Label's. The running training comes first, then the latest, since viewers show the first one alone.
+        """As MONAI Label's, with the classes of every trainer: a bundle without weights is no model yet.
 
+        Of the statistics, the running training comes first, then the latest, since viewers show the first one alone.
         A training that was stopped or has failed counts as ended.
         """
         found, task = super().info(), AsyncTask.status("train", check_if_running=True)[0]
+        for name, trainer in found["trainers"].items():
+            trainer["labels"] = self.classes.shown(name)
         running = task["request"].get("model") if task else None
         stats = {name: one if name == running else ended(one) for name, one in found["train_stats"].items()}
         latest = sorted(stats, key=lambda name: (name == running, stats[name]["start_ts"]), reverse=True)

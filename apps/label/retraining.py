@@ -15,7 +15,6 @@ import torch
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
-from decathlete.bundle import bundle_labels
 from decathlete.bundle.checkpoints import BEST, FINAL
 from decathlete.bundle.configs import load
 from decathlete.errors import DataError
@@ -179,13 +178,18 @@ def checked_pairs(datastore: StudiesFolder | Archive, bundle: Path) -> list[Pair
     Raises:
         DataError: there is none.
     """
-    pairs = datastore.pairs({name: value for value, name in bundle_labels(bundle).items()})
+    pairs = datastore.pairs(bundle.name)
     if not pairs:
-        raise no_labels()
+        raise no_labels(bundle.name)
     return pairs
 
 
-def no_labels() -> DataError:
-    """The error for studies without a final label."""
-    return DataError("studies", "no final label to train on", "",
-                     "Submit a label in the viewer, or put label maps into labels/final")  # fmt: skip
+def no_labels(bundle: str = "") -> DataError:
+    """What is said of studies without a final label, or without one for a bundle."""
+    whose = f" for '{bundle}'" if bundle else ""
+    return DataError(
+        "studies",
+        f"no final labels{whose} to train on",
+        "",
+        "Submit a label in the viewer, or put label maps into labels/final",
+    )

@@ -21,6 +21,7 @@ import monailabel.endpoints.datastore as datastore
 import monailabel.endpoints.infer as infer
 import monailabel.endpoints.scoring as scoring
 import monailabel.endpoints.train as train
+import nibabel as nib
 import numpy as np
 import requests
 import SimpleITK
@@ -36,11 +37,15 @@ from decathlete.bundle.checkpoints import BEST, load_weights, plain_weights, sav
 from decathlete.bundle.configs import load
 from decathlete.errors import DataError, UsageError
 from decathlete.files import NIFTI_SUFFIXES, strip_nifti_suffix
+from decathlete.io.volume import header_of
+from decathlete.label.drawing import SUFFIXES as LABEL_SUFFIXES
+from decathlete.label.drawing import known_bundle
 from decathlete.label.guard import NotFoundError, check_info, check_name, check_tag, number, switch
 from decathlete.label.main import LabelApp
 from decathlete.label.retraining import Settings, no_labels
-from decathlete.label.segmentation import Segmentation, device_of
-from decathlete.label.studies import StudiesFolder
+from decathlete.label.segmentation import NOT_INTERACTIVE, Segmentation, device_of
+from decathlete.label.studies import StudiesFolder, label_files
+from decathlete.planning.conversion import read_other
 
 router = APIRouter()
 
@@ -63,7 +68,7 @@ def known(name: str, there: Mapping[str, Any], what: str) -> Any:
         NotFoundError: nothing does.
     """
     if name not in there:
-        raise NotFoundError(f"{what} '{name[:80]}'", f"is a {what} of this server", "none",
+        raise NotFoundError(f"{what} '{name[:80]}'", f"no such {what} on this server", "",
                             f"Known: {', '.join(sorted(there)) or 'none'}")  # fmt: skip
     return there[name]
 
@@ -76,29 +81,34 @@ def predict(
     session_id: str = "",
     params: Params = "{}",
     file: Annotated[UploadFile | None, File()] = None,
+    label: Annotated[UploadFile | None, File()] = None,
     output: infer.ResultType | None = None,
 ) -> Any:
     """Label map of an image of the studies, of a session, or of a file that comes along."""
     instance = app()
     task = known(model, instance._infers, "model")
     given = check_info(params, "params")
+    if label is not None:
+        raise UsageError("label", "scribbles are not used", f"{(label.filename or '')[-80:]!r}", NOT_INTERACTIVE)
     if given.get("image"):
-        raise UsageError("params, image", "an image is named in the address", f"{str(given['image'])[:80]!r}")
+        raise UsageError("params, image", "the image is named in the wrong place", f"{str(given['image'])[:80]!r}",
+                         f"Name it in the address: /infer/{model}?image=...")  # fmt: skip
     request = task.options(given) | {"model": model}
     if switch(given, "save_label", False):
         request |= {"save_label": True, "label_tag": check_tag(given.get("label_tag") or "original", "label_tag")}
         request["result_extension"] = NIFTI_SUFFIXES[0]  # labels of the studies are NIfTI
     with contextlib.ExitStack() as stack:
         if file is not None:
-            request["image"] = str(stack.enter_context(received(file, "file")))
+            request["image"] = str(stack.enter_context(received_image(file, "file")))
         elif session_id:
             request["image"] = str(_image_of_session(instance, session_id))
         elif image:
             request["image"] = image
         else:
-            raise UsageError("infer", "an image is named, a session, or a file comes along", "none of them")
+            raise UsageError("infer", "no image", "", "Name an image or a session, or send a file")
         if output == infer.ResultType.dicom_seg and isinstance(instance.datastore(), StudiesFolder):
-            raise UsageError("output", "DICOM SEG needs studies on a DICOMweb server", "a folder of NIfTI images")
+            raise UsageError("output", "DICOM SEG needs studies on a DICOMweb server",
+                             "the studies are a folder of NIfTI images", "Ask for output=image")  # fmt: skip
         result = instance.infer(request)
         if output == infer.ResultType.dicom_seg:
             result["dicom_seg"] = _dicom_seg(instance, image, result["file"], task, given)
@@ -112,7 +122,7 @@ def _dicom_seg(instance: LabelApp, image: str, label: str, task: Segmentation, g
     series = instance.datastore().get_image_uri(image).removesuffix(NIFTI_SUFFIXES[0])
     file = nifti_to_dicom_seg(series, label, segments_there(label, named))
     if not file or not os.path.isfile(file):
-        raise DataError(f"series '{image}'", "a DICOM SEG holds a segment", "an empty label map, or no SEG was written",
+        raise DataError(f"series '{image}'", "no DICOM SEG was written", "the label map is empty, or its writer failed",
                         "See /logs/")  # fmt: skip
     return file
 
@@ -120,7 +130,7 @@ def _dicom_seg(instance: LabelApp, image: str, label: str, task: Segmentation, g
 def segments_there(label: str, named: list[Any]) -> list[Any]:
     """What is said of the label values that occur: MONAI Label gives the first name to the first that does."""
     if not isinstance(named, list) or not all(isinstance(info, dict) for info in named):
-        raise UsageError("label_info", "is a list of objects, one a label value from 1 on", f"{str(named)[:80]}")
+        raise UsageError("label_info", "expected a list of objects, one a label value from 1 on", f"{named!r:.80}")
     there = np.unique(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(label)))  # a view would outlive its image
     return [named[int(value) - 1] for value in there if 0 < value <= len(named)]
 
@@ -128,7 +138,7 @@ def segments_there(label: str, named: list[Any]) -> list[Any]:
 def _image_of_session(instance: LabelApp, session_id: str) -> Path:
     session = instance.sessions().get_session(check_name(session_id, "session_id"))
     if session is None:
-        raise NotFoundError(f"session '{session_id}'", "is a session of this server", "none")
+        raise NotFoundError(f"session '{session_id}'", "no such session on this server", "", "Open one: PUT /session/")
     return Path(session.image)
 
 
@@ -138,8 +148,8 @@ def add_image(file: Annotated[UploadFile, File()], image: str | None = None, par
     """Put an image into the studies, under ``image`` or the file's own name."""
     store = app().datastore()
     info = check_info(params, "params", RESERVED)
-    name = check_name(image or strip_nifti_suffix(Path(file.filename or "").name), "image")
-    with received(file, "file") as path:
+    name = check_name(image or strip_nifti_suffix(Path(file.filename or "").name).removesuffix(".nrrd"), "image")
+    with received_image(file, "file") as path:
         if isinstance(store, StudiesFolder):
             store.check_image(path)
         return {"image": store.add_image(name, str(path), info)}
@@ -171,27 +181,22 @@ def send_all(background_tasks: BackgroundTasks, limit_cases: Annotated[int | Non
 def add_label(
     image: str, label: Annotated[UploadFile, File()], tag: str = "final", params: Params = "{}"
 ) -> dict[str, Any]:
-    """Put a label map of an image into the studies."""
+    """Put what was drawn on an image into the studies: each class by its name, for the bundle that has it."""
     instance = app()
     store, info = instance.datastore(), check_info(params, "params", RESERVED)
-    tag = check_tag(tag or "final")
-    if not isinstance(store, StudiesFolder):
-        return _add_dicom_label(instance, image, label, tag, info)
+    tag, bundle = check_tag(tag or "final"), known_bundle(info, instance.classes)
     store.check_known(image)
-    with received(label, "label") as path:
-        store.check_label(image, path)
-        label_id = store.save_label(image, str(path), tag, info)
-    return (instance.on_save_label(image, label_id) or {}) | {"image": image, "label": label_id}
-
-
-def _add_dicom_label(
-    instance: LabelApp, image: str, label: UploadFile, tag: str, info: dict[str, Any]
-) -> dict[str, Any]:
-    instance.datastore().check_known(image)
-    with received(label, "label", (*NIFTI_SUFFIXES, ".nrrd", ".bin")) as path:
-        if path.suffix != ".bin" and info.get("label_info"):
-            info["label_info"] = segments_there(str(path), info["label_info"])
-        return {"image": image, "label": instance.datastore().save_label(image, str(path), tag, info)}
+    with (
+        received(label, "label", LABEL_SUFFIXES) as path,
+        label_files(store, image, path, info, bundle) as files,
+    ):
+        for owner, file in files.items():
+            there = segments_there(str(file), instance.classes.described(owner))
+            if not there and not isinstance(store, StudiesFolder):
+                raise DataError(f"label of {image}", "nothing is drawn", "", "An archive keeps no empty DICOM SEG")
+            label_id = store.save_label(image, str(file), tag, info | {"model": owner, "label_info": there})
+    several = {"bundles": list(files)} if len(instance.classes.bundles) > 1 else {}
+    return (instance.on_save_label(image, label_id) or {}) | {"image": image, "label": label_id} | several
 
 
 @router.put("/datastore/image/info")
@@ -228,13 +233,30 @@ def open_session(
 ) -> dict[str, Any]:
     """Keep an image that is not one of the studies for some predictions."""
     if uncompress or len(files) != 1:
-        raise UsageError("session", "is one NIfTI file", "an archive" if uncompress else f"{len(files)} files")
-    with received(files[0], "files") as path:
+        raise UsageError("session", "expected one NIfTI or NRRD file",
+                         "an archive" if uncompress else f"{len(files)} files")  # fmt: skip
+    with received_image(files[0], "files") as path:
         store = app().datastore()
         if isinstance(store, StudiesFolder):
             store.check_image(path)
         name, info = app().sessions().add_session(str(path), min(expiry, 86_400))
     return {"session_id": name, "session_info": info.to_json()}
+
+
+@router.post("/train/")
+def start_trainings(params: Json = None) -> dict[str, Any]:
+    """Start a training of each bundle that has final labels, one after the other.
+
+    Viewers that choose no model send this; what they set for a bundle stands under its name.
+    """
+    instance, given = app(), params or {}
+    mine = [name for name in instance._trainers if instance.datastore().labelled(name)]
+    if not mine:
+        raise no_labels()
+    asked = {name: given | (given[name] if isinstance(given.get(name), dict) else {}) for name in mine}
+    bodies = {name: Settings.of(body) for name, body in asked.items()}
+    tasks = {name: _train(name, body, enqueue=name != mine[0]) for name, body in bodies.items()}
+    return {name: {"result": task, "detail": None} for name, task in tasks.items()}
 
 
 @router.post("/train/{model}")
@@ -243,10 +265,15 @@ def start_training(model: str, params: Json = None, run_sync: bool = False, enqu
     instance = app()
     known(model, instance._trainers, "trainer")
     if run_sync:
-        raise UsageError("run_sync", "a training runs beside the server", "true", "Ask GET /train/ how it goes")
+        raise UsageError("run_sync", "a training runs beside the server, not within a request", "true",
+                         "Ask GET /train/ how it goes")  # fmt: skip
     settings_ = Settings.of(params or {})
-    if not instance.datastore().get_labeled_images():
-        raise no_labels()
+    if not instance.datastore().labelled(model):
+        raise no_labels(model)
+    return _train(model, settings_, enqueue)
+
+
+def _train(model: str, settings_: Settings, enqueue: bool) -> Any:
     body = {name: getattr(settings_, name) for name in ("device", "max_epochs", "val_split", "pretrained")}
     return train.run_model(model, body | {"multi_gpu": settings_.gpus is not None}, False, enqueue)
 
@@ -266,7 +293,7 @@ def start_batch(
         "max_batch_size": int(number(given, "max_batch_size", 0, 0, 10**6)),
         "max_workers": int(number(given, "max_workers", 1, 1, 64)),
     }
-    task.predictor(body["device"], body["model_filename"], body["tta"])  # no weights, or wrong ones: told now
+    task.predictor(body["device"], body["model_filename"], body["tta"])  # no weights, or wrong ones: reported now
     return batch_infer.run(model, images, body, run_sync)
 
 
@@ -288,11 +315,10 @@ def next_image(strategy: str, params: Json = None) -> dict[str, Any]:
     return activelearning.sample(strategy, {"client_id": str(given.get("client_id", ""))[:100]}, "user")
 
 
-@router.post("/train/")
 @router.post("/scoring/")
 def name_one() -> Response:
     """All at once, which MONAI Label calls deprecated, is not served."""
-    raise UsageError("path", "names one trainer or scoring method", "none")
+    raise UsageError("path", "no scoring method named", "", f"Known: {', '.join(sorted(app()._scoring_methods))}")
 
 
 @router.get("/logs/")
@@ -300,7 +326,7 @@ def log_lines(lines: Annotated[int, Query(ge=1, le=LOG_LINES)] = 300) -> PlainTe
     """The last lines of the server's log; MONAI Label's page loads programs from other servers."""
     file = Path(settings.MONAI_LABEL_APP_DIR, "logs", "app.log")
     if not file.is_file():
-        raise NotFoundError("logs", "there is a log", "none yet")
+        raise NotFoundError("logs", "no log yet")
     with file.open(encoding="utf-8", errors="replace") as log:
         return PlainTextResponse("".join(deque(log, lines)))
 
@@ -320,6 +346,27 @@ def from_archive(request: Request, way: Literal["qido", "wado"], path: str) -> R
 
 
 @contextlib.contextmanager
+def received_image(upload: UploadFile, what: str) -> Iterator[Path]:
+    """An image that was uploaded, as a temporary NIfTI file; 3D Slicer can be set to send NRRD.
+
+    Raises:
+        UsageError: its name says that it is neither.
+        DataError: it is empty, or no volume.
+    """
+    with received(upload, what, (*NIFTI_SUFFIXES, ".nrrd")) as path:
+        if path.suffix != ".nrrd":
+            yield path
+            return
+        array, affine = read_other(path)
+        with tempfile.TemporaryDirectory(prefix="image_") as folder:
+            file = Path(folder) / f"{path.stem}.nii.gz"
+            header = header_of(array.shape, affine)
+            header.set_data_dtype(array.dtype)
+            nib.save((nib.Nifti2Image if header.sizeof_hdr == 540 else nib.Nifti1Image)(array, affine, header), file)
+            yield file
+
+
+@contextlib.contextmanager
 def received(upload: UploadFile, what: str, suffixes: tuple[str, ...] = NIFTI_SUFFIXES) -> Iterator[Path]:
     """An upload as a temporary file, which goes when the block ends.
 
@@ -330,13 +377,14 @@ def received(upload: UploadFile, what: str, suffixes: tuple[str, ...] = NIFTI_SU
     name = (upload.filename or "").lower()
     suffix = next((end for end in suffixes if name.endswith(end)), None)
     if suffix is None:
-        raise UsageError(f"{what}, name of the file", f"ends in {' or '.join(suffixes)}", f"{name[-80:]!r}")
+        raise UsageError(f"{what}, name of the file", f"expected a name that ends in {' or '.join(suffixes)}",
+                         f"{name[-80:]!r}")  # fmt: skip
     handle, path = tempfile.mkstemp(prefix="upload_", suffix=suffix)
     try:
         with os.fdopen(handle, "wb") as file:
             shutil.copyfileobj(upload.file, file)
             if not file.tell():
-                raise DataError(what, "the file holds an image", "nothing")
+                raise DataError(what, "the file is empty", "", "Send it again")
         yield Path(path)
     except DataError as error:  # the user's name of the file tells more than ours
         where = error.where.replace(path, Path(upload.filename or what).name)

@@ -16,6 +16,7 @@ from decathlete.io.nifti import read_nifti
 from decathlete.io.volume import check_pair
 from decathlete.label.guard import check_tag, number
 from decathlete.label.segmentation import Segmentation, device_of
+from decathlete.label.studies import StudiesFolder
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class LabelAgreement(ScoringMethod):
             there = [tag for tag in tags if datastore.get_label_by_image_id(image, tag)]
             if len(there) < len(tags):
                 continue
+            if isinstance(datastore, StudiesFolder) and len({datastore.about(image, tag).bundle for tag in tags}) > 1:
+                continue  # values of different classes
             try:
                 first, second = (read_nifti(datastore.get_label_uri(image, tag), kind="label") for tag in tags)
                 check_pair(first, second)

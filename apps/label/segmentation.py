@@ -20,18 +20,22 @@ from monailabel.utils.others.generic import device_list, name_to_device
 from decathlete.bundle import bundle_labels
 from decathlete.bundle.checkpoints import BEST
 from decathlete.bundle.configs import load
-from decathlete.errors import CheckpointError
+from decathlete.errors import CheckpointError, GeometryError, UsageError
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.inference.limits import check_memory
 from decathlete.inference.predictor import Predictor
-from decathlete.io.volume import Volume
+from decathlete.io.volume import PAIR_TOLERANCE_MM, Volume
 from decathlete.io.write import write_on_grid
+from decathlete.label.drawing import viewer_affine
 from decathlete.label.entropy import mean_entropy
 from decathlete.label.guard import choice, switch
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd")  # of a result; 3D Slicer and OHIF ask for .nrrd
+# what viewers send where a person has clicked or scribbled
+CLICKS = ("foreground", "background", "points", "point_labels", "clicks", "roi", "selected_label_name")
+NOT_INTERACTIVE = "No bundle is interactive: correct the label map with the viewer's own tools"
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
 
@@ -88,15 +92,18 @@ class Segmentation(InferTask):
         return {"device": device_list(), "model_filename": self.weight_files(), **mirrored}
 
     def info(self) -> dict[str, Any]:
-        """What ``/info/`` tells of the model."""
+        """What ``/info/`` says about the model."""
         return super().info() | {"version": self.metadata.get("version")}
 
     def options(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """What of a request this model goes by, checked; all else is left out.
 
         Raises:
-            UsageError: a value that cannot be.
+            UsageError: a value that cannot be, or clicks.
         """
+        if clicked := [name for name in (*CLICKS, *self.labels) if request.get(name)]:
+            raise UsageError(f"params, {clicked[0]}", "clicks are not used", f"{request[clicked[0]]!r:.80}",
+                             NOT_INTERACTIVE)  # fmt: skip
         return {
             "device": device_of(request),
             "model_filename": choice(request, "model_filename", {BEST, *self.weight_files()}, BEST),
@@ -121,10 +128,15 @@ class Segmentation(InferTask):
         seconds = {"infer": predicted - start, "write": written - predicted, "total": written - start}
         logger.info("%s: %s in %.2f s", self.name, Path(request["image"]).name, seconds["total"])
         return str(file), {
-            "label_names": self.labels,
+            "label_names": self.label_names(),
             "latencies": {name: round(value, 3) for name, value in seconds.items()},
             "centroids": {},
         }
+
+    def label_names(self) -> dict[str, int]:
+        """Name to value in the order of the values, from 1 without a gap: 3D Slicer gives the first name to value 1."""
+        names = {value: name for name, value in self.labels.items()}
+        return {names.get(value, f"unused {value}"): value for value in range(1, max(names) + 1)}
 
     def predict(self, image: str | Path, options: Mapping[str, Any]) -> tuple[Volume, Any]:
         """An image's file as it was read, and its label map (X, Y, Z), class numbers."""
@@ -144,9 +156,11 @@ class Segmentation(InferTask):
             predictor = self.predictor(device, BEST, False)
             check_memory(predictor, Path(image), True, None)
             volume = predictor.read(image)
-            shares = predictor(volume.array, volume.affine, probabilities=True, name=Path(image).name).probabilities
-        assert shares is not None
-        return mean_entropy(shares)
+            probabilities = predictor(
+                volume.array, volume.affine, probabilities=True, name=Path(image).name
+            ).probabilities
+        assert probabilities is not None
+        return mean_entropy(probabilities)
 
     def predictor(self, device: str, model_filename: str, tta: bool) -> Predictor:
         """The loaded network; loaded anew when its file is another one.
@@ -158,8 +172,8 @@ class Segmentation(InferTask):
         try:
             stat = file.stat()
         except FileNotFoundError:
-            raise CheckpointError(f"model '{self.name}'", "needs weights to predict", f"no {model_filename}",
-                                  f"Train it: POST /train/{self.name}") from None  # fmt: skip
+            raise CheckpointError(f"model '{self.name}'", "no weights to predict with", f"no {model_filename}",
+                                  "Submit labels and train it, or upload weights") from None  # fmt: skip
         key = (device, model_filename, tta, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         with self._lock:
             if key not in self._loaded:
@@ -173,11 +187,17 @@ class Segmentation(InferTask):
         os.close(handle)
         file = Path(name)
         array = label.astype(np.dtype(options["result_dtype"]))
+        seen = viewer_affine(volume.path)  # a viewer lays the label map over the image as it has read that
         try:
             if options["result_extension"] == ".nrrd":
-                write_itk(array, name, volume.affine, array.dtype, True)
+                write_itk(array, name, volume.affine if seen is None else seen, array.dtype, True)
             else:
                 write_on_grid(array, volume, file, f"decathlete {self.name}")
+                own = viewer_affine(file)
+                if seen is not None and own is not None and np.abs(seen - own).max() > PAIR_TOLERANCE_MM:
+                    raise GeometryError(volume.path, "viewers show this image in another place than its label map",
+                                        f"voxel size {volume.header['pixdim'][1:4]} in the header",
+                                        "Correct the header: voxel sizes are above 0")  # fmt: skip
         except BaseException:
             file.unlink(missing_ok=True)
             raise

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from decathlete.checkpoints import BEST, FINAL
+from decathlete.bundle.checkpoints import BEST, FINAL
 from decathlete.files import atomic_write
 
 logger = logging.getLogger(__name__)

@@ -202,7 +202,7 @@ def test_segments_of_other_names_are_told(archive, series, label_environment, tm
     )
     words = [label_environment, "-c", code, seg, image, tmp_path / "label.nii.gz"]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    assert "its segments bear the names of the bundle's classes ('anterior'). Known: liver" in done.stderr
+    assert "a segment has a name that is no class ('anterior'). Known: liver" in done.stderr
     assert not (tmp_path / "label.nii.gz").exists()
 
 

@@ -73,7 +73,7 @@ def test_missing_weights_are_an_error_and_no_random_answer(server, weights):
     assert server.ask("DELETE", "/model/hippocampus").status == 200
     answer = server.infer("hippocampus", FIRST)
     assert answer.status == 409
-    assert "model 'hippocampus': needs weights to predict (no model.pt). Train it" in answer.json["detail"]
+    assert "model 'hippocampus': no weights to predict with (no model.pt)" in answer.json["detail"]
     assert server.ask("POST", "/batch/infer/hippocampus").status == 409
     assert server.ask("POST", "/scoring/hippocampus_uncertainty?run_sync=true").status == 409
 
