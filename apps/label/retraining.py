@@ -21,7 +21,7 @@ from decathlete.errors import DataError
 from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
-from decathlete.label.splitting import data_overrides, split
+from decathlete.label.splitting import data_overrides, own_validation, split
 from decathlete.label.stats import elapsed, ended, read_stats, started, write_stats
 from decathlete.label.studies import Archive, StudiesFolder
 from decathlete.workflow import run
@@ -126,6 +126,8 @@ class Retraining(TrainTask):
         )  # fmt: skip
         overrides = self._overrides(settings, training, validation, output, weights if resumed else None)
         run("training", self.folder, overrides, gpus=settings.gpus)
+        if settings.val_split < 0:  # the cases that the bundle itself names: they too were not trained on
+            validation = own_validation(self.folder, overrides)
         held_out = [pair for pair in validation if pair not in training]
         result = adopt(self.folder, output / FINAL, (held_out or training)[:MOST_COMPARED], settings.device)
         dice = result["dice_after" if result["adopted"] else "dice_before"]
