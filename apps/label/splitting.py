@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from decathlete.configs import load
+from decathlete.bundle.configs import load
 from decathlete.label.adoption import Pair
 from decathlete.names import inert
 

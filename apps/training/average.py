@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import torch
 from ignite.engine import Events
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from decathlete.bundle.checkpoints import unwrap
 
@@ -17,20 +19,18 @@ class WeightAverage:
     After iteration i the average keeps ``min(decay, (1 + i) / (10 + i))`` of itself: early on it follows the network
     closely, since the first weights are noise. Running statistics of batch norm are averaged too, counters are copied.
 
-    Torch's AveragedModel keeps the copy. ignite's EMAHandler would let its buffers share memory with the network's;
-    batch norm then has the statistics of other weights than its own.
+    Torch's AveragedModel copies its counter to a GPU twice an iteration, which waits for it. ignite's EMAHandler would
+    let its buffers share memory with the network's; batch norm then has the statistics of other weights than its own.
 
     Args:
         network: the network in training, on its device.
-        decay: share kept; 0 makes the copy follow the network exactly.
+        decay: fraction kept; 0 makes the copy follow the network exactly.
     """
 
     def __init__(self, network: torch.nn.Module, decay: float = 0.999) -> None:
         self.decay = decay
         self.source = unwrap(network)
-        self._model = AveragedModel(self.source, multi_avg_fn=self._average, use_buffers=True)
-        self._model.n_averaged += 1  # a first update would replace the copy, not average it
-        self.network = self._model.module.eval().requires_grad_(False)
+        self.network = copy.deepcopy(self.source).eval().requires_grad_(False)
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer; handlers that load weights are to be attached before."""
@@ -43,8 +43,15 @@ class WeightAverage:
 
     def update(self, iteration: int) -> None:
         """Take in the network's weights after an iteration, the first of which is 1."""
-        self._keep = min(self.decay, (1 + iteration) / (10 + iteration))
-        self._model.update_parameters(self.source)
+        keep = min(self.decay, (1 + iteration) / (10 + iteration))
+        pairs = list(zip(_tensors(self.network), _tensors(self.source), strict=True))
+        values = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if values:
+            get_ema_multi_avg_fn(keep)(*map(list, zip(*values, strict=True)), None)
+        if counters:
+            torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
 
-    def _average(self, mine: list[Any], theirs: list[Any], _: Any) -> None:
-        get_ema_multi_avg_fn(self._keep if mine[0].is_floating_point() else 0)(mine, theirs, _)  # 0: a counter's copy
+
+def _tensors(network: torch.nn.Module) -> list[torch.Tensor]:
+    return [tensor.detach() for tensor in itertools.chain(network.parameters(), network.buffers())]

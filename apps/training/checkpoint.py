@@ -35,7 +35,7 @@ class Checkpoint:
     ``model.pt`` has the best key metric of the validator; without any validation it is the final one. ``last.pt``
     holds under ``model`` the same averaged weights, and beside them network, optimizer, schedule, scaler, epoch,
     iteration, best metric and the seed, from which all random state of an epoch is derived. All files are written
-    whole or not at all.
+    completely or not at all. ``last.pt`` is written before a validation, which may fail, and again after it.
 
     In a training of several processes the first one writes and all read, so ``output_dir`` is a folder that all
     machines see. Processes that torchrun starts anew after a failure (``--max-restarts``) go on from what this very
@@ -75,8 +75,9 @@ class Checkpoint:
     def attach(self, engine: Any) -> None:
         """Follow a :class:`~decathlete.training.Trainer`, whose network, optimizer, schedule and average are saved."""
         self.trainer = engine
-        engine.state.settings = self.settings  # for whoever tells of the training
+        engine.state.settings = self.settings  # for handlers that describe the training
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_if_due)  # before the validation, attached later
 
     def _start(self, engine: Any) -> None:
         try:
@@ -94,7 +95,7 @@ class Checkpoint:
         if idist.get_world_size() > 1:
             self._check_alike(engine)
         if not self._ready:  # attached only now, so that these come after all other handlers of the epoch
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_after_validation)
             engine.add_event_handler(Events.COMPLETED, self._save_final)
             if self.validator is not None:
                 self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._save_best)
@@ -139,6 +140,7 @@ class Checkpoint:
         if self.validator is not None:
             state = self.validator.state
             state.best_metric, state.best_metric_epoch = content["best"]["metric"], content["best"]["epoch"]
+        engine.state.awaits_validation = content.get("awaits_validation", False)
         if engine.state.max_epochs is not None and engine.state.epoch >= engine.state.max_epochs:
             logger.info("resume: %s is at epoch %d of %d, nothing is left to train", path, engine.state.epoch,
                         engine.state.max_epochs)  # fmt: skip
@@ -150,11 +152,22 @@ class Checkpoint:
     def _weights(self) -> dict[str, torch.Tensor]:
         return plain_weights(self.trainer.average.network if self.trainer.average is not None else self.trainer.network)
 
+    def _save_if_due(self, engine: Any) -> None:
+        state = engine.state
+        due = state.epoch % self.every_epochs == 0 and time.monotonic() - self._saved_at >= self.every_s
+        if due or state.epoch >= (state.max_epochs or 0):
+            self._save_last(engine)
+
+    def _save_after_validation(self, engine: Any) -> None:
+        if self._validated(engine) or engine.should_terminate:  # by an early stop
+            self._save_last(engine)
+
+    def _validated(self, engine: Any) -> bool:
+        return self.validator is not None and self.validator.state.epoch == engine.state.epoch
+
     def _save_last(self, engine: Any) -> None:
         state = engine.state
-        final = state.epoch >= (state.max_epochs or 0) or engine.should_terminate  # by an early stop
-        due = state.epoch % self.every_epochs == 0 and time.monotonic() - self._saved_at >= self.every_s
-        if state.rank != 0 or not (final or due):
+        if state.rank != 0:
             return
         best = self.validator.state if self.validator is not None else None
         scaler = getattr(engine, "scaler", None)
@@ -172,6 +185,7 @@ class Checkpoint:
                     "metric": float(best.best_metric) if best else -1.0,
                     "epoch": best.best_metric_epoch if best else -1,
                 },
+                "awaits_validation": not self._validated(engine),
                 "settings": self.settings,
                 "torchrun": _torchrun(),
             },

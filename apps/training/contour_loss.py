@@ -41,7 +41,7 @@ class ContourLoss(nn.Module):
         inside = torch.stack([cavity, torch.logaddexp(cavity, muscle)], 1)  # (B, 2, *spatial), logarithms
         outside = torch.stack([torch.logaddexp(background, muscle), background], 1)
         truth = torch.stack([shares[:, 1], shares[:, 1] + shares[:, 2] + shares[:, 4]], 1)
-        known = 1 - shares[:, [4, 3]]
+        known = 1 - shares[:, 3:].flip(1)  # of the inner contour, then of the outer one
         entropy = -(truth * inside + (known - truth) * outside)
         pred = inside.exp()
         axes = tuple(range(2, scores.ndim))

@@ -25,12 +25,15 @@ from decathlete.machine import peak_memory_gib
 
 logger = logging.getLogger(__name__)
 
+_BAR_S = 1.0  # between two values of the loss beside the bar
+
 
 class ValidationHandler(monai.handlers.ValidationHandler):
     """MONAI's ValidationHandler, which validates after the last epoch too, whatever the interval is.
 
-    Where cases are trained on and validated on, a line in the log says that the metric is no estimate then. Where an
-    inferer leaves its output off the device, which was too small for it, the label follows it to the metrics.
+    A warning in the log names the cases that are trained on and validated on. Where an inferer leaves its output off
+    the device, which was too small for it, postprocessing runs there; the label maps come back for the metrics, which
+    cannot join scores from two devices. A training that was interrupted during a validation resumes with it.
     """
 
     def attach(self, engine: Any) -> None:
@@ -38,9 +41,11 @@ class ValidationHandler(monai.handlers.ValidationHandler):
         engine.add_event_handler(Events.STARTED, self._check_number)
         engine.add_event_handler(Events.STARTED, self._tell_shared_cases)
         self.validator.add_event_handler(IterationEvents.FORWARD_COMPLETED, _label_beside_prediction)
+        self.validator.add_event_handler(IterationEvents.MODEL_COMPLETED, _maps_on_the_device)
         if not self.epoch_level:
             super().attach(engine)
             return
+        engine.add_event_handler(Events.STARTED, self._validate_if_missing)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_if_due)
         if self.exec_at_start:
             engine.add_event_handler(Events.STARTED, self)
@@ -49,19 +54,24 @@ class ValidationHandler(monai.handlers.ValidationHandler):
         if engine.state.epoch % self.interval == 0 or engine.state.epoch >= engine.state.max_epochs:
             self(engine)
 
+    def _validate_if_missing(self, engine: Any) -> None:
+        if getattr(engine.state, "awaits_validation", False):  # of a checkpoint that was written before a validation
+            self._validate_if_due(engine)
+            engine.state.awaits_validation = False
+
     def _check_number(self, engine: Any) -> None:
         """Refuse a process without a case, which would have no metric to gather."""
         loader, processes = self.validator.data_loader, idist.get_world_size()
         cases = len(getattr(loader, "dataset", ()))
         if 0 < cases < processes and isinstance(getattr(loader, "sampler", None), DistributedSampler):
-            raise DataError("validate::sampler", "each process needs a case", f"{cases} for {processes} processes",
-                            "Make it a decathlete.training.ValidationSampler")  # fmt: skip
+            raise DataError("validate::sampler", "fewer validation cases than processes", f"{cases} and {processes}",
+                            "Use decathlete.training.ValidationSampler")  # fmt: skip
 
     def _tell_shared_cases(self, engine: Any) -> None:
         trained, validated = _case_ids(engine), _case_ids(self.validator)
         if (shared := trained & validated) and getattr(engine.state, "rank", 0) == 0:
             logger.warning(
-                "%d of %d validation cases are trained on too: their scores say nothing about new scans",
+                "%d of %d validation cases are also training cases: their scores say nothing about new scans",
                 len(shared), len(validated),
             )  # fmt: skip
 
@@ -149,14 +159,15 @@ class Progress:
             self._bar = tqdm(total=_total(engine), initial=self._first, unit="it", desc="training", dynamic_ncols=True)
 
     def _show(self, engine: Any) -> None:
-        total, facts = _total(engine), self._facts(engine)
+        total, now = _total(engine), time.monotonic()
         if self._bar is not None:
             if total != self._bar.total:
                 self._bar.total = total
-            self._bar.set_postfix(facts, refresh=False)
+            if now - self._line_at >= _BAR_S:  # a GPU is waited for to know the loss
+                self._line_at = now
+                self._bar.set_postfix(self._facts(engine), refresh=False)
             self._bar.update(engine.state.iteration - self._bar.n)
             return
-        now = time.monotonic()
         last = total is not None and engine.state.iteration >= total
         if now - self._line_at < self.every_s and not last and engine.state.iteration != self._first + 1:
             return
@@ -165,7 +176,7 @@ class Progress:
         done = engine.state.iteration - self._first
         if total is not None and done > 1:
             left = f", {tqdm.format_interval((now - self._started) / done * (total - engine.state.iteration))} left"
-        text = ", ".join(f"{k} {v}" for k, v in facts.items())
+        text = ", ".join(f"{k} {v}" for k, v in self._facts(engine).items())
         print(
             f"training: iteration {engine.state.iteration} of {total or '?'}, {text}{left}", file=sys.stderr, flush=True
         )
@@ -330,6 +341,14 @@ def _label_beside_prediction(evaluator: Any) -> None:
     pred, label = output[CommonKeys.PRED], output[CommonKeys.LABEL]
     if isinstance(pred, torch.Tensor) and isinstance(label, torch.Tensor):
         output[CommonKeys.LABEL] = label.to(pred.device)
+
+
+def _maps_on_the_device(evaluator: Any) -> None:
+    output = evaluator.state.output
+    for case in output if isinstance(output, list) else [output]:
+        for key in (CommonKeys.PRED, CommonKeys.LABEL):
+            if isinstance(case.get(key), torch.Tensor):
+                case[key] = case[key].to(evaluator.state.device)
 
 
 def class_means(evaluator: Any, metric: str, labels: Mapping[str, int]) -> dict[str, float]:

@@ -95,10 +95,13 @@ class DiceCE(nn.Module):
         if not self.regions:
             return self._sum_up(-(shares * log).sum(), judged, log[:, 1:].exp(), shares[:, 1:])
         odds, truth = [], []
+        # channels one by one: an index by a list would copy it to the GPU, which waits for it
+        logs, fractions = log.unbind(1), shares.unbind(1)
         for parts in self.regions:
-            rest = [c for c in range(self.classes) if c not in parts]
-            odds.append(log[:, parts].logsumexp(1) - log[:, rest].logsumexp(1))
-            truth.append(shares[:, parts].sum(1))
+            inside = torch.stack([logs[c] for c in parts], 1).logsumexp(1)
+            rest = torch.stack([logs[c] for c in range(self.classes) if c not in parts], 1).logsumexp(1)
+            odds.append(inside - rest)
+            truth.append(torch.stack([fractions[c] for c in parts], 1).sum(1))
         odds_of, truth_of = torch.stack(odds, 1), torch.stack(truth, 1)
         each = F.softplus(odds_of) * judged - odds_of * truth_of  # binary cross entropy; truth is at most judged
         return self._sum_up(each.sum(), judged, odds_of.sigmoid(), truth_of, len(self.regions))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -37,6 +38,9 @@ class Trainer(SupervisedTrainer):
     border draws what the unbroken run draws. A network that returns a list (deep supervision) has all of it go into
     the loss; metrics see the finest, which is the first.
 
+    On a GPU nothing waits for the result of an iteration: whether loss and gradients were finite is looked up after
+    the next one was queued, and at the end of the epoch before anything is saved.
+
     In a training of several processes, a Dice over the batch is one over the batches of all of them
     (:func:`decathlete.training.losses.over_processes`), and gradients that are accumulated over iterations
     (``accumulation_steps``) are exchanged once a step.
@@ -55,6 +59,7 @@ class Trainer(SupervisedTrainer):
 
     Raises:
         ConfigError: ``max_epochs`` is no positive whole number.
+        ConfigError: a fused optimizer where float16 needs a gradient scaler.
         TrainingError: from ``run``, where a loss or a gradient is not finite; names the batch's cases.
     """
 
@@ -80,7 +85,7 @@ class Trainer(SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         if isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1:
-            raise ConfigError("max_epochs", "must be a whole number, 1 or more", repr(max_epochs))
+            raise ConfigError("max_epochs", "expected a whole number of 1 or more", repr(max_epochs))
         device = torch.device(device)
         self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
         self.batch_transform, self.schedule, self.average = batch_transform, schedule, average
@@ -89,11 +94,17 @@ class Trainer(SupervisedTrainer):
         self._loss = over_processes(loss_function) if in_group() else loss_function
         self._names: list[str] = []
         needs_scaler = amp_dtype(device, amp) == torch.float16
+        if needs_scaler and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # it divides by the scale within its step, after the gradients were clipped
+            raise ConfigError("optimizer", "a fused optimizer cannot be combined with clipping in float16",
+                              f"{type(optimizer).__name__}, fused", "Set fused to false, or amp to false")  # fmt: skip
         if decollate is None:
             decollate = kwargs.get("postprocessing") is not None or kwargs.get("key_train_metric") is not None
         # `amp` of MONAI's engine means torch.autocast("cuda") and a GradScaler; only float16 needs the scaler
         kwargs.setdefault("optim_set_to_none", True)
         kwargs.setdefault("non_blocking", True)  # batches in pinned memory travel while the card computes
+        self._finite = _Finite(self)
+        kwargs["train_handlers"] = [self._finite, *(kwargs.get("train_handlers") or [])]  # ahead of what saves weights
         super().__init__(
             device,
             max_epochs,
@@ -125,13 +136,15 @@ class Trainer(SupervisedTrainer):
                 part.attach(self)
 
     def run(self) -> None:  # type: ignore[override]
-        """Train until ``state.max_epochs``; a second call goes on from there."""
+        """Train until ``state.max_epochs``; a second call continues from there."""
         self.scaler: Any = torch.amp.GradScaler(self.state.device.type) if self.amp else None
         Workflow.run(self)
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict:
         with self._without_exchange():
-            return super()._iteration(engine, batchdata)
+            output = super()._iteration(engine, batchdata)
+        self._finite.queue()
+        return output
 
     def _without_exchange(self) -> Any:
         """Context in which processes keep their gradients to themselves, unless this iteration ends in a step."""
@@ -167,34 +180,80 @@ class Trainer(SupervisedTrainer):
 
     def _check_loss(self, engine: Any) -> None:
         output = self.state.output
-        if not torch.isfinite(output[CommonKeys.LOSS]):
-            raise self._stop("loss", output[CommonKeys.LOSS].item(), self._is_finite_here(output))
+        self._finite.see("loss", output[CommonKeys.LOSS], self._names, self._parts(output))
         if isinstance(output[CommonKeys.PRED], (list, tuple)):
             output[CommonKeys.PRED] = output[CommonKeys.PRED][0]
 
     def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         gradients = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(gradients, self.clip_norm if self.clip_norm else float("inf"))
-        if not torch.isfinite(norm):
-            if in_group():  # the mean over all processes: each of them is here, and any may be the cause
-                self._names = [f"{', '.join(names)} (process {n})" for n, names in enumerate(_gather(self._names))]
-            raise self._stop("norm of the gradients", norm.item(), self.state.rank != 0)
+        self._finite.see("norm of the gradients", norm, self._names)
 
     def _wrap_output(self, engine: Any) -> None:
         self.state.output = [self.state.output]
 
     @staticmethod
-    def _is_finite_here(output: Mapping) -> bool:
-        """Whether a loss over several processes became what it is in another one."""
+    def _parts(output: Mapping) -> list[torch.Tensor]:
+        """What a loss over several processes was made of in this one; empty where it is the only one."""
         pred = output[CommonKeys.PRED]
-        own = [*(pred if isinstance(pred, (list, tuple)) else [pred]), output[CommonKeys.LABEL]]
-        return in_group() and all(bool(torch.isfinite(part).all()) for part in own)
+        return [*(pred if isinstance(pred, (list, tuple)) else [pred]), output[CommonKeys.LABEL]] if in_group() else []
 
-    def _stop(self, what: str, value: float, elsewhere: bool) -> TrainingError:
-        cases = ", ".join(self._names) or "a batch without case ids"
-        return (FaultElsewhereError if elsewhere else TrainingError)(
-            f"iteration {self.state.iteration} (epoch {self.state.epoch}), cases {cases}",
-            f"the {what} must be a finite number",
+
+class _Finite:
+    """Stops a training at a loss or gradient that is not finite, without making a GPU wait.
+
+    On a CPU a value is looked at as it comes. On a GPU the values of an iteration travel to pinned memory while the
+    next one is computed, and are looked at then, or at the end of the epoch.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._seen: list[tuple[str, torch.Tensor, torch.Tensor, list[str], int]] = []  # of this iteration
+        self._sent: tuple[Any, torch.Tensor, list] | None = None  # of the one before
+
+    def attach(self, engine: Any) -> None:
+        """Follow the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: self._look(self._sent))
+
+    def see(self, what: str, value: torch.Tensor, names: list[str], parts: Sequence[torch.Tensor] = ()) -> None:
+        """Take in a number; where all ``parts`` of it are finite, another process is the cause."""
+        value = value.detach().float()
+        own = torch.stack([torch.isfinite(part).all() for part in parts]).all() if parts else torch.zeros_like(value)
+        if value.device.type == "cpu":
+            self._judge(what, float(value), bool(own), names, self.trainer.state.iteration)
+        else:
+            self._seen.append((what, value, own.float(), names, self.trainer.state.iteration))
+
+    def queue(self) -> None:
+        """Send off what this iteration gave, and look at what the one before did."""
+        before, self._sent = self._sent, None
+        if self._seen:
+            numbers = torch.stack([number for seen in self._seen for number in seen[1:3]])
+            numbers = numbers.to("cpu", non_blocking=True)  # pinned
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self._sent, self._seen = (arrived, numbers, self._seen), []
+        self._look(before)
+
+    def _look(self, sent: tuple[Any, torch.Tensor, list] | None) -> None:
+        if sent is None:
+            return
+        arrived, numbers, seen = sent
+        arrived.synchronize()
+        for (what, _, _, names, iteration), (value, own) in zip(seen, numbers.view(-1, 2).tolist(), strict=True):
+            self._judge(what, value, bool(own), names, iteration)
+
+    def _judge(self, what: str, value: float, elsewhere: bool, names: list[str], iteration: int) -> None:
+        if math.isfinite(value):
+            return
+        state = self.trainer.state
+        if what != "loss":
+            elsewhere = state.rank != 0
+            if in_group():  # the mean over all processes: each of them is here, and any may be the cause
+                names = [f"{', '.join(own)} (process {n})" for n, own in enumerate(_gather(names))]
+        raise (FaultElsewhereError if elsewhere else TrainingError)(
+            f"iteration {iteration} (epoch {state.epoch}), cases {', '.join(names) or 'unknown (no case ids)'}",
+            f"the {what} is not a finite number",
             str(value),
             "Look at these cases with 'decathlete check', lower the learning rate, or set amp to false",
         )

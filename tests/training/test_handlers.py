@@ -92,7 +92,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_of_before(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"model\.pt.*No space left.*--resume"):
+    with pytest.raises(CheckpointError, match=r"last\.pt.*No space left.*--resume"):
         tiny.build(tmp_path, max_epochs=2, resume=True).run()
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -158,10 +158,10 @@ def test_validation_runs_every_interval_and_after_the_last_epoch(tmp_path):
 def test_validation_on_trained_cases_is_told(tmp_path, caplog):
     trainer = tiny.build(tmp_path, max_epochs=1)  # trains on blob_0 to blob_7, validates on blob_0 and blob_1
     trainer.run()
-    assert "2 of 2 validation cases are trained on too" in caplog.text
+    assert "2 of 2 validation cases are also training cases" in caplog.text
     caplog.clear()
     tiny.build(tmp_path, max_epochs=1, data=tiny.blobs()[2:]).run()
-    assert "trained on too" not in caplog.text
+    assert "also training cases" not in caplog.text
 
 
 def test_early_stop_ends_after_patience_epochs_without_a_better_metric(tmp_path):
@@ -185,6 +185,29 @@ def test_a_training_that_stopped_early_is_not_resumed(tmp_path):
     (epoch, before), (epoch_after, after) = train(resume=False), train(resume=True)
     assert (epoch, epoch_after) == (3, 3)
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_checkpoint_is_written_before_a_validation_and_the_resumed_run_makes_up_for_it(tmp_path):
+    class LostError(Exception):
+        pass
+
+    def fail(engine):
+        raise LostError
+
+    tiny.build(tmp_path / "whole", max_epochs=2, val_interval=1).run()
+    broken = tiny.build(tmp_path / "broken", max_epochs=2, val_interval=1)
+    validator_of(broken).add_event_handler(Events.ITERATION_COMPLETED, fail)
+    with pytest.raises(LostError):
+        broken.run()
+    content = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+    assert (content["epoch"], content["best"]["epoch"]) == (1, -1)
+    resumed, epochs = tiny.build(tmp_path / "broken", max_epochs=2, val_interval=1, resume=True), []
+    validator_of(resumed).add_event_handler(Events.COMPLETED, lambda e: epochs.append(e.state.epoch))
+    resumed.run()
+    assert epochs == [1, 2]
+    for name in ("model.pt", "model_final.pt"):
+        whole, again = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ("whole", "broken"))
+        assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 # --- WeightAverage
@@ -241,6 +264,16 @@ def test_a_label_follows_an_output_that_lies_elsewhere(tmp_path):
     validator.state.output = {"pred": torch.empty(2, device="meta"), "label": torch.ones(2), "image": torch.ones(2)}
     validator.fire_event(IterationEvents.FORWARD_COMPLETED)
     devices = {key: value.device.type for key, value in validator.state.output.items()}
+    assert devices == {"pred": "meta", "label": "meta", "image": "cpu"}
+
+
+def test_label_maps_come_back_to_the_device_for_the_metrics(tmp_path):
+    trainer = tiny.build(tmp_path, max_epochs=1)
+    validator = validator_of(trainer)
+    validator.state.device = torch.device("meta")
+    validator.state.output = [{"pred": torch.ones(1, 2), "label": torch.ones(1, 2), "image": torch.ones(1, 2)}]
+    handlers._maps_on_the_device(validator)
+    devices = {key: value.device.type for key, value in validator.state.output[0].items()}
     assert devices == {"pred": "meta", "label": "meta", "image": "cpu"}
 
 

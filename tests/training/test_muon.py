@@ -6,11 +6,13 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from decathlete.bundle.configs import load
 from decathlete.errors import ConfigError
 from decathlete.networks import UNet
-from decathlete.training import Muon
-from decathlete.training.muon import orthogonalize
+from decathlete.training import Muon, WeightAverage, muon
+from decathlete.training.muon import orthogonalize, orthogonalize_together
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (32, 864)])
@@ -18,6 +20,50 @@ def test_orthogonalize_brings_all_singular_values_near_one(shape):
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
     assert 0.6 < float(values.min()) <= float(values.max()) < 1.25
+
+
+def test_many_matrices_together_become_what_each_becomes_by_itself():
+    torch.manual_seed(0)
+    shapes = [(8, 1, 3, 3, 3), (32, 8, 3, 3, 3), (32, 8, 3, 3, 3), (48, 4, 1, 1, 1), (16, 40), (12, 3, 5, 5)]
+    updates = [torch.randn(shape) * 1e-3 for shape in shapes]
+    updates[2] = updates[2].contiguous(memory_format=torch.channels_last_3d)
+    for update, found in zip(updates, orthogonalize_together(updates), strict=True):
+        rows, columns = update.flatten(1).shape
+        expected = orthogonalize(update.flatten(1)) * max(1, rows / columns) ** 0.5
+        assert torch.allclose(found.flatten(1), expected, atol=1e-4)
+        assert found.stride() == update.stride()
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "heart", "heart_3d", "lung", "lung_3d", "sunnybrook", "nfbs"])
+def test_a_step_on_a_card_and_its_average_launch_few_kernels(name, monkeypatch):
+    monkeypatch.setattr(muon, "orthogonalize", None)  # the way of the CPU
+    network = load(name, "train", {"device": "cpu"}).get_parsed_content("network_def")
+    optimizer, average = Muon(network.parameters()), WeightAverage(network)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    optimizer.param_groups[-1]["foreach"] = True  # torch's choice on a card
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    with Launches() as launches:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0, foreach=True)
+        optimizer.step()
+        average.update(5)
+    assert len(launches.names) <= 150
+
+
+class Launches(TorchDispatchMode):
+    """Operators that would start kernels on a card: all but views, and AdamW's step counters, which stay on the CPU."""
+
+    NONE = ("_unsafe_view", "empty", "_local_scalar_dense", "_record_function_enter_new", "_record_function_exit")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func._schema.name.split("::")[1] not in self.NONE:
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 def test_orthogonalize_keeps_zeros():

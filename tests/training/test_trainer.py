@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import signal
 import subprocess
@@ -12,8 +13,9 @@ import torch
 from ignite.engine import Events
 from monai.handlers import from_engine
 
-from decathlete.errors import TrainingError
+from decathlete.errors import ConfigError, TrainingError
 from decathlete.training import autocast, seed_everything
+from decathlete.training import trainer as trainer_module
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(_spec)
@@ -98,7 +100,7 @@ def test_nan_in_an_image_stops_the_run_and_names_the_cases(tmp_path):
     data = tiny.blobs()
     data[5]["image"] = torch.full_like(data[5]["image"], float("nan"))
     with pytest.raises(
-        TrainingError, match=r"iteration \d+ \(epoch 1\), cases .*blob_5.*loss must be a finite number.*nan"
+        TrainingError, match=r"iteration \d+ \(epoch 1\), cases .*blob_5.*loss is not a finite number \(nan\)"
     ):
         tiny.build(tmp_path, data=data).run()
 
@@ -115,9 +117,17 @@ def test_an_endless_gradient_stops_the_run_before_the_weights_change(tmp_path):
 
     trainer = tiny.build(tmp_path, loss_function=lambda pred, label: Steep.apply(pred))
     before = [p.clone() for p in trainer.network.parameters()]
-    with pytest.raises(TrainingError, match=r"cases blob_\d, blob_\d.*gradients must be a finite number"):
+    with pytest.raises(TrainingError, match=r"cases blob_\d, blob_\d.*gradients is not a finite number"):
         trainer.run()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+
+
+def test_a_fused_optimizer_is_refused_where_float16_needs_a_scaler(tmp_path, monkeypatch):
+    # the scale is taken off within its step, so the gradients that are clipped before would be 65,536 times too large
+    monkeypatch.setattr(trainer_module, "amp_dtype", lambda device, amp: torch.float16)
+    monkeypatch.setattr(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, fused=True))
+    with pytest.raises(ConfigError, match=r"optimizer: a fused optimizer cannot be .* \(AdamW, fused\). Set fused to"):
+        tiny.build(tmp_path)
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
