@@ -1,4 +1,4 @@
-"""Scans cut short: a field of view that ends early, a face that was blanked."""
+"""Scans with a shortened field of view, or a face that was blanked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class CutAway:
     takes each channel's smallest value. Labels stay. For batches that ``BatchAugment`` gave.
 
     Args:
-        prob: share of samples that are cut.
+        prob: fraction of samples that are shortened.
         margins: smallest and largest distance between foreground and plane, in voxels.
         image_key: key of the image, (B, C, *spatial).
-        label_key: key of the class shares, (B, num_classes, *spatial), background first.
+        label_key: key of the class fractions, (B, num_classes, *spatial), background first.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class CutAway:
         label_key: str = "label",
     ) -> None:
         if len(margins) != 2 or not 0 <= margins[0] <= margins[1]:
-            raise ConfigError("CutAway, margins", "must be a smallest and a largest number, 0 or more", str(margins))
+            raise ConfigError("CutAway, margins", "expected a smallest and a largest number, 0 or more", str(margins))
         self.prob, self.margins, self.image_key, self.label_key = prob, tuple(margins), image_key, label_key
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of ``batch`` with its image replaced; other keys are passed on."""
         out = dict(batch)
-        image, shares = batch[self.image_key], batch[self.label_key]
+        image, label = batch[self.image_key], batch[self.label_key]
         chosen = torch.rand(len(image)) < self.prob
         if not bool(chosen.any()):
             return out
@@ -51,10 +51,11 @@ class CutAway:
                 d * axis.view([-1 if a == k else 1 for a in range(len(axes))])
                 for k, (d, axis) in enumerate(zip(direction, axes, strict=True))
             )
-            inside = shares[n, 0] < 0.5
-            if bool(inside.any()):
-                beyond = place > place[inside].max() + margin  # type: ignore[index,operator]
-                low = image[n].flatten(1).amin(1).view(-1, *[1] * len(axes))
-                image[n] = torch.where(beyond, low, image[n])
+            # without a look at the values, which a GPU would have to be waited for
+            inside = label[n, 0] < 0.5
+            farthest = place.masked_fill(~inside, -torch.inf).amax()  # type: ignore[union-attr]
+            beyond = (place > farthest + margin) & inside.any()
+            low = image[n].flatten(1).amin(1).view(-1, *[1] * len(axes))
+            image[n] = torch.where(beyond, low, image[n])
         out[self.image_key] = image
         return out

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from decathlete.errors import ConfigError
 from decathlete.transforms import BatchAugment
-from decathlete.transforms.augment import rotation_matrices
+from decathlete.transforms.moves import rotation_matrices
 
 STILL = {
     "prob": 0.0,
@@ -67,7 +67,7 @@ def test_rotation_turns_the_body_and_not_the_voxels():
     label = torch.zeros(1, 1, 17, 17)
     label[:, :, 4:13, 8] = 1
     augment = BatchAugment([17, 17], 2, spacing=[1.0, 4.0], scale=0.0, **(STILL | {"prob": 1.0}))
-    augment._matrices = lambda samples: rotation_matrices(torch.full((samples, 1), math.pi / 2))
+    augment.move._matrices = lambda samples: rotation_matrices(torch.full((samples, 1), math.pi / 2))
     turned = augment(batch_of(label))["label"][0, 1]
     assert turned[8].gt(0.51).sum() == 3
     assert turned[:, 8].gt(0.51).sum() == 3
@@ -75,10 +75,10 @@ def test_rotation_turns_the_body_and_not_the_voxels():
 
 def test_slices_can_be_turned_within_themselves_only():
     augment = BatchAugment([16, 16, 4], 2, rotation=(0.0, 0.0, 0.4), scale=0.0, **(STILL | {"prob": 1.0}))
-    matrices = augment._matrices(50)
+    matrices = augment.move._matrices(50)
     assert torch.equal(matrices[:, 2], torch.tensor([0.0, 0.0, 1.0]).expand(50, 3))
     assert (matrices[:, 0, 1].abs() > 0.01).any()
-    with pytest.raises(ConfigError, match="must be one number or 3"):
+    with pytest.raises(ConfigError, match="expected one number or 3"):
         BatchAugment([16, 16, 4], 2, rotation=(0.1, 0.4))
 
 
@@ -222,12 +222,12 @@ def test_what_is_off_draws_no_random_number(name):
     augment = BatchAugment([8, 8], 2)
     states = []
     for limits in ((0.5, 1.0), (0.25, 0.75)):
-        setattr(augment, name, limits)
+        setattr(augment.intensities, name, limits)
         torch.manual_seed(0)
         augment(batch_of(label))
         states.append(torch.get_rng_state())
     torch.manual_seed(0)
-    setattr(augment, f"{name}_prob", 1e-9)
+    setattr(augment.intensities, f"{name}_prob", 1e-9)
     augment(batch_of(label))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], torch.get_rng_state())
