@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decathlete.bundle import Bundle, bundle_folder, config_file, is_bundle, packaged_root
 from decathlete.errors import DecathleteError, listed, one_line
 from decathlete.failures import find_error
-from decathlete.machine import free_device_bytes, free_memory_bytes
+from decathlete.machine import cores, free_device_bytes, free_memory_bytes
 from decathlete.names import inert
 
 if TYPE_CHECKING:
@@ -219,8 +218,7 @@ def _check_environment(report: CheckReport) -> None:
     import torch
 
     versions = f"python {platform.python_version()}, torch {torch.__version__}, monai {monai.__version__}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    report.say(f"environment  {versions}; {cores} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free")
+    report.say(f"environment  {versions}; {cores()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free")
     if not torch.cuda.is_available():
         report.say("environment  no CUDA GPU: training and prediction run on the CPU")
     for number in range(torch.cuda.device_count()):

@@ -1,19 +1,44 @@
-"""What this machine has left, and what was taken. Imports nothing heavy."""
+"""What this machine gives a process: cores and memory, and what was taken. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from decathlete.files import lock
-
 _PATIENCE_S = 60.0
 _SYSTEM = Path("/")  # where /proc and /sys are
+
+
+def cores() -> int:
+    """Cores that this process may use: its CPU affinity, within the limits of its control groups and of its Slurm task.
+
+    The limit of a container is rounded up: half a core is one.
+    """
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    limits = [math.ceil(limit) for limit in _core_limits()]
+    return max(1, min([affinity_cores(), *limits, *([int(slurm)] if slurm.isdecimal() else [])]))
+
+
+def affinity_cores() -> int:
+    """Cores that this process's CPU affinity names, which is what OpenMP counts; the machine's where there is none."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _core_limits() -> Iterator[float]:
+    """Cores that each control group of this process allows, where it sets a limit."""
+    for group, is_second in _groups("cpu"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # "max" where the group has no limit
+            if is_second:
+                quota, period = (group / "cpu.max").read_text().split()
+            else:
+                quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0:  # -1 in the first version without a limit
+                yield int(quota) / int(period)
 
 
 def free_memory_bytes() -> float:
@@ -39,24 +64,31 @@ def _meminfo(name: str) -> float:
 
 def _group_limits() -> Iterator[tuple[float, float]]:
     """Limit and use of each control group that this process is in, in bytes; a batch system makes one for each job."""
+    for group, is_second in _groups("memory"):
+        kind = (
+            ("memory.max", "memory.current", "inactive_file")
+            if is_second
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        )
+        with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
+            limit, used = (int((group / file).read_text()) for file in kind[:2])
+            stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+            yield limit, used - int(stat.get(kind[2], 0))  # pages of files that were read go when memory is wanted
+
+
+def _groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of this process's control groups, inner ones first, and whether they are of the second version."""
     own: list[str] = []
     with contextlib.suppress(OSError):
         own = (_SYSTEM / "proc/self/cgroup").read_text().splitlines()
-    root = _SYSTEM / "sys/fs/cgroup"
     for line in own:
         _, controllers, name = line.split(":", 2)
-        if controllers == "":
-            top, kind = root, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):  # the first version of control groups
-            top, kind = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        top = _SYSTEM / "sys/fs/cgroup" / (controller if controllers else "")
         folder = top / name.lstrip("/")
         for group in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # "max" where the group has no limit
-                limit, used = (int((group / file).read_text()) for file in kind[:2])
-                stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
-                yield limit, used - int(stat.get(kind[2], 0))  # pages of files that were read go when memory is wanted
+            yield group, not controllers
             if group == top:
                 break
 
@@ -67,6 +99,10 @@ def memory_in_turn() -> Iterator[None]:
 
     What is taken has to be written to: only then it shows in what is free. Nobody waits longer than a minute.
     """
+    import tempfile
+
+    from decathlete.files import lock
+
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(lock(Path(tempfile.gettempdir()) / "decathlete_memory", wait=_PATIENCE_S))

@@ -25,6 +25,7 @@ from decathlete.errors import DataError, DecathleteError, DeviceError, TrainingE
 from decathlete.failures import find_error, is_out_of_memory, short_log
 from decathlete.names import SPECIAL, inert
 from decathlete.quiet import quiet
+from decathlete.threads import share_threads
 
 # arguments of MONAI's own `run`, not ids of a config
 RUN_ARGUMENTS = ("init_id", "final_id", "meta_file", "logging_file", "tracking")
@@ -189,7 +190,7 @@ def _launch(run_id: str, bundle: str | Path, values: dict, own: dict, gpus: int,
     _check_cases(parser, gpus, files[0])
     job = json.dumps([run_id, str(folder), values | own], default=str)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # frames of a store that has ended
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus)))
+    share_threads(gpus)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the line below says it
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from decathlete import machine
-from decathlete.machine import free_memory_bytes, peak_memory_gib, total_memory_bytes
+from decathlete.machine import affinity_cores, cores, free_memory_bytes, peak_memory_gib, total_memory_bytes
 
 
 def test_free_memory_is_less_than_the_machine_has():
@@ -53,6 +53,52 @@ def test_limits_of_a_container_by_the_first_version_of_control_groups(system):
 def test_a_system_that_tells_nothing_has_memory_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_SYSTEM", tmp_path)
     assert (total_memory_bytes(), free_memory_bytes()) == (float("inf"), float("inf"))
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    """Affinity of eight cores, and no Slurm."""
+    monkeypatch.setattr(machine, "affinity_cores", lambda: 8)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+
+
+def test_cores_are_those_of_the_affinity_where_nothing_limits_them(system, eight_cores):
+    system({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"})
+    assert cores() == 8
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_affinity_counts_not_the_machine():
+    code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nfrom decathlete import machine\n"
+    command = [sys.executable, "-c", f"{code}print(machine.affinity_cores())"]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout == "1\n"
+    assert affinity_cores() == len(os.sched_getaffinity(0))
+
+
+def test_cores_of_a_container_are_its_quota_rounded_up(system, eight_cores):
+    job = "sys/fs/cgroup/kubepods/pod_3"
+    system({
+        "proc/self/cgroup": "0::/kubepods/pod_3/box\n",
+        f"{job}/box/cpu.max": "max 100000\n", f"{job}/cpu.max": "250000 100000\n",
+    })  # fmt: skip
+    assert cores() == 3
+
+
+def test_cores_of_a_container_by_the_first_version_of_control_groups(system, eight_cores):
+    top = "sys/fs/cgroup/cpu"
+    system({
+        "proc/self/cgroup": "4:memory:/docker/ab\n3:cpu,cpuacct:/docker/ab\n0::/\n",
+        f"{top}/cpu.cfs_quota_us": "400000\n", f"{top}/cpu.cfs_period_us": "100000\n",
+    })  # fmt: skip
+    assert cores() == 4
+    system({f"{top}/cpu.cfs_quota_us": "-1\n"})
+    assert cores() == 8
+
+
+def test_cores_of_a_slurm_task_are_those_it_asked_for(system, eight_cores, monkeypatch):
+    system({})
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert cores() == 2
 
 
 def test_peak_memory_grows_with_what_is_taken():

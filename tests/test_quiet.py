@@ -14,9 +14,10 @@ def output(code: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_import_changes_no_logger_filter_or_environment():
+def test_import_changes_no_logger_or_filter_and_of_the_environment_only_how_threads_wait():
     modules = "decathlete, decathlete.cli, decathlete.short_form, decathlete.failures, decathlete.bundle"
-    assert output(f"before = {STATE}\nimport {modules}\nprint(before == {STATE})") == ["True"]
+    code = f"os.environ['OMP_WAIT_POLICY'] = 'passive'\nbefore = {STATE}\nimport {modules}\nprint(before == {STATE})"
+    assert output(f"os.environ['OMP_NUM_THREADS'] = '1'\n{code}") == ["True"]
 
 
 def test_command_line_is_quiet():

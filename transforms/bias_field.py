@@ -9,10 +9,8 @@ small part of the time (``benchmarks/bias_field.py``).
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -26,6 +24,7 @@ from monai.utils import convert_to_dst_type
 from numpy.typing import ArrayLike, NDArray
 
 from decathlete.errors import ConfigError, DataError, GeometryError
+from decathlete.machine import cores
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ def correct_bias_field(
     fit = _fit_itk if engine == "itk" else _fit_separable
     lattice = fit(shrunk, inside, tuple(iterations), convergence_threshold, threads)
     corrected, field = np.empty_like(voxels), np.empty_like(voxels) if return_field else None
-    _divide(voxels, lattice, grids, threads or _cores(), corrected, field)
+    _divide(voxels, lattice, grids, threads or cores(), corrected, field)
     return (corrected, field) if return_field else corrected
 
 
@@ -410,8 +409,3 @@ def _divide(
     rows = math.ceil(_SLAB_BYTES / voxels[0].nbytes)  # whatever the threads: the sums' order depends on it
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(slab, (slice(start, start + rows) for start in range(0, len(voxels), rows))))
-
-
-@functools.cache
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

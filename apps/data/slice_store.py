@@ -38,7 +38,7 @@ from decathlete.data.cache import (
 from decathlete.errors import ConfigError, DataError, GeometryError
 from decathlete.files import atomic_write, lock, remove_leftovers, strip_nifti_suffix
 from decathlete.io.nifti import MAX_VOXELS, read_nifti_header
-from decathlete.machine import free_memory_bytes
+from decathlete.machine import cores, free_memory_bytes
 from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class SliceDataset(Dataset):
 
     def _open_all(self, keys: Sequence[str]) -> dict[str, _Volume]:
         """Sound entries that are there; checksums are computed in parallel."""
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
             opened = pool.map(lambda key: _open(self._folder(key), key, self.keys), keys)
             return {key: volume for key, volume in zip(keys, opened, strict=True) if volume is not None}
 
@@ -236,7 +236,7 @@ class SliceDataset(Dataset):
         largest = max((_header_voxels(case, self.keys) or 0 for case in cases), default=0)
         memory = min(_BUILD_BYTES, free_memory_bytes() / 2) / processes
         fitting = int(memory / max(1, 4 * _CHAIN_COPIES * len(self.keys) * largest))
-        return max(1, min((os.cpu_count() or 1) // processes, fitting))
+        return max(1, min(cores() // processes, fitting))
 
     def _build(self, key: str, case: Mapping, wait: bool) -> _Volume | None:
         """Transform a volume and write it; None where another process is at it and ``wait`` is false."""

@@ -332,7 +332,7 @@ def test_size_is_told_and_a_disk_without_room_refused_before_the_rest_is_built(c
 
 def test_volumes_at_once_are_limited_by_memory(cases, store, monkeypatch):
     dataset = store(cases[:1])
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(slice_store, "cores", lambda: 8)
     monkeypatch.setattr(slice_store, "free_memory_bytes", lambda: 64 * 2**30)
     monkeypatch.setattr(slice_store, "_header_voxels", lambda case, keys: case["voxels"])
     assert dataset._workers([{"voxels": 512 * 512 * 250}, {"voxels": 10}]) == 1
