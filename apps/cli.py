@@ -178,6 +178,9 @@ def _run(a: argparse.Namespace) -> int:
 
     own = {name: getattr(a, name) for name in ("fold", "minutes", "dataset_dir", "output_dir")}
     own["resume"] = a.resume or None
+    own["schedule::deadline"] = a.deadline or None
+    if a.deadline and a.minutes is None and "minutes" not in a.overrides:
+        a.parser.error("--deadline needs --minutes")
     overrides = a.overrides | {name: value for name, value in own.items() if value is not None}
     return run(a.run_id, a.config, overrides, gpus=a.gpus, max_restarts=a.max_restarts)
 
@@ -427,6 +430,7 @@ def _parser() -> _Parser:
     p.add_argument(
         "--minutes", type=_positive, metavar="M", help="wall time of training, in place of a number of epochs"
     )
+    p.add_argument("--deadline", action="store_true", help="keep to --minutes on a busy machine: fewer iterations")
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
     p.add_argument("--gpus", type=_whole(1), metavar="N", help="processes on this machine, by torchrun")
     p.add_argument(

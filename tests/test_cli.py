@@ -53,6 +53,7 @@ def test_version_is_printed(capsys):
         (("run", "trainig", "--config", "x"), "invalid choice: 'trainig'"),
         (("run", "training"), "required: --config"),
         (("run", "training", "--config", "hippocampus", "--minutes", "-1"), "--minutes: must be a number above 0"),
+        (("run", "training", "--config", "hippocampus", "--deadline"), "--deadline needs --minutes"),
         (("cross-validate", "hippocampus", "--minutes", "abc"), "--minutes: must be a number above 0"),
     ],
 )

@@ -21,21 +21,8 @@ LIGHT_MODULES = ("decathlete", "decathlete.cli", "decathlete.bundle", "decathlet
 # From the ground up: a part imports from itself and from floors below, not even inside a function from elsewhere.
 # A part is packages and modules below `decathlete`; a module named here has another place than its package.
 FLOORS: list[dict[str, tuple[str, ...]]] = [
-    {
-        "ground": (
-            "",
-            "colours",
-            "errors",
-            "failures",
-            "files",
-            "lazy",
-            "machine",
-            "names",
-            "progress",
-            "quiet",
-            "threads",
-        )
-    },  # fmt: skip
+    {"ground": ("", "colours", "errors", "failures", "files", "lazy", "machine", "names", "progress")},
+    {"process": ("quiet", "threads")},
     {
         "io": ("io", "dicom"),
         "networks": ("networks", "training.precision"),

@@ -105,7 +105,7 @@ def cross_validate(
         failed,
         bundle=folder.resolve().name,
         overrides=overrides,
-        minutes=minutes,
+        budget_minutes=minutes,
         training_s={str(plan.number): plan.state().get("training_s") for plan in plans},
         label_sha256=files_sha256(path for plan in plans for case in plan.validation for path in _references(case)),
         **({"largest_component": found.steps} if found else {}),

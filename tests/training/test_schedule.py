@@ -41,23 +41,31 @@ def test_each_parameter_group_keeps_its_own_peak():
 
 
 class Clock:
-    """A clock that the iterations move: 1 s each, validation 100 s."""
+    """A clock that the iterations move by ``speed`` and the work of the cores by ``core_s``; validation takes 100 s."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.busy = 0.0
 
     def perf_counter(self) -> float:
         return self.now
 
+    def process_time(self) -> float:
+        return self.busy
 
-def budgeted(monkeypatch, minutes: float, epoch_length: int = 7, state: dict | None = None, stop_at: int | None = None):
+
+def budgeted(
+    monkeypatch, minutes: float, epoch_length: int = 7, state: dict | None = None, validation_s: float = 100.0,
+    deadline: bool = False, speed=lambda iteration: 1.0, core_s=lambda iteration: 0.5,
+):  # fmt: skip
     clock = Clock()
     monkeypatch.setattr(schedule, "time", clock)
-    policy = PolySchedule(optimizer(), minutes=minutes)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    policy = PolySchedule(optimizer(), power=0.9, minutes=minutes, deadline=deadline)
     seen: list[float] = []
 
     def step(engine, batch):
-        clock.now += 1.0
+        clock.now += speed(engine.state.iteration)
+        clock.busy += core_s(engine.state.iteration)
         seen.append(policy.optimizer.param_groups[0]["lr"])
 
     engine = Engine(step)
@@ -67,9 +75,10 @@ def budgeted(monkeypatch, minutes: float, epoch_length: int = 7, state: dict | N
 
     @engine.on(Events.EPOCH_COMPLETED)
     def validate(engine):
-        clock.now += 100.0
+        clock.now += validation_s
 
     engine.run([0] * epoch_length, max_epochs=1)
+    policy.clock = clock
     return policy, engine, seen
 
 
@@ -92,7 +101,69 @@ def test_a_new_budget_is_measured_anew(monkeypatch):
     assert len(seen) == 120
 
 
+def test_a_machine_that_gets_slower_is_said_once_with_its_cause_and_keeps_the_iterations(monkeypatch, caplog):
+    def slow(iteration):
+        return 1.0 if iteration <= 41 else 10.0
+
+    _, _, seen = budgeted(monkeypatch, minutes=2, speed=slow)
+    assert len(seen) == 120
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    # the forecast is made after 17 iterations, a look follows every 3: after 44, 41 x 1 s + 79 x 10 s = 13.85 minutes
+    assert line.startswith("2 minutes: the training will take about 13.8 minutes, at 10.000 s for each iteration now")
+    assert "this process got 2% of its 2 cores, 25% before: other programs use them" in line
+    assert "--deadline" in line
+
+
+def test_work_that_grows_is_not_called_other_programs(monkeypatch, caplog):
+    budgeted(monkeypatch, 2, speed=lambda n: 1.0 if n < 42 else 4.0, core_s=lambda n: 0.5 if n < 42 else 2.0)
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "(this process got 25% of its 2 cores)" in line
+
+
+@pytest.mark.parametrize("factor", [3.0, 10.0, 30.0])
+def test_with_a_deadline_a_slow_machine_does_fewer_iterations_in_the_same_time(monkeypatch, factor):
+    policy, engine, seen = budgeted(
+        monkeypatch, 10, deadline=True, validation_s=0.0, speed=lambda n: 1.0 if n <= 200 else factor
+    )
+    assert policy.clock.now <= 600 * 1.2
+    assert len(seen) == policy.total == engine.state.iteration == engine.state.total_iterations < 400
+    assert seen == sorted(seen, reverse=True)  # the rate falls on, without a step back
+    assert seen[-1] < 0.2  # and to its end
+
+
+def test_with_a_deadline_a_machine_that_gets_free_again_does_more_iterations(monkeypatch):
+    policy, _, seen = budgeted(
+        monkeypatch, 10, deadline=True, validation_s=0.0, speed=lambda n: 1.0 if n <= 100 or n > 130 else 5.0
+    )
+    assert 450 <= policy.clock.now <= 650
+    assert len(seen) > 300
+
+
+def test_with_a_deadline_validation_counts(monkeypatch):
+    policy, _, seen = budgeted(monkeypatch, 10, epoch_length=10, deadline=True, validation_s=10.0)
+    assert policy.clock.now == pytest.approx(600, rel=0.15)
+    assert policy.trained_s == len(seen) < 360  # the half of the time went into validation
+
+
+def test_without_a_change_of_speed_a_deadline_changes_no_rate(monkeypatch):
+    plain = budgeted(monkeypatch, 2, validation_s=0.0)[2]
+    assert budgeted(monkeypatch, 2, validation_s=0.0, deadline=True)[2] == plain
+
+
+def test_a_resumed_run_repeats_what_was_fitted(monkeypatch):
+    policy = budgeted(monkeypatch, 10, deadline=True, validation_s=0.0, speed=lambda n: 1.0 if n <= 200 else 5.0)[0]
+    again = PolySchedule(optimizer(), power=0.9, minutes=10, deadline=True)
+    again.load_state_dict(policy.state_dict())
+    assert again.total == policy.total
+    assert [again.factor(n) for n in range(220, 280)] == [policy.factor(n) for n in range(220, 280)]
+
+
 @pytest.mark.parametrize("minutes", [0, -1, "soon"])
 def test_a_budget_that_is_no_positive_number_is_refused(minutes):
-    with pytest.raises(ConfigError, match="minutes: must be a number above 0"):
+    with pytest.raises(ConfigError, match="minutes: expected a number above 0"):
         PolySchedule(optimizer(), minutes=minutes)
+
+
+def test_a_deadline_without_a_budget_is_refused():
+    with pytest.raises(ConfigError, match="deadline: there is no time budget"):
+        PolySchedule(optimizer(), deadline=True)
