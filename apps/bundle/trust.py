@@ -20,6 +20,7 @@ from string import Formatter
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from decathlete.bundle.description import Bundle
 from decathlete.bundle.places import SUFFIXES, packaged_root
 from decathlete.errors import TrustError, listed
 from decathlete.files import atomic_write, files_sha256, lock
@@ -73,6 +74,7 @@ NAMES = {
     "operator": "itemgetter",
     "pandas": "read_csv",
     "decathlete.files": "nifti_files",
+    "decathlete.label.stock": "publish",
 }  # fmt: skip
 # Of our own packages, classes are parts of chains and of trainings; these are the functions that configs call.
 OWN_FUNCTIONS = frozenset(
@@ -143,7 +145,7 @@ def check_trust(folder: Path, config: Any) -> None:
     """
     if folder.resolve().parent == packaged_root().resolve():
         return
-    found = findings(config)
+    found = findings(config | {"_meta_": Bundle(folder).metadata})
     if found and _digest(folder) not in _trusted():
         places = listed([f"{f.id}: {f.text[:80]}: {f.reason}" for f in found], most=3)
         raise TrustError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -289,3 +290,11 @@ def test_the_command_line_refuses_and_trusts(foreign: Path, capfd: pytest.Captur
     assert "not known to be harmless" in capfd.readouterr().err
     main([*words, "--trust"])
     assert "not known to be harmless" not in capfd.readouterr().err
+
+
+def test_what_metadata_would_run_is_refused_too(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "bundles" / "hippocampus", tmp_path / "copy")
+    file = tmp_path / "copy" / "configs" / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": "$open('ran', 'w')"}))
+    with pytest.raises(TrustError, match="_meta_::version"):
+        load(tmp_path / "copy")
