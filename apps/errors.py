@@ -1,13 +1,13 @@
-"""What can go wrong, as a tree; every leaf becomes one line on stderr.
+"""The errors, as a tree; each becomes one line on stderr.
 
 DecathleteError
 ├── UsageError        a wrong name, option or config id           (exit status 2)
-│   └── ConfigError   a bundle's config asks for something that is not there
-└── WorkError         a sound command whose work failed           (exit status 1)
+│   └── ConfigError   a config or an override names something that does not exist
+└── WorkError         a valid command whose work failed           (exit status 1)
     ├── DataError     a file or folder breaks a rule
     │   └── GeometryError   shapes, spacings or affines do not fit
     ├── CheckpointError     weights that are not this network's, or no weights at all
-    ├── TrainingError       a loss that is not a number, a run that cannot go on
+    ├── TrainingError       a loss that is not a number, a run that cannot continue
     └── DeviceError         memory or device ran out
 """
 
@@ -41,7 +41,7 @@ class DecathleteError(Exception):
 
 
 class UsageError(DecathleteError):
-    """The command cannot mean anything: exit status 2."""
+    """The command line is invalid: exit status 2."""
 
     exit_status = 2
 
@@ -55,7 +55,7 @@ class TrustError(UsageError):
 
 
 class WorkError(DecathleteError):
-    """The command was sound, its work failed: exit status 1."""
+    """The command was valid, but its work failed: exit status 1."""
 
 
 class DataError(WorkError):
@@ -71,7 +71,7 @@ class CheckpointError(WorkError):
 
 
 class TrainingError(WorkError):
-    """A training cannot go on."""
+    """A training cannot continue."""
 
 
 class DeviceError(WorkError):
@@ -79,7 +79,7 @@ class DeviceError(WorkError):
 
 
 def one_line(text: str) -> str:
-    """The text with what is not printable spelt out (``\\n``, ``\\u202e``): file names may hold any of it."""
+    """The text with unprintable characters escaped (``\\n``, ``\\u202e``): file names may hold any of them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, the lock for what several processes share, and the names of NIfTI files.
+"""Files written completely or not at all, the lock for what several processes share, and the names of NIfTI files.
 
 Temporary files and locks that a killed process left are removed by the next process that writes into their folder.
 """
@@ -49,13 +49,14 @@ _ONLY_OURS = getattr(os, "O_NOFOLLOW", 0)  # a link in the place of a lock's fil
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it is synced and renamed to ``path``, on failure removed.
 
-    The temporary name keeps the suffixes, since writers choose the format by them, and is short, since a long
-    ``path`` has no room for more letters. The permissions are those of any new file, or of the file that is replaced.
+    The temporary name keeps the suffixes, because writers choose the format by them. It is short, because the name of
+    ``path`` may already be as long as names can be. The permissions are those of any new file, or of the file that is
+    replaced.
     """
     path = Path(path)
     suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
     kept = _permissions(path)
-    # whoever may not read the file that is replaced may not read the new one while it is written either
+    # who may not read the file that is replaced may not read the new one either, even while it is written
     mode = 0o666 if kept is None else kept | 0o600
     with _part(path.parent, suffix, functools.partial(_make_file, mode=mode)) as part:
         yield part
@@ -68,7 +69,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """What :func:`atomic_write` is, for a folder that is not there yet, or is empty."""
+    """As :func:`atomic_write`, for a folder that does not exist yet, or is empty."""
     path = Path(path)
     with temporary_folder(path.parent) as part:
         yield part
@@ -86,14 +87,14 @@ def temporary_folder(parent: str | Path) -> Iterator[Path]:
 def lock(target: str | Path, wait: bool | float = True, sure: bool = False) -> Iterator[bool]:
     """Whether this thread alone may work on ``target``, for as long as the block lasts.
 
-    Holds between threads, processes and, on file systems that share locks, machines (NFS does; Lustre where it is
-    mounted with ``flock``). The lock is on a hidden file beside ``target``, which is removed with it; the system takes
-    it back when a process ends, however it ends.
+    It works between threads, processes and, on file systems that share locks, machines (NFS does; Lustre where it is
+    mounted with ``flock``). The lock is on a hidden file beside ``target``, which is removed afterwards; the system
+    releases the lock when a process ends, however it ends.
 
     Args:
-        target: file or folder; it need not be there.
-        wait: until whoever has it is done, in place of the answer no; or for so many seconds.
-        sure: the answer where a file system has no locks is no. By default it is yes, and a line in the log says so.
+        target: file or folder; it need not exist.
+        wait: True waits until the lock is free, a number waits for so many seconds, False answers no at once.
+        sure: answer no where a file system has no locks. By default the answer is yes, with a warning in the log.
 
     Raises:
         OSError: the folder of ``target`` cannot be written to.
@@ -128,7 +129,8 @@ def lock(target: str | Path, wait: bool | float = True, sure: bool = False) -> I
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files, folders and locks in ``folder`` that were left by processes that were killed.
 
-    What a living process is at stays; what may be another machine's stays for a week. What cannot be removed stays too.
+    Files that a living process still uses are kept; those that may be another machine's are kept for a week. What
+    cannot be removed is kept as well.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -293,22 +295,23 @@ def _is_same(handle: int, path: Path) -> bool:
 
 @functools.cache
 def _say_no_locks(folder: Path) -> None:
-    logger.warning("%s: the file system has no locks: start no two jobs on this folder", folder)
+    logger.warning("%s: the file system has no locks; do not start two jobs on this folder", folder)
 
 
 def check_output_folder(folder: str | Path, option: str = "--output") -> None:
-    """Refuse an output folder that can never be made or written to, before work is done for it; makes nothing.
+    """Refuse an output folder that cannot be made or written to, before work is done for it; creates nothing.
 
     Raises:
-        UsageError: a file has its place, or the folder above is not to be written to; names ``option``.
+        UsageError: a file is in the way, or the folder above cannot be written to; names ``option``.
     """
     there = Path(folder).absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        raise UsageError(folder, "the output must be a folder", f"a file, {there}", f"Choose another {option}")
+        raise UsageError(folder, "cannot be made as a folder, since a file is in the way", str(there),
+                         f"Choose another {option}")  # fmt: skip
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(folder, "the output must be writable", f"{there}, which is not", f"Choose another {option}")
+        raise UsageError(folder, "no permission to write here", str(there), f"Choose another {option}")
 
 
 def strip_nifti_suffix(name: str) -> str:
@@ -320,14 +323,14 @@ def strip_nifti_suffix(name: str) -> str:
 
 
 def is_nifti_name(name: str) -> bool:
-    """Whether a file's name is that of a NIfTI file, in any case; hidden files and side files (``._x``) are none."""
+    """Whether a file's name is that of a NIfTI file, in any case; hidden files and macOS side files (``._x``) do not count."""
     return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
 
 def nifti_files(folder: str | Path) -> list[Path]:
-    """NIfTI files directly in ``folder``, sorted; side files (``._x``), hidden files and folders are passed over.
+    """NIfTI files directly in ``folder``, sorted; without side files (``._x``), hidden files and folders.
 
-    A link whose content is not there is among them: who reads it is told so, and nothing vanishes.
+    Broken links are included: reading one fails with a message, so that no case is left out unnoticed.
     """
     return sorted(p for p in Path(folder).iterdir() if is_nifti_name(p.name) and is_file_or_broken_link(p))
 
@@ -338,25 +341,25 @@ def is_file_or_broken_link(path: str | Path) -> bool:
 
 
 def check_content(path: str | Path) -> None:
-    """Refuse what stands in a file's place: a link into nowhere, or the small text that git-annex or Git LFS leave.
+    """Refuse a broken link, and the small text file that git-annex or Git LFS leave in place of the content.
 
-    A path without anything is left to the caller.
+    A path that does not exist at all is left to the caller.
 
     Raises:
-        DataError: names what is there, and how the content is fetched.
+        DataError: says what is there instead, and how to fetch the content.
     """
     found, remedy = "", "Fetch it ('git annex get' or 'datalad get'), or leave it out"
     if os.path.islink(path) and not os.path.exists(path):
-        found = f"a link to {os.readlink(path)}, which is not there"
+        found = f"a link to {os.readlink(path)}, which does not exist"
     elif os.path.isfile(path) and os.path.getsize(path) <= POINTER_BYTES:
         with Path(path).open("rb") as file:
             start = file.read(256)
         if re.match(rb"[\w./-]*/annex/objects/", start):
-            found = "a git-annex pointer in its place"
+            found = "only a git-annex pointer"
         elif start.startswith(b"version https://git-lfs"):
-            found, remedy = "a Git LFS pointer in its place", "Fetch it ('git lfs pull'), or leave it out"
+            found, remedy = "only a Git LFS pointer", "Fetch it ('git lfs pull'), or leave it out"
     if found:
-        raise DataError(path, "the content of a file must be there", found, remedy)
+        raise DataError(path, "the file's content is missing", found, remedy)
 
 
 def file_sha256(path: str | Path) -> str:

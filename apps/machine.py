@@ -51,7 +51,7 @@ def free_memory_bytes() -> float:
 
 
 def total_memory_bytes() -> float:
-    """Memory of the machine, or of this process's control groups where they allow less; infinity where not told."""
+    """Memory of the machine, or of this process's control groups where they allow less; infinity where unknown."""
     return min([_meminfo("MemTotal"), *(limit for limit, _ in _group_limits())])
 
 
@@ -95,9 +95,9 @@ def _groups(controller: str) -> Iterator[tuple[Path, bool]]:
 
 @contextlib.contextmanager
 def memory_in_turn() -> Iterator[None]:
-    """While it lasts, no other process on this machine that asks for it too looks at what is free, and takes it.
+    """Processes on this machine measure the free memory and allocate theirs one after the other, inside this block.
 
-    What is taken has to be written to: only then it shows in what is free. Nobody waits longer than a minute.
+    Allocated memory must be written to: only then does the system count it. Nobody waits longer than a minute.
     """
     import tempfile
 
@@ -110,7 +110,7 @@ def memory_in_turn() -> Iterator[None]:
 
 
 def free_device_bytes(device: Any) -> float:
-    """What :func:`free_memory_bytes` is, for a GPU; of the CPU the same."""
+    """As :func:`free_memory_bytes`, for a GPU; for the CPU the same."""
     if str(device).startswith("cuda"):
         import torch
 
@@ -119,7 +119,7 @@ def free_device_bytes(device: Any) -> float:
 
 
 def peak_memory_gib(device: Any = "cpu") -> float:
-    """Most memory that tensors took on a GPU, or that this process took at all, in GiB; nan where none can be told."""
+    """Peak memory in GiB: of the tensors on a GPU, or of this process on the CPU; nan where it is unknown."""
     if str(device).startswith("cuda"):
         import torch
 

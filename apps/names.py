@@ -1,8 +1,8 @@
-"""Text that comes with data, not from the user's own command line, made fit for a config and for one line.
+"""Text that comes with the data, not from the user's own command line, made safe for configs and messages.
 
 MONAI runs a value that begins with ``$``, takes ``@id`` for a reference and ``%id`` for a copied block, reads ``#`` as
 ``::`` in every text, and takes a mapping with ``_target_`` for a call. Names of channels and classes are therefore
-refused at the border (`check_name`), free text is made harmless (`plain_text`), and data that enter a config as a value
+refused when they are read (`check_name`), free text is made harmless (`plain_text`), and data that enter a config as a value
 are wrapped (`inert`). Imports nothing heavy.
 """
 
@@ -36,36 +36,37 @@ def check_name(
         text: the name, such as that of a channel.
         where: the file or option that it stands in.
         what: what it names, such as ``a channel's name``.
-        longest: characters that it may have.
-        kind: of the error.
+        longest: most characters that it may have.
+        kind: class of the error.
 
     Raises:
-        DataError, or what ``kind`` says: no text, an empty or long one, unprintable characters, blanks at an end, or
-            what a config would take for code.
+        DataError, or ``kind``: not text, empty, too long, with unprintable characters, with blanks at the start or
+            end, or what a config would take for code.
     """
     name = str(text) if isinstance(text, (int, float)) and not isinstance(text, bool) else text
     if not isinstance(name, str):
-        raise kind(where, f"{what} is a text", f"{text!r:.80}", "Correct it")
+        raise kind(where, f"{what} must be text", f"{text!r:.80}", "Correct it")
     found = ""
     if not name.strip():
-        found = "an empty text"
+        found = "it is empty"
     elif not name.isprintable():
         strange = next(c for c in name if not c.isprintable())
         found = f"the unprintable character U+{ord(strange):04X} in '{name[:40]}'"
     elif len(name) > longest:
         found = f"{len(name)} characters, '{name[:40]}...'"
     elif name != name.strip():
-        found = f"a blank at an end of '{name}'"
+        found = f"a blank at the start or end of '{name}'"
     elif name.startswith(SPECIAL) or "::" in name or "#" in name or re.fullmatch(r"_\w+_", name):
         found = f"'{name}'"
     if found:
-        raise kind(where, f"{what} is one line of 1 to {longest} printable characters, without $, @ or % in front, and "
-                   "without # and ::", found, "Choose another name")  # fmt: skip
+        rules = "that does not start with $, @ or %, has no # or ::, and is not of the form _name_"
+        remedy = f"Choose one line of 1 to {longest} printable characters {rules}"
+        raise kind(where, f"{what} cannot be used in a config", found, remedy)
     return name
 
 
 def plain_text(text: object, longest: int = LONGEST_TEXT) -> str:
-    """Free text, such as a licence, on one printable line that no config takes for code; cut where it is longer."""
+    """Free text, such as a licence, on one printable line that no config takes for code, shortened if necessary."""
     words = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 10 * longest]).split())
     words = _RELATIVE.sub(r"\1 ", words).replace("<!--", "< !--")  # marks of the bundle's card
     if words.startswith(SPECIAL):
@@ -108,7 +109,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Text of a file that a person wrote: UTF-8, or UTF-16 with the mark that Windows puts in front; without the mark.
 
     Raises:
-        OSError, UnicodeDecodeError: the file cannot be read, or is other text or none.
+        OSError, UnicodeDecodeError: the file cannot be read, or is not such text.
     """
     content = Path(path).read_bytes()
     return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then in a log file."""
+"""Progress of long work on stderr: a bar on a terminal, a line from time to time in a log file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class ProgressBar(tqdm):
-    """tqdm's bar on a terminal; elsewhere a line every ``every_s`` seconds, and none for work that is done before.
+    """tqdm's bar on a terminal; elsewhere a line every ``every_s`` seconds, and none if the work is done before.
 
     Args:
         every_s: seconds between two lines.

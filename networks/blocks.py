@@ -27,13 +27,10 @@ def per_axis(name: str, value: int | Sequence[int], spatial_dims: int, where: st
     """
     numbers = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
     if len(numbers) != spatial_dims:
-        raise ConfigError(
-            where,
-            f"{name} needs one number or spatial_dims={spatial_dims} numbers",
-            f"{len(numbers)} numbers: {tuple(numbers)}",
-        )
+        raise ConfigError(where, f"{name} must be one number or spatial_dims={spatial_dims} numbers",
+                          f"{len(numbers)} numbers: {list(numbers)}")  # fmt: skip
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-        raise ConfigError(where, f"{name} holds whole numbers from 1 up", str(numbers))
+        raise ConfigError(where, f"{name} must be whole numbers of at least 1", str(list(numbers)))
     return numbers
 
 
@@ -56,9 +53,7 @@ def named_layer(kind: str, name: LayerName | Sequence | None, where: str) -> tup
     word, options = split_args(tuple(name) if not isinstance(name, str) else name)
     factory = Norm if kind == "norm" else Act
     if str(word).upper() not in factory.names:
-        raise ConfigError(
-            where, f"{kind} is one of MONAI's layers", repr(word), nearest(str(word).upper(), factory.names)
-        )
+        raise ConfigError(where, f"unknown {kind}", repr(word), nearest(str(word).upper(), factory.names))
     options = dict(options)
     if kind == "act" and str(word).upper() in _INPLACE:
         options.setdefault("inplace", True)

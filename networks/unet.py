@@ -95,13 +95,13 @@ class UNet(nn.Module):
         super().__init__()
         where = type(self).__name__
         if spatial_dims not in (2, 3):
-            raise ConfigError(where, "spatial_dims is 2 or 3", str(spatial_dims))
+            raise ConfigError(where, "spatial_dims must be 2 or 3", str(spatial_dims))
         _check_counts(where, "in_channels", [in_channels])
         _check_counts(where, "out_channels", [out_channels])
         _check_counts(where, "channels", list(channels))
         levels = len(channels)
         if levels < 2:
-            raise ConfigError(where, "channels needs at least 2 levels", f"{levels}: {tuple(channels)}")
+            raise ConfigError(where, "channels must have at least 2 levels", f"{levels}: {list(channels)}")
         if strides is None:
             strides = (1,) + (2,) * (levels - 1)
         steps = _per_level(where, "strides", strides, levels, spatial_dims)
@@ -115,7 +115,7 @@ class UNet(nn.Module):
         _check_word(where, "upsample", upsample, UPSAMPLING)
         _check_word(where, "residual_order", residual_order, RESIDUAL_ORDERS)
         if not 0.0 <= dropout < 1.0:
-            raise ConfigError(where, "dropout is at least 0 and below 1", str(dropout))
+            raise ConfigError(where, "dropout must be at least 0 and below 1", str(dropout))
         norm, act = named_layer("norm", norm, where), named_layer("act", act, where)
 
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
@@ -190,30 +190,21 @@ class UNet(nn.Module):
             return
         where = type(self).__name__
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                where,
-                f"an input is (batch, {self.in_channels} channels, {self.spatial_dims} axes)",
-                f"shape {tuple(x.shape)}",
-                "Compare in_channels and spatial_dims with the images",
-            )
+            raise ConfigError(where, f"expected images with {self.in_channels} channels and {self.spatial_dims} axes",
+                              f"shape {tuple(x.shape)}",
+                              "Compare in_channels and spatial_dims with the images")  # fmt: skip
         size = tuple(x.shape[2:])
         if any(n % d for n, d in zip(size, self.divisor, strict=True)):
-            raise ConfigError(
-                where,
-                f"each axis of the input must be divisible by the product of the strides, {self.divisor}",
-                f"size {size}",
-                "Change patch_size or roi_size, or pad with monai.transforms.DivisiblePadd",
-            )
+            raise ConfigError(where, f"each axis must be divisible by the product of its strides, {self.divisor}",
+                              f"size {size}",
+                              "Change patch_size or roi_size, or pad with monai.transforms.DivisiblePadd")  # fmt: skip
         values = math.prod(n // d for n, d in zip(size, self.divisor, strict=True))
         if self.norm_name == "BATCH" and self.training:
             values *= x.shape[0]
         if values == 1 and (self.norm_name == "INSTANCE" or (self.norm_name == "BATCH" and self.training)):
-            raise ConfigError(
-                where,
-                f"{self.norm_name} norm needs more than 1 value a channel at the coarsest level",
-                f"1, from size {size} over {self.divisor}",
-                "Take a larger patch_size or roi_size, or fewer strides",
-            )
+            raise ConfigError(where, f"{self.norm_name} norm needs more than 1 value per channel at the coarsest level",
+                              f"1 value, from size {size} over strides {self.divisor}",
+                              "Use a larger patch_size or roi_size, or fewer strides")  # fmt: skip
 
 
 def _stage(
@@ -236,30 +227,25 @@ def _extra_heads(where: str, deep_supervision: bool | int, decoder_levels: int) 
     if deep_supervision is True:
         return max(min(1, decoder_levels - 1), decoder_levels - 2)
     if not 0 <= deep_supervision < decoder_levels:
-        raise ConfigError(
-            where,
-            f"deep_supervision is at most {decoder_levels - 1}, one less than the {decoder_levels} decoder levels",
-            str(deep_supervision),
-        )
+        raise ConfigError(where, f"deep_supervision must be less than the {decoder_levels} decoder levels",
+                          str(deep_supervision))  # fmt: skip
     return int(deep_supervision)
 
 
 def _per_level(where: str, name: str, value: int | Sequence, levels: int, spatial_dims: int) -> list[tuple[int, ...]]:
     entries = [value] * levels if isinstance(value, int) else list(value)
     if len(entries) != levels:
-        raise ConfigError(
-            where,
-            f"{name} needs one entry for each of the {levels} levels of channels",
-            f"{len(entries)} entries: {tuple(entries)}",
-            "The first entry belongs to the finest level, 1 for full resolution" if name == "strides" else "",
-        )
+        raise ConfigError(where, f"{name} must have one entry for each of the {levels} levels of channels",
+                          f"{len(entries)} entries: {list(entries)}",
+                          "Begin with the finest; 1 keeps full resolution" if name == "strides" else "")  # fmt: skip
     return [per_axis(f"{name}[{i}]", entry, spatial_dims, where) for i, entry in enumerate(entries)]
 
 
 def _counts(where: str, name: str, value: int | Sequence[int], levels: int, least: int) -> list[int]:
     counts = [value] * levels if isinstance(value, int) else list(value)
     if len(counts) != levels:
-        raise ConfigError(where, f"{name} needs one number or {levels} numbers", f"{len(counts)}: {tuple(counts)}")
+        raise ConfigError(where, f"{name} must be one number or {levels} numbers",
+                          f"{len(counts)} numbers: {list(counts)}")  # fmt: skip
     _check_counts(where, name, counts, least)
     return counts
 
@@ -267,23 +253,21 @@ def _counts(where: str, name: str, value: int | Sequence[int], levels: int, leas
 def _check_counts(where: str, name: str, values: Sequence[int], least: int = 1) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(where, f"{name} holds whole numbers from {least} up", repr(value))
+            raise ConfigError(where, f"{name} must be whole numbers of at least {least}", repr(value))
 
 
 def _check_kernels(where: str, kernels: Sequence[tuple[int, ...]], strides: Sequence[tuple[int, ...]]) -> None:
     for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
         if any(k % 2 == 0 for k in kernel):
-            raise ConfigError(where, f"kernel_sizes[{i}] is odd, so that it has a centre", str(kernel))
+            raise ConfigError(where, f"kernel_sizes[{i}] must be odd", str(list(kernel)))
         if any(s > k + 1 for s, k in zip(stride, kernel, strict=True)) or any(
             s > 1 and k == 1 for s, k in zip(stride, kernel, strict=True)
         ):
-            raise ConfigError(
-                where,
-                f"strides[{i}] may not step over voxels that kernel_sizes[{i}] does not see",
-                f"stride {stride} with kernel {kernel}",
-            )
+            raise ConfigError(where, f"strides[{i}] skips voxels that kernel_sizes[{i}] does not cover",
+                              f"stride {stride} with kernel {kernel}",
+                              "Set a smaller stride, or a larger kernel")  # fmt: skip
 
 
 def _check_word(where: str, name: str, word: str, known: Sequence[str]) -> None:
     if word not in known:
-        raise ConfigError(where, f"{name} is one of {', '.join(known)}", repr(word), nearest(str(word), known))
+        raise ConfigError(where, f"unknown {name}", repr(word), nearest(str(word), known))

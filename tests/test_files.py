@@ -41,7 +41,7 @@ def test_file_appears_with_its_content(tmp_path):
 def test_output_below_a_file_is_refused_and_nothing_made(tmp_path):
     (tmp_path / "a").write_text("1")
     for path in (tmp_path / "a", tmp_path / "a" / "b" / "c"):
-        with pytest.raises(UsageError, match=r"the output must be a folder.*--output"):
+        with pytest.raises(UsageError, match=r"a file is in the way.*--output"):
             check_output_folder(path)
     check_output_folder(tmp_path / "new" / "deep")
     assert os.listdir(tmp_path) == ["a"]

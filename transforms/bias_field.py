@@ -84,10 +84,11 @@ def correct_bias_field(
     _check_settings(shrink_factor, iterations, convergence_threshold, threads, engine)
     voxels = np.asarray(image)
     if voxels.ndim != 3 or not voxels.size:
-        raise DataError("image", "a bias field is that of a volume of three axes", f"shape {voxels.shape}")
+        raise DataError("image", "expected a volume with three axes", f"shape {voxels.shape}")
     voxels = voxels.astype(np.float32, copy=False)
     if not np.isfinite(voxels).all():
-        raise DataError("image", "voxels are finite", f"{(~np.isfinite(voxels)).sum()} that are not")
+        raise DataError("image", "the image has voxels that are infinite or not a number",
+                        f"{(~np.isfinite(voxels)).sum()} voxels", "Repair the file, or leave it out")  # fmt: skip
     grids = [
         _shrunk_axis(n, f) for n, f in zip(voxels.shape, _factors(voxels.shape, affine, shrink_factor), strict=True)
     ]
@@ -195,7 +196,7 @@ def _check_settings(
     if len(factors) not in (1, 3) or any(not isinstance(f, int) or f < 1 for f in factors):
         raise ConfigError("shrink_factor", "must be a whole number above 0, or three of them", repr(shrink_factor))
     if not 1 <= len(iterations) <= 8 or any(not isinstance(n, int) or n < 1 for n in iterations):
-        raise ConfigError("iterations", "must be 1 to 8 whole numbers above 0, one a level", repr(iterations))
+        raise ConfigError("iterations", "must be 1 to 8 whole numbers above 0, one per level", repr(iterations))
     if not 0 <= convergence_threshold < math.inf:
         raise ConfigError("convergence_threshold", "must be a number, 0 or more", repr(convergence_threshold))
     if threads is not None and (not isinstance(threads, int) or threads < 1):
@@ -212,7 +213,7 @@ def _factors(shape: Sequence[int], affine: ArrayLike | None, shrink_factor: int 
     if affine is not None:
         spacing = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
         if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-            raise GeometryError("affine", "voxels have edges longer than 0", f"spacing {spacing}")
+            raise GeometryError("affine", "the spacing must be above 0 on every axis", f"spacing {spacing}")
     step_mm = shrink_factor * spacing.min()
     enough = [max(1, n // (_ORDER + 1)) for n in shape]  # an axis keeps as many voxels as a span has control points
     return [min(max(1, round(step_mm / s)), most) for s, most in zip(spacing, enough, strict=True)]
@@ -234,7 +235,7 @@ def _mask(shrunk: NDArray, mask: Any, shape: tuple[int, ...], picked: tuple[NDAr
         return positive & (shrunk > otsu_threshold(shrunk))
     given = np.asarray(mask)
     if given.shape != shape:
-        raise GeometryError("mask", "a mask has its image's shape", f"{given.shape} on {shape}")
+        raise GeometryError("mask", "mask and image differ in shape", f"mask {given.shape}, image {shape}")
     return positive & (given[picked] != 0)
 
 

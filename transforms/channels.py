@@ -32,7 +32,7 @@ class CheckChannelsd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.names = [str(name) for name in names]
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ConfigError("CheckChannelsd, names", "names each channel, each by its own name", str(self.names))
+            raise ConfigError("CheckChannelsd, names", "channel names must be given and unique", str(self.names))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case as it came."""
@@ -41,12 +41,13 @@ class CheckChannelsd(MapTransform):
         return dict(data)
 
     def _check(self, image: Tensor) -> None:
-        wanted = f"each of the {len(self.names)} channels must be there: {', '.join(self.names)}, in this order"
-        remedy = "Add the missing scan on the others' grid, or leave the case out: no channel can be made up"
+        wanted = f"expected {len(self.names)} channels: {', '.join(self.names)}, in this order"
+        remedy = "Add the missing scan on the grid of the others, or leave the case out"
         where = str(image.meta.get("filename_or_obj", "image")) if isinstance(image, MetaTensor) else "image"
         if image.shape[0] != len(self.names):
-            raise DataError(where, wanted, f"{image.shape[0]}", remedy)
+            raise DataError(where, wanted, f"{image.shape[0]} found", remedy)
         plain = image.as_tensor() if isinstance(image, MetaTensor) else image
         empty = [name for name, channel in zip(self.names, plain, strict=True) if channel.min() == channel.max()]
         if empty:
-            raise DataError(where, wanted, f"one value in all voxels of {listed(empty)}", remedy)
+            raise DataError(where, f"the image has channels without content: {listed(empty)}",
+                            "each has one value in all its voxels", remedy)  # fmt: skip

@@ -59,16 +59,11 @@ class CheckHeadd(MapTransform):
     def _refuse(voxels: NDArray, name: str) -> None:
         shape = voxels.shape[1:]
         if len(shape) != 3 or min(shape) < LEAST_VOXELS:
-            raise GeometryError(
-                name,
-                f"a head scan has three axes of at least {LEAST_VOXELS} voxels",
-                " x ".join(map(str, shape)),
-                "Give the volume, not a slice of it",
-            )
+            raise GeometryError(name, f"expected a head scan with at least {LEAST_VOXELS} voxels on each of three axes",
+                                " x ".join(map(str, shape)), "Give the complete volume, not one slice")  # fmt: skip
         if voxels.min() == voxels.max():
-            raise DataError(
-                name, "a head scan has a head in it", f"{voxels.min():g} in every voxel", "Look at the file"
-            )
+            raise DataError(name, "the scan is empty: all voxels have the same value", f"{voxels.min():g}",
+                            "Check the file")  # fmt: skip
 
     @staticmethod
     def _oddities(voxels: NDArray, spacing: NDArray) -> list[str]:
@@ -121,7 +116,8 @@ class CheckVolumed(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(volume_ml) != 2 or not 0 <= volume_ml[0] < volume_ml[1]:
-            raise ConfigError("CheckVolumed, volume_ml", "must be two rising numbers", repr(volume_ml))
+            raise ConfigError("CheckVolumed, volume_ml", "must be two increasing numbers, 0 or more",
+                              ", ".join(map(str, volume_ml)))  # fmt: skip
         self.volume_ml, self.label, self.name = tuple(volume_ml), label, name
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

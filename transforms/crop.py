@@ -71,7 +71,7 @@ class CropBlankd(_MeasuredCropd):
         voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
         if bool((voxels == voxels.flatten(1)[:, :1].view(-1, *[1] * (voxels.ndim - 1))).all()):
             found = ", ".join(f"{float(v):g}" for v in voxels.flatten(1)[:, 0])
-            raise DataError(_name(image), "a scan has something in it", f"{found} in every voxel", "Look at the file")
+            raise DataError(_name(image), "the scan is empty: all voxels have the same value", found, "Check the file")
         slices = []
         for axis, slack in enumerate(_per_axis("CropBlankd, slack", self.slack, voxels.shape[1:]), start=1):
             others = [a for a in range(1, voxels.ndim) if a != axis]
@@ -125,12 +125,9 @@ class CropMargind(_MeasuredCropd):
         ):
             taken = min(2 * margin, max(n - least, 0))
             if taken >= n:
-                raise DataError(
-                    _name(image),
-                    "voxels must be left between the margins",
-                    f"{n} voxels on an axis, {margin} to take from both sides",
-                    "Set a smaller margin, or min_size",
-                )
+                raise DataError(_name(image), "no voxel is left between the margins",
+                                f"{n} voxels on an axis, {margin} to remove on each side",
+                                "Set a smaller margin, or a min_size")  # fmt: skip
             slices.append(slice(taken // 2, n - (taken - taken // 2)))
         return tuple(slices)
 
@@ -164,19 +161,16 @@ class DropLowestd(_MeasuredCropd):
         shape = _shape(image)
         if not isinstance(image, MetaTensor) or self.axis >= len(shape):
             found = f"{type(image).__name__} of shape {tuple(image.shape)}"
-            raise GeometryError("DropLowestd", f"needs an image with an affine and axis {self.axis}", found,
+            raise GeometryError("DropLowestd", f"expected an image with an affine and axis {self.axis}", found,
                                 "Load it with LoadImaged, and keep track_meta=True")  # fmt: skip
         spacing = float(torch.as_tensor(image.peek_pending_affine())[:3, self.axis].double().norm())
         # the small number: an affine of a float32 header may make a half a little less
         dropped = math.floor(self.length_mm / spacing + 0.5 + 1e-4)
         slices = shape[self.axis]
         if dropped >= slices:
-            raise DataError(
-                _name(image),
-                f"slices must be left after the lowest {self.length_mm:g} mm are dropped",
-                f"{slices} slices of {spacing:.4g} mm, {dropped} to drop",
-                "Set a smaller length_mm, or leave this volume out",
-            )
+            raise DataError(_name(image), f"no slice is left after the lowest {self.length_mm:g} mm are dropped",
+                            f"{slices} slices of {spacing:.4g} mm, {dropped} to drop",
+                            "Set a smaller length_mm, or leave this volume out")  # fmt: skip
         return tuple(slice(dropped if axis == self.axis else 0, n) for axis, n in enumerate(shape))
 
 
@@ -204,6 +198,5 @@ def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
 
 def _per_axis(name: str, numbers: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
     if len(numbers) not in (1, len(shape)):
-        raise GeometryError(name, f"takes one number, or one for each of {len(shape)} axes",
-                            str(numbers))  # fmt: skip
+        raise GeometryError(name, f"must be one number, or one for each of the {len(shape)} axes", str(list(numbers)))
     return numbers * len(shape) if len(numbers) == 1 else numbers

@@ -67,9 +67,10 @@ class FrameLabeld(MapTransform):
         image = d[self.image_key]
         path = inner or outer
         if path is None:
-            raise DataError(d.get("case_id", "item"), "an item to train on has a contour or a label map", "neither")
+            raise DataError(d.get("case_id", "item"), "a training item needs a contour or a label map, and has neither",
+                            "", "Add one, or leave the item out")  # fmt: skip
         if image.ndim != 3 or image.shape[2] != 1:
-            raise DataError(path, "contours belong to one slice, an image (X, Y, 1)", f"shape {tuple(image.shape)}")
+            raise DataError(path, "contours can only be drawn on an image of one slice", f"shape {tuple(image.shape)}")
         shape = tuple(image.shape[:2])
         masks = [None if p is None else contour_mask(read_contour(p), shape, where=p) for p in (inner, outer)]
         label = torch.from_numpy(label_of_contours(*masks)[:, :, None])

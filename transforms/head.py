@@ -53,7 +53,8 @@ class CropHeadd(MapTransform):
         if len(self.spatial_size) != 3 or any(not isinstance(n, int) or n < 1 for n in self.spatial_size):
             raise ConfigError("CropHeadd, spatial_size", "must be three whole numbers above 0", repr(spatial_size))
         if not (above_mm >= 0 and depth_mm > 0):
-            raise ConfigError("CropHeadd", "above_mm is 0 or more, depth_mm above 0", f"{above_mm} and {depth_mm}")
+            raise ConfigError("CropHeadd", "above_mm must be 0 or more, and depth_mm above 0",
+                              f"{above_mm} and {depth_mm}")  # fmt: skip
         self.above_mm, self.depth_mm = above_mm, depth_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -65,16 +66,15 @@ class CropHeadd(MapTransform):
             if start is None:
                 start, shape = self._start(d[key]), tuple(d[key].shape[1:])
             if tuple(d[key].shape[1:]) != shape:
-                raise GeometryError(
-                    _name(d[key]), "what lies on a scan has its shape", f"{tuple(d[key].shape[1:])} on {shape}"
-                )
+                raise GeometryError(_name(d[key]), "the images of a case differ in shape",
+                                    f"shapes {tuple(d[key].shape[1:])} and {shape}")  # fmt: skip
             d[key] = self._cut(d[key], start)
         return d
 
     def _start(self, image: torch.Tensor) -> NDArray[np.intp]:
         """Index of the window's first voxel along each axis; may be below 0."""
         if image.ndim != 4:
-            raise GeometryError(_name(image), "a head scan has three axes", f"shape {tuple(image.shape)}")
+            raise GeometryError(_name(image), "expected a head scan with three axes", f"shape {tuple(image.shape)}")
         voxels = image[0].cpu().numpy()
         spacing = np.ones(3)
         if isinstance(image, MetaTensor):
@@ -82,7 +82,7 @@ class CropHeadd(MapTransform):
         head = _largest(voxels > otsu_threshold(voxels))
         area = head.sum((0, 1)) * spacing[0] * spacing[1]
         if not area.any():
-            raise DataError(_name(image), "a head scan has a head in it", "voxels that are all alike")
+            raise DataError(_name(image), "the scan is empty: all voxels have the same value", "", "Check the file")
         top = int(np.flatnonzero(area >= min(_TOP_MM2, area.max()))[-1])
         part = head[:, :, max(0, top + 1 - max(1, round(self.depth_mm / spacing[2]))) : top + 1]
         start = np.empty(3, dtype=np.intp)

@@ -44,7 +44,7 @@ class LeaveOutd(MapTransform):
         left_out = torch.isin(label, torch.tensor(self.values, dtype=label.dtype, device=label.device))
         for key in self.key_iterator(d):
             if d[key].shape != label.shape:
-                raise GeometryError(str(key), f"has the shape of '{self.label_key}'",
-                                    f"{tuple(d[key].shape)} against {tuple(label.shape)}")  # fmt: skip
+                raise GeometryError(str(key), f"differs in shape from '{self.label_key}'",
+                                    f"shape {tuple(d[key].shape)}, not {tuple(label.shape)}")  # fmt: skip
             d[key] = d[key].masked_fill(left_out.to(d[key].device), 0)
         return d

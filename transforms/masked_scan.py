@@ -34,9 +34,8 @@ def write_masked_scan(scan: str | Path, mask: NDArray[Any], target: str | Path) 
     """
     image = nib.load(scan)
     if tuple(image.shape[:3]) != tuple(mask.shape):
-        raise GeometryError(
-            scan, "a mask has its scan's shape", f"mask {tuple(mask.shape)} on scan {tuple(image.shape[:3])}"
-        )
+        raise GeometryError(scan, "mask and scan differ in shape",
+                            f"mask {tuple(mask.shape)}, scan {tuple(image.shape[:3])}")  # fmt: skip
     proxy = image.dataobj
     stored, slope, inter = np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)
     zero = _stored_zero(stored.dtype, slope, inter)

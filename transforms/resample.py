@@ -50,7 +50,7 @@ def resample_to_spacing(
     Source: Isensee et al. 2021, supplementary note 2, and nnU-Net 2, ``default_resampling.py``.
     """
     if mode not in MODES:
-        raise ConfigError("resample_to_spacing, mode", f"is one of {', '.join(MODES)}", repr(mode))
+        raise ConfigError("resample_to_spacing, mode", f"must be one of {', '.join(MODES)}", repr(mode))
     thick = thick_axis(spacing, anisotropy)
     thick = thick_axis(target, anisotropy) if thick is None else thick
     sizes = resampled_shape(x.shape[1:], spacing, target)
@@ -133,11 +133,11 @@ class ResampleSpacingd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         modes = [mode] * len(self.keys) if isinstance(mode, str) else list(mode)
         if len(modes) != len(self.keys) or any(m not in MODES for m in modes):
-            raise ConfigError("ResampleSpacingd, mode", f"is one of {', '.join(MODES)}, for all keys or for each",
-                              str(mode))  # fmt: skip
+            raise ConfigError("ResampleSpacingd, mode",
+                              f"must be one of {', '.join(MODES)}, for all keys or one per key", str(mode))  # fmt: skip
         self.pixdim, self.mode, self.anisotropy = tuple(float(s) for s in pixdim), modes, float(anisotropy)
         if len(self.pixdim) != 3 or not all(0 < s < 1e3 for s in self.pixdim):
-            raise ConfigError("ResampleSpacingd, pixdim", "is three spacings in mm", str(list(pixdim)))
+            raise ConfigError("ResampleSpacingd, pixdim", "must be three spacings in mm", str(list(pixdim)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` with the images resampled."""
@@ -148,7 +148,7 @@ class ResampleSpacingd(MapTransform):
 
     def _resampled(self, image: Any, mode: str, key: Hashable) -> MetaTensor:
         if not isinstance(image, MetaTensor) or image.ndim != 4:
-            raise GeometryError(f"ResampleSpacingd, {key}", "needs a volume with an affine, (C, X, Y, Z)",
+            raise GeometryError(f"ResampleSpacingd, {key}", "expected a volume (C, X, Y, Z) with an affine",
                                 f"{type(image).__name__} of shape {tuple(image.shape)}",
                                 "Load it with LoadImaged, and keep track_meta=True")  # fmt: skip
         affine = image.affine.double()

@@ -64,11 +64,9 @@ def restore_to_grid(
     x = x.as_tensor() if isinstance(x, MetaTensor) else x
     shape = [int(n) for n in original_shape]
     if not 1 <= x.ndim - 1 <= 3 or not 1 <= len(shape) <= 3:
-        raise GeometryError(
-            "restore_to_grid",
-            "takes (C, X, Y, Z) or (C, X, Y) and a shape of 2 or 3 axes",
-            f"{tuple(x.shape)} and {tuple(shape)}",
-        )
+        raise GeometryError("restore_to_grid",
+                            "expected an image (C, X, Y, Z) or (C, X, Y), and a shape of 2 or 3 axes",
+                            f"shapes {tuple(x.shape)} and {tuple(shape)}")  # fmt: skip
     values = _fill_values(x, fill, mode)
     source = x.reshape(*x.shape, *[1] * (4 - x.ndim))
     size = shape + [1] * (3 - len(shape))
@@ -97,15 +95,14 @@ def _affine_4x4(affine: Any, name: str) -> np.ndarray:
     """4x4 float64 of an affine of any rank up to 3; the missing axes are unit steps."""
     matrix = torch.as_tensor(affine).detach().cpu().double().numpy()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not 2 <= len(matrix) <= 4:
-        raise GeometryError(name, "must be 4x4", f"shape {matrix.shape}")
+        raise GeometryError(name, "must be a 4x4 matrix", f"shape {matrix.shape}")
     rank = len(matrix) - 1
     full = np.eye(4)
     full[:rank, :rank] = matrix[:rank, :rank]
     full[:rank, 3] = matrix[:rank, rank]
     if not np.isfinite(full).all() or abs(np.linalg.det(full[:3, :3])) < 1e-12:
-        raise GeometryError(
-            name, "must be finite and invertible", str(full.tolist()), "Repair the affine of the image's header"
-        )
+        raise GeometryError(name, "is not finite, or cannot be inverted", str(full.tolist()),
+                            "Correct the affine in the image's header")  # fmt: skip
     return full
 
 
@@ -253,11 +250,8 @@ class RestoreGridd(MapTransform):
             affine, original_affine, original_shape, meta = _grids(image, d.get(f"{orig_key}_meta_dict"), orig_key)
             pred = torch.as_tensor(d[key])
             if pred.shape[1:] != image.shape[1:]:
-                raise GeometryError(
-                    key,
-                    f"must be as large as the preprocessed '{orig_key}'",
-                    f"{tuple(pred.shape[1:])} against {tuple(image.shape[1:])}",
-                )
+                raise GeometryError(key, f"must have the size of the preprocessed '{orig_key}'",
+                                    f"shape {tuple(pred.shape[1:])}, not {tuple(image.shape[1:])}")  # fmt: skip
             if self.device is not None:
                 pred = pred.to(self.device)
             restored = restore_to_grid(
@@ -275,11 +269,8 @@ def _grids(image: Any, side: Any, key: Hashable) -> tuple[Tensor, Any, list[int]
         meta = {**side, **meta}
     missing = [name for name in ("affine", "original_affine", "spatial_shape") if meta.get(name) is None]
     if missing:
-        raise GeometryError(
-            str(key),
-            "needs the meta data that LoadImaged gives, to return to the image's grid",
-            f"no {', '.join(missing)}",
-            "Keep track_meta=True in the deterministic chain",
-        )
+        raise GeometryError(str(key), "metadata are missing that restoring the image's grid needs",
+                            f"no {', '.join(missing)}",
+                            "Load it with LoadImaged, and keep track_meta=True")  # fmt: skip
     shape = [int(n) for n in np.asarray(torch.as_tensor(meta["spatial_shape"]).cpu()).ravel()]
     return meta["affine"], meta["original_affine"], shape, meta

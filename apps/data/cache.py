@@ -250,8 +250,8 @@ def save_entry(path: Path, item: Any) -> None:
             with atomic_write(path) as part:
                 part.write_text(json.dumps({"arrays": [_checksum(a) for a in arrays], "item": content}))
     except OSError as error:
-        raise DataError(path, "the cache can be written", f"{error.strerror}",
-                        "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
+        raise DataError(path, "the cache cannot be written", error.strerror or str(error),
+                        "Free disk space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
 
 
 def prune(cache_dir: Path, days: float) -> None:

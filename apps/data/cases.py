@@ -67,8 +67,8 @@ def datalist(
     ]
     if missing:
         check_content(missing[0])
-        raise DataError(missing[0], "an image of a training has its label, and both files are there", "no such file",
-                        f"{len(missing)} missing in all: add them, or leave the cases out of dataset.json")  # fmt: skip
+        raise DataError(missing[0], "no such file", f"{len(missing)} missing in total",
+                        "Add the missing images and labels, or remove their cases from dataset.json")  # fmt: skip
     if part in ("all", "test"):
         return cases
     patients = [case["case_id"] for case in cases]
@@ -144,12 +144,12 @@ def _digest(path: Path) -> str:
 
 def _no_cases(folder: Path, found: str) -> DataError:
     if nfbs.is_nfbs(folder):
-        return DataError(folder, f"NFBS has its heads in A000.../sub-A000..._ses-NFB3{nfbs.IMAGE}", found,
+        return DataError(folder, f"expected heads as A000.../sub-A000..._ses-NFB3{nfbs.IMAGE}", found,
                          "Run 'decathlete data nfbs' or pass --dataset_dir")  # fmt: skip
     inside = sorted(p.parent.name for p in folder.glob("*/imagesTr")) if folder.is_dir() else []
     if inside:
-        return DataError(folder, "dataset_dir is the folder of one data set, with imagesTr in it",
-                         f"a folder of data sets: {', '.join(inside)}", f"Pass {folder / inside[0]}")  # fmt: skip
+        return DataError(folder, "expected the folder of one data set, with imagesTr in it",
+                         f"it holds the data sets {', '.join(inside)}", f"Pass {folder / inside[0]}")  # fmt: skip
     kind = kind_of(folder)
     if kind not in (None, "msd"):
         remedy = (
@@ -159,17 +159,17 @@ def _no_cases(folder: Path, found: str) -> DataError:
             if kind == "sunnybrook"
             else "Convert the images to NIfTI first"
         )
-        return DataError(folder, "dataset_dir holds cases, imagesTr/*.nii.gz with labelsTr or a dataset.json of the "
-                         "Decathlon's", WORDS[kind], remedy)  # fmt: skip
+        return DataError(folder, "expected the Decathlon's layout: imagesTr/*.nii.gz with labelsTr, or a dataset.json",
+                         WORDS[kind], remedy)  # fmt: skip
     task = task_of_folder(folder)
-    return DataError(folder, "dataset_dir holds cases, imagesTr/*.nii.gz with labelsTr or a dataset.json", found,
+    return DataError(folder, "expected imagesTr/*.nii.gz with labelsTr, or a dataset.json", found,
                      f"Run 'decathlete data {task.name if task else 'TASK'}' or pass --dataset_dir")  # fmt: skip
 
 
 def _entries(folder: Path, description: Mapping[str, Any], part: str) -> Sequence[Any]:
     entries = description.get(part, [])
     if not isinstance(entries, list):
-        raise DataError(folder / "dataset.json", f"'{part}' is a list", type(entries).__name__, "Correct the file")
+        raise DataError(folder / "dataset.json", f"'{part}' must be a list", type(entries).__name__, "Correct the file")
     return entries
 
 
@@ -179,7 +179,7 @@ def _from_entry(folder: Path, entry: Any, number: int, part: str) -> Case:
         entry = {"image": entry}
     keys = ("image", "label") if part == "training" else ("image",)
     if not isinstance(entry, dict) or any(key not in entry for key in keys):
-        raise DataError(where, f"an entry gives {' and '.join(keys)}", f"{entry!r:.200}", "Correct the file")
+        raise DataError(where, f"an entry must give {' and '.join(keys)}", f"{entry!r:.200}", "Correct the file")
     case: Case = {key: _inside(folder, entry[key], where) for key in keys}
     first = case["image"][0] if isinstance(case["image"], list) else case["image"]
     return case | {"case_id": same_name(strip_nifti_suffix(Path(first).name))}
@@ -189,11 +189,11 @@ def _inside(folder: Path, entry: Any, where: str) -> str | list[str]:
     if isinstance(entry, list) and entry:
         return [str(_inside(folder, item, where)) for item in entry]
     if not isinstance(entry, str):
-        raise DataError(where, "a file is given by its name", f"{entry!r:.200}", "Correct the file")
+        raise DataError(where, "a file must be given by its name", f"{entry!r:.200}", "Correct the file")
     path = PurePosixPath(entry.replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise DataError(where, "files lie in the data set's folder", f"'{entry:.200}'",
-                        "Use paths relative to dataset.json")  # fmt: skip
+        raise DataError(where, "a file lies outside the data set's folder", f"'{entry:.200}'",
+                        "Use paths relative to dataset.json, inside its folder")  # fmt: skip
     return str(stored(folder / path))
 
 

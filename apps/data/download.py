@@ -78,7 +78,7 @@ def fetch(
         count = _log_faults(folder, facts)
         if count and verify:
             found = "1 fault, named above" if count == 1 else f"{count} faults, named above"
-            raise DataError(folder, "every file of a data set is sound", found, "Correct or remove these files")
+            raise DataError(folder, "some files of the data set are faulty", found, "Correct or remove these files")
     return folder
 
 
@@ -133,13 +133,13 @@ def _download_set(folder: Path, url: str, md5: str | None, size: int | None, pro
     if is_complete(folder):
         return folder
     if folder.exists() and any(folder.iterdir()):
-        raise DataError(folder, "the data set's folder is whole or absent", "a folder without dataset.json or images",
+        raise DataError(folder, "the data set folder is incomplete", "dataset.json or images are missing",
                         "Move it away and run the command again")  # fmt: skip
     output = folder.parent
     archive = output / url.rpartition("/")[2]
     with _told_in_one_line(output), lock(folder, wait=False) as mine:
         if not mine:
-            raise DataError(folder, "one process at a time downloads a data set", "another at it",
+            raise DataError(folder, "another process is downloading this data set", "",
                             "Wait for it, or pass another --output")  # fmt: skip
         if is_complete(folder):  # by a process that has just ended
             return folder
@@ -169,12 +169,8 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
             removed.
     """
     if not url.startswith(("https://", "http://")):
-        raise DataError(
-            url,
-            "an archive's address starts with https:// or http://",
-            "another",
-            "See the variable that names the mirror",
-        )
+        raise DataError(url, "the address of an archive must start with https:// or http://", "",
+                        "Correct DECATHLETE_MSD_URL or DECATHLETE_NFBS_URL")  # fmt: skip
     bar = ProgressBar(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)
     with bar, _Part(path.with_name(path.name + ".part"), bar) as part:
         fruitless, start = 0, part.size
@@ -186,18 +182,18 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
                 problem: object = "the connection was cut"
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in (408, 429):
-                    raise DataError(url, "the server gives the archive", f"HTTP {error.code} {error.reason}",
+                    raise DataError(url, "the server did not give the archive", f"HTTP {error.code} {error.reason}",
                                     _BY_HAND) from error  # fmt: skip
                 problem = error
             except _NetworkError as error:
                 problem = error.problem
                 if isinstance(problem, ssl.SSLCertVerificationError):  # the next try would find the same
-                    raise DataError(url, "the server's certificate can be verified", problem.verify_message,
+                    raise DataError(url, "the server's certificate cannot be verified", problem.verify_message,
                                     _CERTIFICATES) from error  # fmt: skip
             fruitless = 0 if part.size > before else fruitless + 1
             answered = part.size > start or isinstance(problem, urllib.error.HTTPError)
             if fruitless == (_TRIES if answered else _FIRST_TRIES):
-                raise DataError(url, "the server is reached", f"{problem}", _BY_HAND)
+                raise DataError(url, "the server cannot be reached", f"{problem}", _BY_HAND)
             wait = min(_WAIT_S * 2**fruitless, 30) if fruitless else 0
             if fruitless:
                 logger.warning("%s: %s; trying again in %.0f s", url, problem, wait)
@@ -206,10 +202,10 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
     again = "The download was removed; run the command again, or try another mirror"
     if _wrong(got, size):
         part.path.unlink()
-        raise DataError(url, f"the archive has {size:,} bytes", f"{got:,}", again)
+        raise DataError(url, f"expected an archive of {size:,} bytes", f"{got:,} bytes", again)
     if md5 is not None and found != md5:
         part.path.unlink()
-        raise DataError(url, f"the archive's MD5 is {md5}", found, again)
+        raise DataError(url, f"wrong MD5, expected {md5}", found, again)
     part.path.replace(path)
 
 
@@ -251,16 +247,13 @@ def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool 
                 pass  # to the end, where the checksum of a compressed tar stands
             if not is_complete(work / folder.name):
                 held = "heads in their subjects' folders" if nfbs.is_nfbs(folder) else "dataset.json and images"
-                raise DataError(
-                    archive, f"the archive holds {folder.name}/{held}", "other files", "Check the address of the mirror"
-                )
+                raise DataError(archive, f"the archive does not hold {folder.name} with {held}", "",
+                                "Check the address of the mirror")  # fmt: skip
             if folder.exists():
                 folder.rmdir()
             (work / folder.name).replace(folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
-        raise DataError(
-            archive, "the archive is a sound tar", f"{error}", "Remove it and run the command again"
-        ) from error
+        raise DataError(archive, "the archive is damaged", f"{error}", "Remove it and run the command again") from error
 
 
 def _check_gzip(path: Path, archive: Path, name: str) -> None:
@@ -269,8 +262,8 @@ def _check_gzip(path: Path, archive: Path, name: str) -> None:
             while file.read(_BLOCK):
                 pass
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(archive, "the images in it are whole", f"'{name}': {error}",
-                        "Remove it and run the command again") from error  # fmt: skip
+        raise DataError(archive, "an image in the archive is damaged", f"'{name}': {error}",
+                        "Remove the archive and run the command again") from error  # fmt: skip
 
 
 def _members(tar: tarfile.TarFile, work: Path, archive: Path, limit: int) -> Iterator[tuple[tarfile.TarInfo, Path]]:
@@ -279,19 +272,17 @@ def _members(tar: tarfile.TarFile, work: Path, archive: Path, limit: int) -> Ite
     for number, member in enumerate(tar):
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
-            raise DataError(archive, "members of an archive stay in its folder", f"'{member.name}'", _HOSTILE)
+            raise DataError(archive, "a member of the archive leads out of its folder", f"'{member.name}'", _HOSTILE)
         if any(part.startswith("._") for part in name.parts) or member.isdir():
             continue
         if not member.isfile():
             kind = "a link" if member.issym() or member.islnk() else "a device or pipe"
-            raise DataError(
-                archive, "members of an archive are files and folders", f"'{member.name}', {kind}", _HOSTILE
-            )
+            raise DataError(archive, "a member of the archive is neither a file nor a folder",
+                            f"'{member.name}', {kind}", _HOSTILE)  # fmt: skip
         total += member.size
         if total > limit or number > _MAX_MEMBERS:
-            raise DataError(
-                archive, f"such an archive unpacks to at most {limit:,} bytes", f"{total:,} or more", _HOSTILE
-            )
+            raise DataError(archive, f"the archive holds more than {limit:,} bytes or {_MAX_MEMBERS:,} files",
+                            f"at least {total:,} bytes in {number + 1:,} files", _HOSTILE)  # fmt: skip
         yield member, work.joinpath(*name.parts)
 
 
@@ -403,9 +394,9 @@ def _told_in_one_line(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(where, "the disk has room for the archive and for its contents", f"{error.strerror}",
-                            "Free some space and run the command again: it goes on from there") from error  # fmt: skip
-        raise DataError(where, "the folder can be written to", f"{error}", "Pass another --output") from error
+            raise DataError(where, "not enough disk space for the archive and its contents", f"{error.strerror}",
+                            "Free disk space and run it again; the download resumes") from error  # fmt: skip
+        raise DataError(where, "the folder cannot be written to", f"{error}", "Pass another --output") from error
 
 
 def _is_plain(archive: Path) -> bool:

@@ -57,10 +57,10 @@ def data_folder(default: Any, given: Any = None, *, file: str | Path = "config")
     where = f"dataset_dir of {file}" if given is None else "--dataset_dir"
     if given is None and os.environ.get("DECATHLETE_DATA"):
         folder, where = Path(dataset_folder(folder.name, folder)), "$DECATHLETE_DATA"
-    wrong = "no such data folder" if not folder.is_dir() else "" if any(folder.iterdir()) else "data folder is empty"
+    wrong = "no such folder" if not folder.is_dir() else "" if any(folder.iterdir()) else "an empty folder"
     if wrong:
         remedy = f"Run 'decathlete data {_task_name(folder.name)}' or pass --dataset_dir"
-        raise DataError(folder, wrong, f"from {where}", remedy)
+        raise DataError(folder, "no data found", f"{wrong}, set by {where}", remedy)
     return folder
 
 

@@ -49,17 +49,20 @@ def split(
     where = task.folder if task else "the data set"
     ids = sorted(case_ids)
     if not ids:
-        raise DataError(where, "a fold needs cases", "none", "Check dataset_dir, or run 'decathlete data TASK'")
+        raise DataError(where, "no cases to split into folds", "", "Check dataset_dir, or run 'decathlete data TASK'")
     twice = sorted({a for a, b in pairwise(ids) if a == b})
     if twice:
-        raise DataError(where, "a case id stands for one patient", f"{twice[0]} more than once", "Rename one of them")
+        raise DataError(where, "case ids must be unique", f"{twice[0]} occurs more than once",
+                        "Rename one of the cases")  # fmt: skip
     if number is None:
         return ids, list(ids)
     parts = _parts(ids, task)
     if len(ids) < 2 or number >= len(parts):
         cases = "1 case" if len(ids) == 1 else f"{len(ids)} cases"
         remedy = "Add cases, or use fold 'all'" if len(ids) == 1 else f"Use fold 0 to {len(parts) - 1}, or 'all'"
-        raise DataError(where, f"fold {number} needs a case to validate on and another to train on", cases, remedy)
+        raise DataError(where,
+                        f"too few cases for fold {number}, which needs one to validate on and another to train on",
+                        cases, remedy)  # fmt: skip
     held_out = parts[number]
     return [i for i in ids if i not in held_out], [i for i in ids if i in held_out]
 

@@ -70,9 +70,10 @@ def read_description(folder: str | Path) -> Mapping[str, Any] | None:
     try:
         description = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also bytes of no text, and numbers of thousands of digits
-        raise DataError(path, "dataset.json is JSON", f"{error!s:.200}", "Correct the file, or remove it") from error
+        raise DataError(path, "dataset.json is not valid JSON", f"{error!s:.200}",
+                        "Correct the file, or remove it") from error  # fmt: skip
     if not isinstance(description, dict):
-        raise DataError(path, "dataset.json is a JSON object", type(description).__name__, "Correct the file")
+        raise DataError(path, "dataset.json must be a JSON object", type(description).__name__, "Correct the file")
     return description
 
 

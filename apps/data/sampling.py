@@ -59,11 +59,13 @@ def _weights(counts: np.ndarray, share: float | None, classes: list[int]) -> np.
     if share is None:
         return uniform
     if share > 0 and not with_foreground:
-        raise DataError("ForegroundSampler", f"a share of {share:g} of the slices holds classes {classes}",
-                        f"none of {len(has)} slices does", "Set the share to null, or look at the labels")  # fmt: skip
+        raise DataError("ForegroundSampler", f"no slice holds any of the classes {classes}",
+                        f"{len(has)} slices, share {share:g}",
+                        "Set the share to null, or check the labels")  # fmt: skip
     if share < 1 and not without:
         if share == 0:
-            raise DataError("ForegroundSampler", f"a share of 0 draws slices without classes {classes}",
-                            f"all {len(has)} slices hold them", "Set the share to null")  # fmt: skip
+            raise DataError("ForegroundSampler",
+                            f"every slice holds one of the classes {classes}, so a share of 0 leaves none",
+                            f"{len(has)} slices", "Set the share to null")  # fmt: skip
         return uniform
     return np.where(has, share / max(with_foreground, 1), (1 - share) / max(without, 1))

@@ -118,7 +118,7 @@ class SliceDataset(Dataset):
     def set_data(self, data: Sequence[Mapping]) -> None:
         """Take other cases, and build those volumes that are missing."""
         if not len(data):
-            raise DataError("SliceDataset", "there is at least one case", "0 cases", "Look at dataset_dir and fold")
+            raise DataError("SliceDataset", "no cases given", "", "Check dataset_dir and fold")
         self.data = data
         self._first_random = first_random(self.transform)
         chain = describe(self.transform.transforms[: self._first_random])
@@ -174,9 +174,10 @@ class SliceDataset(Dataset):
         for number, volume in enumerate(self._volumes):
             for value, voxels in zip(volume.values, volume.voxels.T, strict=True):
                 if value >= classes:
-                    raise DataError(
-                        _where(self.data[number], number), f"label values are 0 to {classes - 1}, as num_classes says",
-                        f"value {value} in {voxels.sum()} voxels", "Correct the label, or num_classes")  # fmt: skip
+                    raise DataError(_where(self.data[number], number),
+                                    f"label values must be from 0 to {classes - 1}, as num_classes is {classes}",
+                                    f"value {value} in {voxels.sum()} voxels",
+                                    "Correct the label, or num_classes")  # fmt: skip
                 self.counts[first : first + volume.length, value] = voxels
             first += volume.length
 
@@ -226,8 +227,8 @@ class SliceDataset(Dataset):
                     self.cache_dir / "slices", (needed + there_bytes) / 2**30, there_bytes / 2**30)  # fmt: skip
         free = shutil.disk_usage(self._folder("00").parent.parent).free
         if free < needed:
-            raise DataError(self.cache_dir, f"the disk has room for about {needed / 2**30:.2f} GiB more of slices",
-                            f"{free / 2**30:.2f} GiB free", _REMEDY)  # fmt: skip
+            raise DataError(self.cache_dir, "not enough disk space for the slices",
+                            f"about {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free", _REMEDY)  # fmt: skip
 
     def _workers(self, cases: Any) -> int:
         if self.num_workers is not None:
@@ -253,7 +254,8 @@ class SliceDataset(Dataset):
                     self._write(folder, key, case, item)
                 built = _open(folder, key, self.keys)
             if built is None:
-                raise DataError(folder, "what was written can be read", "other bytes", "Check the disk, and run again")
+                raise DataError(folder, "the slices just written cannot be read back", "",
+                                "Check the disk, and run again")  # fmt: skip
             return built
 
     def _write(self, folder: Path, key: str, case: Mapping, item: Any) -> None:
@@ -262,8 +264,8 @@ class SliceDataset(Dataset):
         shapes = {name: (array.shape[0], *array.shape[2:]) for name, (array, _) in given.items()}
         if len(set(shapes.values())) > 1:
             found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise GeometryError(where, "image and label have one shape after the deterministic transforms",
-                                f"(slices, U, V): {found}", "Correct the label, or the chain")  # fmt: skip
+            raise GeometryError(where, "image and label differ in shape after the deterministic transforms",
+                                f"slices, U, V: {found}", "Correct the label, or the transforms")  # fmt: skip
         values, voxels = _count(given[_LABEL][0], where) if _LABEL in given else ([], np.zeros((0, 0), int))
         affine = item[self.keys[0]].affine.tolist() if isinstance(item[self.keys[0]], MetaTensor) else None
         files = {}
@@ -296,17 +298,16 @@ class SliceDataset(Dataset):
         if not isinstance(item, Mapping) or name not in item:
             found = f"keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
             raise ConfigError("SliceDataset, transform",
-                              f"must give one dictionary a volume with '{name}' before its first random transform",
+                              f"must give one dictionary with a volume '{name}' before the first random transform",
                               found)  # fmt: skip
         value = torch.as_tensor(item[name]).detach().cpu()
         value = value.as_tensor() if isinstance(value, MetaTensor) else value
         if value.ndim != 4 or (name == _LABEL and len(value) != 1):
             shape = "(1, X, Y, Z)" if name == _LABEL else "(C, X, Y, Z)"
-            raise ConfigError(
-                "SliceDataset, transform", f"must give '{name}' of shape {shape}", f"{tuple(value.shape)}"
-            )
+            raise ConfigError("SliceDataset, transform", f"must give '{name}' of shape {shape}",
+                              f"shape {tuple(value.shape)}")  # fmt: skip
         if not value.numel():
-            raise DataError(where, "at least one slice is left after the deterministic transforms",
+            raise DataError(where, "no slice is left after the deterministic transforms",
                             f"'{name}' of shape {tuple(value.shape)}", "Crop less, or leave the case out")  # fmt: skip
         given_as = str(value.dtype).removeprefix("torch.")
         array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # numpy has no bfloat16
@@ -338,8 +339,8 @@ class _Array:
             what = "a shorter file"
         except OSError as error:
             what = error.strerror or str(error)
-        raise DataError(self.path, "the slices stay where they are while they are read", what,
-                        "Start again: what is missing is made anew")  # fmt: skip
+        raise DataError(self.path, "cached slices can no longer be read", what,
+                        "Start again: missing slices are made anew")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -450,7 +451,7 @@ def _count(label: np.ndarray, where: str) -> tuple[list[int], np.ndarray]:
             whole = plane.astype(np.int64) if np.isfinite(plane).all() else np.full(plane.shape, -1)
             if (whole != plane).any() or whole.min() < 0 or whole.max() >= _MAX_LABEL:
                 wrong = plane[(whole != plane) | (whole < 0) | (whole >= _MAX_LABEL)]
-                raise DataError(where, f"label values are whole numbers from 0 to {_MAX_LABEL - 1}", f"{wrong[0]}",
+                raise DataError(where, f"label values must be whole numbers from 0 to {_MAX_LABEL - 1}", f"{wrong[0]}",
                                 "Correct the label; resample it with mode nearest")  # fmt: skip
             counts.append(np.bincount(whole.ravel()))
     values = sorted({int(value) for count in counts for value in np.flatnonzero(count)})
@@ -472,7 +473,7 @@ def _told_in_one_line(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(where, "the slices can be written", error.strerror or str(error), _REMEDY) from error
+        raise DataError(where, "the slices cannot be written", error.strerror or str(error), _REMEDY) from error
 
 
 def _prune(cache_dir: Path, days: float) -> None:

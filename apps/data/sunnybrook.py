@@ -149,7 +149,7 @@ def index_sunnybrook(folder: str | Path, progress: bool = False, pixels: bool = 
     root = _root(folder)
     if root is None:
         found = "another layout" if folder.is_dir() else "no such folder"
-        rule = "the Sunnybrook set is link.csv, dicoms/ and contourfiles/, or one patient's DICOM/ and contours-manual/"
+        rule = "expected link.csv, dicoms/ and contourfiles/, or one patient's DICOM/ and contours-manual/"
         raise DataError(folder, rule, found, f"Run 'decathlete data {NAME}' or pass --dataset_dir")
     index = SunnybrookIndex(folder)
     patients = list(_patients(root, index))
@@ -174,8 +174,8 @@ def index_sunnybrook(folder: str | Path, progress: bool = False, pixels: bool = 
     _note_what_is_missing(index)
     index.findings.sort(key=lambda finding: str(finding.path))
     if not index.frames:
-        more = f" ({index.findings[0]})" if index.findings else ""
-        raise DataError(folder, "one frame at least is sound", f"none{more}", "Copy the set again")
+        raise DataError(folder, "no readable DICOM frame found", str(index.findings[0]) if index.findings else "",
+                        "Copy the data again")  # fmt: skip
     return index
 
 
@@ -203,7 +203,7 @@ def sunnybrook_datalist(
     if part == "frames":
         return [frame.as_case() for frame in index.frames]
     if not index.contoured:
-        raise DataError(dataset_dir, "frames to train on have contours", "not one sound contour",
+        raise DataError(dataset_dir, "no frame with a usable contour found", "",
                         f"Run 'decathlete check {dataset_dir}'")  # fmt: skip
     wanted = {frame.patient for frame in index.contoured}
     if part != "contoured":
@@ -219,7 +219,7 @@ def frame_files(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(folder, "frames lie in a folder", "no such folder")
+        raise DataError(folder, "no such folder", "", "Give the folder of one patient's frames")
     if volumes := nifti_files(folder):
         return volumes
     if (folder / "DICOM").is_dir():
@@ -230,9 +230,13 @@ def frame_files(folder: str | Path) -> list[Path]:
     frames += [path for path in files if path not in frames and may_be_dicom(path)]
     if not frames:
         patients = _patient_folders(folder)
-        found = f"{len(patients)} patients' folders" if patients else "none"
-        remedy = f"Give one patient's folder, such as {patients[0]}" if patients else "Give the folder of the frames"
-        raise DataError(folder, "the folder holds frames, such as 59.dcm, or NIfTI files", found, remedy)
+        found = f"{len(patients)} patients' folders" if patients else ""
+        remedy = (
+            f"Give one patient's folder, such as {patients[0]}"
+            if patients
+            else "Give the folder of one patient's frames"
+        )
+        raise DataError(folder, "no frames found, such as 59.dcm, and no NIfTI files", found, remedy)
     return frames
 
 
@@ -245,8 +249,8 @@ def patient_folder(dataset_dir: str | Path, patient: str | None = None) -> str:
     folders = _patient_folders(Path(dataset_dir))
     wanted = [folder for folder in folders if patient in (None, folder.name)]
     if not wanted:
-        raise DataError(dataset_dir, f"the set holds frames of {patient or 'a patient'}",
-                        listed(folder.name for folder in folders) or "no frames")  # fmt: skip
+        raise DataError(dataset_dir, f"no frames of {patient or 'any patient'} found",
+                        f"patients: {listed(folder.name for folder in folders)}" if folders else "")  # fmt: skip
     return str(wanted[0])
 
 
@@ -304,17 +308,18 @@ def _linked(file: Path, index: SunnybrookIndex) -> list[tuple[str, str]]:
     try:
         lines = list(csv.reader(read_text(file).splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(file, "link.csv is text that says whose contours are whose", f"{error}") from error
+        raise DataError(file, "link.csv, which pairs patients and contours, cannot be read", f"{error}",
+                        "Save it as text in UTF-8") from error  # fmt: skip
     header = [word.strip().lower() for word in lines[0]] if lines else []
     if header != ["patient_id", "original_id"]:
-        raise DataError(file, "link.csv starts with patient_id,original_id", f"{','.join(header)[:80]!r}")
+        raise DataError(file, "the first line must be patient_id,original_id", f"{','.join(header)[:80]!r}")
     rows: list[tuple[str, str]] = []
     for number, line in enumerate(lines[1:], start=2):
         names = [word.strip() for word in line]
         if not any(names):
             continue
         if len(names) != 2 or not all(names) or any(set(n) & set("/\\\0") or n in (".", "..") for n in names):
-            raise DataError(f"{file}, line {number}", "a line is two names of folders", f"{','.join(line)[:80]!r}")
+            raise DataError(f"{file}, line {number}", "a line must be two folder names", f"{','.join(line)[:80]!r}")
         if (names[0], names[1]) in rows:
             index.findings.append(Finding(file, f"line {number} is there twice: {','.join(names)}", "note"))
         else:
@@ -415,8 +420,8 @@ def _sound(
             away = ((points - CONTOUR_ORIGIN < -0.5) | (points - CONTOUR_ORIGIN > size - 0.5)).any(axis=1)
             if away.any():
                 x, y = points[away][0]
-                raise DataError(path, f"contours lie inside the image, {size[0]} x {size[1]} pixels",
-                                f"{away.sum()} of {len(points)} points outside, first ({x:g}, {y:g})")  # fmt: skip
+                raise DataError(path, f"the contour leaves the image of {size[0]} x {size[1]} pixels",
+                                f"{away.sum()} of {len(points)} points outside, first {x:g}, {y:g}")  # fmt: skip
             polygons[path] = points
         except DataError as error:
             findings.append(Finding(path, f"{error} The contour is left out."))
@@ -543,14 +548,15 @@ def fetch_sunnybrook(output: str | Path = "data", phantom: int | None = None, se
     if not is_sunnybrook(folder) and is_sunnybrook(usual := dataset_folder(NAME)):
         folder = Path(usual)
     if not is_sunnybrook(folder):
-        raise DataError(folder, "the Sunnybrook set is not downloaded: it lies here, with final_data/link.csv in it",
-                        "no such set", "Get it from cardiacatlas.org, or make phantoms with --phantom N")  # fmt: skip
+        raise DataError(folder, "the Sunnybrook set is not here, and it cannot be downloaded automatically",
+                        "no final_data/link.csv",
+                        "Get it from cardiacatlas.org, or make phantoms with --phantom N")  # fmt: skip
     index = index_sunnybrook(folder, progress=True, pixels=True)
     faults = [finding for finding in index.findings if finding.severity == "FAULT"]
     for finding in index.findings:
         if finding.severity != "note":
             logger.warning("%s", finding)
     if faults:
-        raise DataError(folder, "every file of a data set is sound", f"{len(faults)} faults, named above",
+        raise DataError(folder, "some files of the data set are faulty", f"{len(faults)} faults, named above",
                         "Correct or remove these files")  # fmt: skip
     return folder

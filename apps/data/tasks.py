@@ -338,7 +338,7 @@ def get_task(name: str | int) -> Task:
     task = _BY_KEY.get(_key(str(name)))
     if task is None:
         near = nearest(str(name).lower(), [*TASKS, "nfbs", "sunnybrook"])  # which have their own modules
-        raise UsageError(str(name), "must be one of the ten MSD tasks, by name, number or folder", "no such task", near)
+        raise UsageError(str(name), "unknown task", "", near)
     return task
 
 

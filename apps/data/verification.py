@@ -110,7 +110,7 @@ def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, lis
             lists = [number if isinstance(number, list) else [number] for number in numbers]
             labels = sorted({0, *(int(number) for values in lists for number in values)})
     except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(folder / "dataset.json", "modality and labels name channels and label values", str(error),
+        raise DataError(folder / "dataset.json", "modality or labels cannot be understood", str(error),
                         "Write them as MSD does: {\"0\": \"background\", \"1\": \"liver\"}") from error  # fmt: skip
     return channels, labels
 

@@ -1,1 +1,1 @@
-"""What many processes need: torchrun's environment, samplers and sums over ranks, faults, shares of work."""
+"""What many processes need: torchrun's environment, samplers and sums over ranks, faults, division of work."""

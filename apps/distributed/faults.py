@@ -1,4 +1,4 @@
-"""One message for a failure of several processes: the process where it happened tells it, the others end quietly."""
+"""One message when several processes fail: the process where it happened reports it, the others end quietly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from decathlete.failures import find_error, in_one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
-PATIENCE_S = 15.0  # for the process where it happened to say so, and for torchrun to end this one
-_TOLD = "decathlete/told"
-_ENDING = threading.Lock()  # never released: of several threads of a process that fail, one tells
+PATIENCE_S = 15.0  # for the process where it happened to report it, and for torchrun to end this one
+_REPORTED = "decathlete/reported"
+_ENDING = threading.Lock()  # never released: of several threads that fail, one reports
 _parent: int | None = None  # torchrun, which started this process
 
 
 class FaultElsewhereError(TrainingError):
-    """A failure that this process only sees the effects of."""
+    """A failure of another process, of which this one only sees the effect."""
 
 
 def process_name() -> str:
@@ -37,9 +37,9 @@ def process_name() -> str:
 
 @functools.cache
 def process_store() -> Any:
-    """The key-value store of torchrun's processes, which they meet at.
+    """The key-value store through which torchrun's processes meet.
 
-    A process that torchrun starts anew after a failure gets a part of it that the failed ones did not write to.
+    After a restart by torchrun, processes use another part of it than the failed ones did.
     """
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -49,7 +49,7 @@ def process_store() -> Any:
 
 
 def watch_processes() -> None:
-    """Have this process end with one message where it fails, or where the torchrun that started it is gone."""
+    """End this process with one message when it fails, or when the torchrun that started it has ended."""
     global _parent
     _parent = os.getppid()
     sys.excepthook = _end_by_exception
@@ -57,14 +57,14 @@ def watch_processes() -> None:
 
 
 def fail_together(error: BaseException) -> NoReturn:
-    """End this process at once because of ``error``, which is told on stderr unless another process has told of one.
+    """End this process at once because of ``error``; print it on stderr unless another process has reported one.
 
-    At once: ends of the interpreter wait for collectives that nobody joins any more. An error of ours is one line;
-    any other one has its traceback before. Either names this process.
+    At once, because a normal exit waits for collectives that no other process joins any more. An error of ours is one
+    line; any other one comes after its traceback. Both name this process.
 
     Args:
-        error: what happened. Where torchrun has ended, that is told instead of an exchange that failed: the processes
-            see it one after the other, and those that go first are missed by the others.
+        error: what happened. Where torchrun has ended, that is reported instead of a failed exchange: the processes
+            notice it one after the other, and the first ones to end make the exchanges of the others fail.
     """
     _ENDING.acquire()
     ours = find_error(error)
@@ -72,17 +72,17 @@ def fail_together(error: BaseException) -> NoReturn:
         ours = error = _torchrun_is_gone()
     status = ours.exit_status if ours is not None else 1
     effect = isinstance(ours, FaultElsewhereError) or (ours is None and is_lost_process(error))
-    if effect and _is_told(PATIENCE_S):
+    if effect and _is_reported(PATIENCE_S):
         _end_quietly(status)
     if ours is None and is_lost_process(error):
         found = " ".join(str(error).split())[:200]
-        ours = TrainingError(process_name(), "all processes must go on", f"another one that does not answer: {found}",
-                             "Look for the machine or the process that ended, then go on with --resume")  # fmt: skip
+        ours = TrainingError(process_name(), "another process no longer answers", found,
+                             "Find out which machine or process ended, then start again with --resume")  # fmt: skip
     elif ours is not None:
         ours = type(ours)(f"{process_name()}, {ours.where}", ours.rule, ours.found, ours.remedy)
     # the store is on the first machine, and ends with its torchrun
     store = not (_is_orphan() and os.environ.get("GROUP_RANK", "0") == "0")
-    if not _claim_telling(store):
+    if not _claim_report(store):
         (_end_quietly if store else _end)(status)
     if ours is None:
         traceback.print_exception(error)
@@ -91,8 +91,8 @@ def fail_together(error: BaseException) -> NoReturn:
     _end(status)
 
 
-def told_once(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose failure in several processes of torchrun ends all of them with one message."""
+def reported_once(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a function: if it fails under torchrun, all processes end with one message."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -122,20 +122,20 @@ def is_lost_process(error: BaseException | None) -> bool:
     return False
 
 
-def _claim_telling(store: bool) -> bool:
-    """Whether this process is the first to tell; where the store is gone, one process a machine is."""
+def _claim_report(store: bool) -> bool:
+    """Whether this process is the first to report; without the store, it is one process per machine."""
     if store:
         with contextlib.suppress(Exception):
-            return process_store().add(_TOLD, 1) == 1
+            return process_store().add(_REPORTED, 1) == 1
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _is_told(patience_s: float) -> bool:
-    """Whether a process tells of a failure within this time; where the store is gone, none will."""
+def _is_reported(patience_s: float) -> bool:
+    """Whether a process reports a failure within this time; without the store, none can."""
     until = time.monotonic() + patience_s
     with contextlib.suppress(Exception):
         while time.monotonic() < until:
-            if process_store().check([_TOLD]):
+            if process_store().check([_REPORTED]):
                 return True
             time.sleep(0.2)
     return False
@@ -144,13 +144,13 @@ def _is_told(patience_s: float) -> bool:
 def _end_by_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if in_torchrun() and issubclass(kind, Exception):
         fail_together(error)
-    if in_torchrun() and issubclass(kind, KeyboardInterrupt):  # all of them got it, and what started them says so
+    if in_torchrun() and issubclass(kind, KeyboardInterrupt):  # all processes got it, and their starter reports it
         _end(130)
     sys.__excepthook__(kind, error, trace)
 
 
 def _watch_parent() -> None:
-    """End this process once its parent is another one: torchrun was killed, and nobody would end what it started."""
+    """End this process when its parent changes: then torchrun was killed, and nothing else would end its processes."""
     while not _is_orphan():
         time.sleep(1)
     fail_together(_torchrun_is_gone())
@@ -161,12 +161,11 @@ def _is_orphan() -> bool:
 
 
 def _torchrun_is_gone() -> TrainingError:
-    return TrainingError("torchrun", "must stay, it watches over its processes", "it has ended",
-                         "Start it again with --resume")  # fmt: skip
+    return TrainingError("torchrun", "ended while its processes were still running", "", "Start it again with --resume")
 
 
 def _record(error: BaseException) -> None:
-    """Leave the error where torchrun's table of failures looks for it."""
+    """Write the error where torchrun's table of failures looks for it."""
     with contextlib.suppress(Exception):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -177,7 +176,7 @@ def _record(error: BaseException) -> None:
 
 
 def _end_quietly(status: int) -> NoReturn:
-    """Give torchrun the time to end this process, so that it takes the one that told for the cause."""
+    """Wait for torchrun to end this process, so that it blames the one that reported the failure."""
     time.sleep(PATIENCE_S)
     _end(status)
 

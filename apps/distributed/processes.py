@@ -36,15 +36,15 @@ def join_processes(timeout_minutes: float = 30) -> torch.device:
         ConfigError: a time-out that is none.
     """
     if "LOCAL_RANK" not in os.environ:
-        raise DeviceError("multi_gpu_train", "several processes are started by torchrun", "no LOCAL_RANK",
-                          "torchrun --nproc_per_node 2 -m monai.bundle run training --config_file ...")  # fmt: skip
+        raise DeviceError("multi_gpu_train", "several processes must be started by torchrun", "LOCAL_RANK is not set",
+                          "Run 'torchrun --nproc_per_node 2 -m monai.bundle run training ...'")  # fmt: skip
     if not timeout_minutes > 0:
         raise ConfigError("join_processes, timeout_minutes", "must be a number above 0", repr(timeout_minutes))
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
     if gpus and local_size > gpus:
-        raise DeviceError("torchrun", "each process needs a GPU of its own", f"{local_size} processes, {gpus} GPUs",
-                          f"Give --nproc_per_node {gpus}")  # fmt: skip
+        raise DeviceError("torchrun", "more processes than GPUs", f"{local_size} processes, {gpus} GPUs",
+                          f"Pass --nproc_per_node {gpus}")  # fmt: skip
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
@@ -54,12 +54,12 @@ def join_processes(timeout_minutes: float = 30) -> torch.device:
         dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
         watch_processes()
     if dist.get_rank() != 0:
-        logging.disable(logging.INFO)  # one process tells what all of them do
+        logging.disable(logging.INFO)  # one process logs what all of them do
     return device
 
 
 def leave_processes() -> None:
-    """Leave the group, if this process is in one."""
+    """Leave the process group, if this process is in one."""
     if not dist.is_initialized():
         return
     gloo = dist.get_backend() == "gloo"
@@ -136,7 +136,7 @@ def sums_over_processes(sums: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor summed over all processes, where these train together; else the tensors themselves.
 
     Gradients flow: a loss of sums over all processes has, after DistributedDataParallel's mean of the gradients, those
-    of the whole batch in one process. Without a gradient, as in validation, nothing is exchanged, since processes may
+    of the complete batch in one process. Without a gradient, as in validation, nothing is exchanged, since processes may
     then see different numbers of batches.
     """
     if not (in_group() and torch.is_grad_enabled() and any(s.requires_grad for s in sums)):

@@ -1,8 +1,8 @@
-"""Many cases over many processes: who predicts which, and that no two write one file.
+"""Many cases over many processes: which process predicts which case; no two write the same file.
 
-Processes of torchrun each begin with a share of their own and then take what others have not begun. Jobs that know
-nothing of each other do the same on one output folder. What keeps them apart is a lock on a hidden file of each case,
-which the system takes back when a process ends, however it ends.
+Each of torchrun's processes begins with its own part of the cases and then takes those that others have not begun. Jobs
+that know nothing of each other do the same on one output folder. A lock on a hidden file per case keeps them apart; the
+system releases it when a process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ AS_LONG_AS_IT_TAKES = timedelta(days=365)
 
 @contextlib.contextmanager
 def claim(target: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether ``target`` is this process's to write, for as long as the block lasts (:func:`decathlete.files.lock`).
+    """Whether this process may write ``target`` while the block lasts (:func:`decathlete.files.lock`).
 
     Args:
-        target: file to be written; it need not be there.
-        wait: until whoever has it is done, in place of the answer no.
+        target: file to be written; it need not exist.
+        wait: wait until the file is free, instead of answering no.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -38,7 +38,7 @@ def claim(target: Path, wait: bool = False) -> Iterator[bool]:
         try:
             mine = stack.enter_context(lock(target, wait))
         except OSError as error:
-            raise DataError(target, "the output must be written", str(error),
+            raise DataError(target, "the output cannot be written", str(error),
                             "Free disk space, or choose another --output") from error  # fmt: skip
         yield mine
 
@@ -51,7 +51,7 @@ class Share:
         size: how many processes there are.
 
     Attributes:
-        elsewhere: files that another process had claimed, and has not finished.
+        elsewhere: files that another process has claimed and not finished.
     """
 
     def __init__(self, rank: int | None = None, size: int | None = None) -> None:
@@ -71,7 +71,7 @@ class Share:
         return int(os.environ["WORLD_SIZE"]) if in_torchrun() else 1
 
     def device(self) -> str | None:
-        """A GPU of its own for each of several processes; None: no choice is made here."""
+        """A GPU for this one of several processes; None for a single process, or without GPUs."""
         if self._store is None:
             return None
         import torch
@@ -88,22 +88,22 @@ class Share:
     ) -> Iterator[Path]:
         """Files that this process is to look at, each claimed until the next one is asked for.
 
-        Of its own share, every ``size``-th file, those that are finished, then the others; after these, what other
-        processes have neither finished nor claimed, unless ``overwrite`` says that finished ones are to be made again.
-        At the end it asks again for those that were claimed, since their owner may have been killed.
+        First the finished ones of its own part (every ``size``-th file), then the others of its part; then what other
+        processes have neither finished nor claimed, unless ``overwrite`` asks for finished ones to be made again.
+        At the end it tries the claimed ones again, since their owner may have been killed.
 
         Args:
             files: all inputs.
-            targets: the files that each is to have.
+            targets: the output files of each input.
             overwrite: finished ones are made again.
-            settled: whether there is nothing to predict for an input; by default whether all its files are there.
+            settled: whether an input needs no prediction; by default, whether all its output files exist.
         """
         settled = settled or (lambda file: is_finished(targets[file]))
         own, todo = self.own(files), self.own(files)
         if not overwrite:
             finished = [file for file in own if settled(file)]
             yield from finished
-            # of the others from the far end, which they come to last
+            # those of others from the end, which they reach last
             there = set(finished)
             todo = [file for file in own if file not in there]
             todo += [file for n, file in enumerate(files) if n % self.size != self.rank][::-1]
@@ -133,7 +133,7 @@ class Share:
                     yield file
 
     def gather(self, result: Any) -> list[Any]:
-        """What every process gives, in the first process; nothing in the others, which wait for its `release`.
+        """The results of all processes, in the first one; nothing in the others, which wait for its `release`.
 
         Args:
             result: plain values that JSON holds.
@@ -143,72 +143,74 @@ class Share:
         self._store.set(f"predicted/{self.rank}", json.dumps(result))
         if self.rank:
             with contextlib.suppress(Exception):  # the store may end with the first process
-                self._store.wait(["predicted/told"], AS_LONG_AS_IT_TAKES)
+                self._store.wait(["predicted/reported"], AS_LONG_AS_IT_TAKES)
             return []
         keys = [f"predicted/{rank}" for rank in range(self.size)]
         self._store.wait(keys, AS_LONG_AS_IT_TAKES)
         return [json.loads(self._store.get(key)) for key in keys]
 
     def release(self) -> None:
-        """Let the other processes go, once the first has told what all of them did."""
+        """Let the other processes end, once the first has reported what all of them did."""
         if self._store is not None and not self.rank:
-            self._store.set("predicted/told", "1")
+            self._store.set("predicted/reported", "1")
 
 
 def is_finished(parts: Mapping[str, Path]) -> bool:
-    """Whether all files of a case are there; each is written whole or not at all."""
+    """Whether all files of a case exist; each is written completely or not at all."""
     return all(part.is_file() for part in parts.values())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What an earlier run wrote; nothing where the file is missing or damaged."""
+    """What an earlier run wrote; empty where the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
-        raise DataError(path, "what an earlier run wrote can be read", error.strerror or str(error)) from error
+        raise DataError(path, "a file of an earlier run cannot be read", error.strerror or str(error),
+                        "Correct its permissions, or choose another --output") from error  # fmt: skip
     return content if isinstance(content, dict) else {}
 
 
 def add_to_json(content: Mapping[str, Any], path: Path, under: str | None = None, **more: Any) -> None:
-    """Put entries into a JSON object in a file that other processes write to as well; what else is in it stays.
+    """Add entries to a JSON file that other processes also write to; other entries are kept.
 
     Args:
         content: entries.
         path: the file.
-        under: name of the object in the file's own that takes them; None: the file's own.
-        more: further entries of the file's own object.
+        under: name of the object inside the file's object that takes them; None: the file's object.
+        more: further entries of the file's object.
 
     Raises:
         DataError: the file cannot be written.
     """
     with claim(path, wait=True):
-        whole = {**read_json(path), **more}
-        place = whole if under is None else whole.get(under)
+        merged = {**read_json(path), **more}
+        place = merged if under is None else merged.get(under)
         together = dict(sorted({**(place if isinstance(place, dict) else {}), **content}.items()))
-        whole = together if under is None else {**whole, under: together}
+        merged = together if under is None else {**merged, under: together}
         try:
             with atomic_write(path) as part:
-                part.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+                part.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise DataError(path, "the output must be written", str(error), "Free disk space") from error
+            raise DataError(path, "the output cannot be written", str(error),
+                            "Free disk space, or choose another --output") from error  # fmt: skip
 
 
 def listed_inputs(path: Path) -> list[Path]:
-    """Paths in a text file, one a line; empty lines and those that begin with ``#`` are passed over.
+    """Paths in a text file, one a line; without empty lines and those that begin with ``#``.
 
     A relative path counts from the list's folder.
 
     Raises:
-        DataError: no text, or no path in it.
+        DataError: the file is not text, or holds no path.
     """
     try:
         lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, "a list of inputs is a text file of one path a line", str(error),
-                        "Save it as UTF-8") from error  # fmt: skip
+        raise DataError(path, "the list of inputs cannot be read", str(error),
+                        "It must be a text file in UTF-8 with one path per line") from error  # fmt: skip
     found = [path.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
-        raise DataError(path, "a list of inputs is a text file of one path a line", "no path")
+        raise DataError(path, "the list of inputs holds no path", "", "Write one path per line")
     return found

@@ -1,4 +1,4 @@
-"""What torchrun tells the processes that it starts. Imports nothing heavy."""
+"""The environment that torchrun gives its processes. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from decathlete.bundle.description import Bundle
 from decathlete.bundle.outputs import Outputs
-from decathlete.distributed.faults import told_once
+from decathlete.distributed.faults import reported_once
 from decathlete.distributed.sharing import Share, add_to_json, is_finished
 from decathlete.errors import DataError, DecathleteError, UsageError, listed
 from decathlete.evaluation.statistics import label_statistics
@@ -57,7 +57,7 @@ class PredictReport:
     left_out: dict[Path, str] = field(default_factory=dict)
 
 
-@told_once
+@reported_once
 def predict(
     bundle: str | Path,
     inputs: str | Path | Sequence[str | Path],

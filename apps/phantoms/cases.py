@@ -79,11 +79,12 @@ def write_phantoms(
             write(part)
     except OSError as error:
         if part is None:
-            raise DataError(target.parent, "must be a folder that can be written to", error.strerror or str(error),
+            raise DataError(target.parent, "the folder cannot be written to", error.strerror or str(error),
                             "Choose another --output") from error  # fmt: skip
         if target.exists() and holds(target, made_from):  # another process was first
             return target
-        raise DataError(target, "phantoms are written whole or not at all", str(error), "Free the place") from error
+        raise DataError(target, "the phantoms could not be written", error.strerror or str(error),
+                        "Free disk space, or choose another --output") from error  # fmt: skip
     return target
 
 
@@ -94,7 +95,7 @@ def check_request(n: int, seed: int, shape: Sequence[int] | None) -> list[int] |
         UsageError: a number or shape out of range.
     """
     if not 1 <= n <= MAX_CASES:
-        raise UsageError("--phantom", f"the number of cases must be 1 to {MAX_CASES}", str(n))
+        raise UsageError("--phantom", f"the number of cases must be from 1 to {MAX_CASES}", str(n))
     if seed < 0:
         raise UsageError("--seed", "must be 0 or more", str(seed))
     if shape is None:
@@ -105,6 +106,19 @@ def check_request(n: int, seed: int, shape: Sequence[int] | None) -> list[int] |
     return voxels
 
 
+def check_same_phantoms(target: Path, there: object, made_from: dict) -> None:
+    """Refuse a folder of other data (``there`` is None), or of phantoms that were made from something else."""
+    if there is None:
+        raise DataError(target, "the folder already holds other data, not phantoms", "", _elsewhere(target))
+    if there != made_from:
+        both = f"{_in_words(there)}; asked for: {_in_words(made_from)}"
+        raise DataError(target, "the folder already holds other phantoms", both, _elsewhere(target))
+
+
+def _elsewhere(target: Path) -> str:
+    return f"Remove or rename {target}, or choose another --output"
+
+
 def _in_words(made_from: object) -> str:
     return ", ".join(f"{key} {value}" for key, value in made_from.items()) if isinstance(made_from, dict) else "?"
 
@@ -113,7 +127,6 @@ def _holds(target: Path, made_from: dict) -> bool:
     """Whether ``target`` holds just these phantoms; False where nothing is there yet."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    remedy = f"Remove or rename {target}, or choose another --output"
     try:
         dataset = json.loads((target / "dataset.json").read_text("utf-8"))
         there = dataset.get("phantom")
@@ -121,14 +134,10 @@ def _holds(target: Path, made_from: dict) -> bool:
         files += dataset.get("test", [])
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         there, files = None, []
-    if there is None:
-        raise DataError(target, "phantoms are never mixed with other data", "a folder that is not of phantoms", remedy)
-    if there != made_from:
-        rule = f"a folder holds phantoms of one kind, and {_in_words(made_from)} are asked for"
-        raise DataError(target, rule, f"phantoms of another, {_in_words(there)}", remedy)
+    check_same_phantoms(target, there, made_from)
     missing = [name for name in files if not (target / name).is_file()]
     if missing:
-        raise DataError(target, "every file of dataset.json must be there", f"{missing[0]} missing", remedy)
+        raise DataError(target, "a file named in dataset.json is missing", missing[0], _elsewhere(target))
     return True
 
 

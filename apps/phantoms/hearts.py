@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decathlete.errors import DataError, UsageError
+from decathlete.errors import UsageError
 from decathlete.io.contours import CONTOUR_ORIGIN, write_contour
-from decathlete.phantoms.cases import write_phantoms
+from decathlete.phantoms.cases import check_same_phantoms, write_phantoms
 from decathlete.progress import ProgressBar
 
 MAX_PATIENTS = 99
@@ -56,7 +56,7 @@ def make_sunnybrook_phantoms(
         ("phases", phases, 2, 60),
     ):
         if not low <= value <= high:
-            raise UsageError(name, f"must be {low} to {high}", str(value))
+            raise UsageError(name, f"must be from {low} to {high}", str(value))
     target = Path(folder) / "sunnybrook"
     made_from = {"version": _VERSION, "patients": n, "seed": seed, "size": size, "slices": slices, "phases": phases}
 
@@ -75,10 +75,7 @@ def _holds(target: Path, made_from: dict[str, int]) -> bool:
         there = json.loads((target / "phantom.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         there = None
-    if there != made_from:
-        found = "a folder that is not of phantoms" if there is None else f"phantoms of another kind, {there}"
-        raise DataError(target, f"phantoms ({made_from}) are never mixed with other data", found,
-                        f"Remove or rename {target}, or choose another --output")  # fmt: skip
+    check_same_phantoms(target, there, made_from)
     return True
 
 

@@ -34,8 +34,8 @@ def needs_conversion(layout: Layout) -> bool:
     others = [path for path in layout.files if not is_nifti(path)]
     for path in others:
         if not path.name.lower().endswith(OTHER_SUFFIXES):
-            raise DataError(path, f"an image ends in .nii, .nii.gz, {', '.join(OTHER_SUFFIXES)}", f"'{path.name}'",
-                            "Convert the images to NIfTI first")  # fmt: skip
+            raise DataError(path, f"unknown image format, expected .nii, .nii.gz, {', '.join(OTHER_SUFFIXES)}",
+                            f"'{path.name}'", "Convert the images to NIfTI first")  # fmt: skip
     return bool(others)
 
 
@@ -58,12 +58,12 @@ def convert(layout: Layout, target: str | Path, progress: bool = True) -> Path:
     """
     target = Path(target)
     if target.resolve() == layout.folder.resolve():
-        raise UsageError(target, "the converted data set needs a folder of its own", "that of --data",
+        raise UsageError(target, "the converted data would be written into the folder of --data", "",
                          "Choose another NAME")  # fmt: skip
     record = _Record(target, str(layout.folder.resolve()))
     if target.is_dir() and any(target.iterdir()) and not record.is_ours:
-        raise UsageError(target, "converted files go into a folder of their own", "other data there",
-                         "Take it away, or choose another NAME")  # fmt: skip
+        raise UsageError(target, "the folder for the converted files already holds other data", "",
+                         "Move them away, or choose another NAME")  # fmt: skip
     entries, wanted = [], set()
     for case in ProgressBar(layout.cases, desc=f"convert {layout.folder.name}", unit="case", disable=not progress):
         name = f"{case['case_id']}.nii.gz".replace("/", "_")
@@ -138,7 +138,7 @@ def _convert(case: Case, key: str, target: Path) -> None:
     for path, (other, its) in zip(entry[1:] if isinstance(entry, list) else (), volumes[1:], strict=True):
         if other.shape != array.shape or np.abs(its - affine).max() > 1e-3:
             found = f"shape {other.shape} against {array.shape}, affines {np.abs(its - affine).max():.3g} apart"
-            raise DataError(path, "the channels of a case share one grid", found, "Resample them onto one grid")
+            raise DataError(path, "the channels of a case differ in grid", found, "Resample them to one grid")
     stacked = array if len(volumes) == 1 else np.stack([v for v, _ in volumes], -1)
     header = header_of(array.shape, affine)
     header.set_data_dtype(stacked.dtype)
@@ -168,11 +168,11 @@ def read_other(path: str | Path) -> tuple[NDArray, NDArray[np.float64]]:
         raise
     except Exception as error:  # ITK raises RuntimeError, KeyError and TypeError by what it does not know
         found = _reason(error)
-        raise DataError(path, "the file can be read by ITK", found, "Convert the image to NIfTI") from error
+        raise DataError(path, "ITK cannot read the file", found, "Convert the image to NIfTI") from error
     array = np.asarray(itk.array_from_image(image))
     if image.GetImageDimension() != 3 or array.ndim != 3:
-        raise DataError(path, "a volume has three axes and one value a voxel", f"an array of shape {array.shape}",
-                        "Give one file a channel")  # fmt: skip
+        raise DataError(path, "expected a volume with three axes and one value per voxel",
+                        f"an array of shape {array.shape}", "Give one file per channel")  # fmt: skip
     affine = np.eye(4)
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())  # columns
     affine[:3, 3] = np.array(image.GetOrigin())
@@ -185,7 +185,7 @@ def read_other(path: str | Path) -> tuple[NDArray, NDArray[np.float64]]:
 def _check_size(path: str | Path, shape: Sequence[int]) -> None:
     """Refuse a volume that its header makes too large, before a small compressed file takes the memory for it."""
     if math.prod(map(int, shape)) > MAX_VOXELS:
-        raise DataError(path, f"a volume has at most {MAX_VOXELS:,} voxels", "x".join(map(str, shape)),
+        raise DataError(path, f"the volume is too large, more than {MAX_VOXELS:,} voxels", " x ".join(map(str, shape)),
                         "Crop or resample the image")  # fmt: skip
 
 
@@ -211,8 +211,9 @@ def _check_nrrd(path: Path) -> None:
     names = [fields[key] for key in sorted(fields) if re.fullmatch(r"Segment\d+_Name", key)]
     if names:
         layers = {fields[key] for key in fields if re.fullmatch(r"Segment\d+_Layer", key)}
-        raise DataError(path, "a label map has one value a voxel", f"{len(layers)} layers of overlapping segments: "
-                        f"{listed(names)}", "In 3D Slicer, choose segments that do not overlap and export them as a "
-                        "label map")  # fmt: skip
+        raise DataError(path, "a label map must have one value per voxel",
+                        f"{len(layers)} layers of overlapping segments: {listed(names)}",
+                        "In 3D Slicer, choose segments that do not overlap and export them as a label map")  # fmt: skip
     found = f"{fields['dimension'].strip()} axes of {fields.get('sizes', '?').strip()}"
-    raise DataError(path, "a volume has three axes and one value a voxel", found, "Give one file a channel")
+    raise DataError(path, "expected a volume with three axes and one value per voxel", found,
+                    "Give one file per channel")  # fmt: skip

@@ -46,8 +46,8 @@ def network_of(file: Path) -> Topology | None:
     config: dict[str, Any] = load(folder, "inference").get("network_def")
     wanted = config.get("_target_") == "decathlete.networks.UNet" and config.get("spatial_dims") == 3
     if not wanted or not isinstance(config.get("decoder_convs"), int) or "convs_per_stage" not in config:
-        raise CheckpointError(file, "weights to start from belong to a 3D decathlete.networks.UNet with decoder_convs",
-                              f"{config.get('_target_')}", "Take another bundle's")  # fmt: skip
+        raise CheckpointError(file, "pretrained weights must be of a 3D decathlete.networks.UNet with decoder_convs",
+                              f"{config.get('_target_')}", "Choose the weights of another bundle")  # fmt: skip
     levels = len(config["channels"])
     convs, kernels = config["convs_per_stage"], config.get("kernel_sizes", 3)
     return Topology(
@@ -80,9 +80,9 @@ def load_fitting(network: torch.nn.Module, path: str | Path) -> list[str]:
     }
     new = [name for name in own if name not in fitting]
     if 2 * len(fitting) < len(own):
-        raise CheckpointError(path, "weights to start from fit at least half of the layers",
-                              f"{len(fitting)} of {len(own)}: {listed(new)} do not",
-                              "Give the weights of a network with the same levels")  # fmt: skip
+        raise CheckpointError(path, "the pretrained weights fit fewer than half of the layers",
+                              f"{len(fitting)} of {len(own)}; not {listed(new)}",
+                              "Give weights of a network with the same levels")  # fmt: skip
     target.load_state_dict({**own, **fitting})
     logger.info("%d of %d layers start from %s; new: %s", len(fitting), len(own), path, listed(new, 20))
     return new

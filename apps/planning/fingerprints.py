@@ -189,12 +189,12 @@ def _refuse(layout: Layout, faults: Sequence[Fault], suspicions: Sequence[Fault]
         return
     remedy = "Correct the data" if faults else "Look at it; with --accept it is taken as it is"
     if len(stopping) == 1:
-        raise DataError(stopping[0].path, "a data set is sound before it is planned for", stopping[0].message, remedy)
+        raise DataError(stopping[0].path, stopping[0].message.rstrip("."), "", remedy)
     for fault in stopping:
         logger.error("%s", fault)
     found = f"{len(stopping)} faults: " + "; ".join(str(fault).rstrip(".") for fault in stopping[:3])
     more = "" if len(stopping) <= 3 else "; all are in the lines above"
-    raise DataError(layout.folder, "a data set is sound before it is planned for", found + more, remedy)
+    raise DataError(layout.folder, "the data set has faults", found + more, remedy)
 
 
 def _few(layout: Layout) -> list[Fault]:

@@ -87,9 +87,9 @@ def find_layout(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(folder, "--data is a data set's folder", "no such folder", "Check the path")
+        raise DataError(folder, "no such folder", "", "Correct --data")
     if bool(images) != bool(labels):
-        raise UsageError("--images, --labels", "are given together", "one of them", _HINT)
+        raise UsageError("--images, --labels", "only one of the two is given", "", _HINT)
     for option, patterns in (("--images", images), ("--labels", (labels,) if labels else ())):
         for pattern in patterns:
             check_name(pattern, option, "a pattern of files", LONGEST_PATTERN, UsageError)
@@ -100,9 +100,9 @@ def find_layout(
     if images and labels:
         layout = _by_patterns(folder, tuple(images), labels)
     elif kind in ("nfbs", "sunnybrook"):
-        raise DataError(folder, "a bundle is made of a data set that has none", WORDS[kind], f"Use the bundle {kind}")
+        raise DataError(folder, "this data set already has a bundle", WORDS[kind], f"Use the bundle {kind}")
     elif kind == "dicom":
-        raise DataError(folder, "the images of a data set are NIfTI, NRRD or MetaImage files", WORDS[kind],
+        raise DataError(folder, "the images must be NIfTI, NRRD or MetaImage files", WORDS[kind],
                         "Convert images and labels to NIfTI first")  # fmt: skip
     elif kind == "nnunet":
         layout = _by_nnunet(folder, description, len(stated))
@@ -113,8 +113,8 @@ def find_layout(
     if names == ("image",) and len(layout.images) > 1:
         names = tuple(f"channel_{n}" for n in range(len(layout.images)))
     if layout.images and len(names) != len(layout.images):
-        raise DataError(folder, f"{len(layout.images)} files a case need {len(layout.images)} channel names",
-                        f"{len(names)}: {', '.join(names)}", "Correct dataset.json, or --channels")  # fmt: skip
+        raise DataError(folder, f"{len(layout.images)} files per case need {len(layout.images)} channel names",
+                        f"{len(names)} given: {', '.join(names)}", "Correct dataset.json, or --channels")  # fmt: skip
     if modality is not None:
         check_name(modality, "--modality", "a modality", kind=UsageError)
     return replace(
@@ -162,10 +162,10 @@ def matched_cases(
     """
     cases, faults = _matched(Path(dataset_dir), tuple(images), labels, without)
     if faults:
-        raise DataError(faults[0].path, "every case has its files", faults[0].message,
-                        f"{len(faults)} in all: add them, or take the cases away")  # fmt: skip
+        raise DataError(faults[0].path, faults[0].message.rstrip("."), f"{len(faults)} faults in total",
+                        "Add the missing files, or remove these cases")  # fmt: skip
     if not cases:
-        raise DataError(dataset_dir, f"files match {listed(images)}", "none", "Check --dataset_dir")
+        raise DataError(dataset_dir, f"no file matches {listed(images)}", "", "Check --dataset_dir")
     if part == "all":
         return cases
     train, validation = split([case["case_id"] for case in cases], fold, task_of_folder(dataset_dir))
@@ -180,7 +180,7 @@ def _by_decathlon(folder: Path) -> Layout:
         if error.found not in ("0 cases", "no such folder"):
             raise
         found = listed(sorted(p.name for p in folder.iterdir())) or "an empty folder"
-        raise DataError(folder, "the folder has images and labels in a layout that is known", found, _HINT) from None
+        raise DataError(folder, "no known layout of images and labels", found, _HINT) from None
     faults = [*_missing(cases)]
     known = {Path(case["label"]).name for case in cases}
     if (folder / "labelsTr").is_dir():
@@ -195,8 +195,8 @@ def _by_decathlon(folder: Path) -> Layout:
 def _by_patterns(folder: Path, images: tuple[str, ...], labels: str) -> Layout:
     cases, faults = _matched(folder, images, labels)
     if not cases and not faults:
-        raise DataError(folder, f"files match --images {listed(images)}", "none", "Quote the pattern, and start it at "
-                        "the folder of --data: --images '*/t1.nii.gz'")  # fmt: skip
+        raise DataError(folder, f"no file matches --images {listed(images)}", "",
+                        "Quote the pattern, and start it at the folder of --data: --images '*/t1.nii.gz'")  # fmt: skip
     # a channel that the patterns do not know: a number beyond them
     if all(CHANNEL.match(PurePosixPath(p).name) for p in images):
         for path in sorted((folder / images[0]).parent.glob("*")) if "*" not in str(Path(images[0]).parent) else []:
@@ -213,17 +213,18 @@ def _by_nnunet(folder: Path, description: Mapping[str, Any], channels: int) -> L
     known = [p.name for p in sorted(where.iterdir()) if p.name.lower().endswith(IMAGE_SUFFIXES) and p.name[0] != "."]
     if ending is not None:
         if not isinstance(ending, str) or ending.lower() not in IMAGE_SUFFIXES:
-            raise DataError(folder / "dataset.json", f"file_ending is one of {', '.join(IMAGE_SUFFIXES)}",
+            raise DataError(folder / "dataset.json", f"file_ending must be one of {', '.join(IMAGE_SUFFIXES)}",
                             f"{ending!r:.80}", "Correct it, or convert the images to NIfTI first")  # fmt: skip
         others, known = known, [name for name in known if name.lower().endswith(ending.lower())]
         if others and not known:
-            raise DataError(folder / "dataset.json", "file_ending is how the images in imagesTr end",
+            raise DataError(folder / "dataset.json", "file_ending does not fit the images in imagesTr",
                             f"'{ending}' for {listed(others, 3)}", "Correct file_ending")  # fmt: skip
     matches = [match for name in known if (match := CHANNEL.match(name))]
     if not matches:
         found = listed(known, 3) or "no image"
         remedy = f"Rename {known[0]} to {_numbered_name(known[0])}, and so on" if known else "Add the images"
-        raise DataError(where, "nnU-Net's images end in the number of their channel, case_0000.nii.gz", found, remedy)
+        raise DataError(where, "names of nnU-Net's images must end in the channel number, such as case_0000.nii.gz",
+                        found, remedy)  # fmt: skip
     suffix = (ending or matches[0]["suffix"]).lower()
     number = channels or 1 + max(int(match["number"]) for match in matches)
     layout = _by_patterns(folder, tuple(f"imagesTr/*_{n:04d}{suffix}" for n in range(number)), f"labelsTr/*{suffix}")
@@ -258,8 +259,8 @@ def _matched(
         for pattern in patterns
     ]
     if labels and (both := set(found[-1].values()) & {file for files in found[:-1] for file in files.values()}):
-        raise DataError(min(both), "a file is an image or a label", f"{listed(images)} and {labels} match it",
-                        "Make the patterns narrower")  # fmt: skip
+        raise DataError(min(both), "the file matches the pattern of the images and that of the labels",
+                        f"{listed(images)} and {labels}", "Make the patterns narrower")  # fmt: skip
     if labels and not any(found[:-1]):
         return [], []
     cases, faults = [], []
@@ -284,10 +285,10 @@ def _letters(pattern: str) -> int:
 def _match(folder: Path, pattern: str) -> dict[str, Path]:
     """Case id to file. Several stars are joined by ``_`` where they stand for different words."""
     if re.search(r"[?\[\]]|\*\*", pattern) or "*" not in pattern:
-        raise UsageError(pattern, "a pattern has * where the case stands, and no other wildcard", pattern, _HINT)
+        raise UsageError(pattern, "a pattern must have * where the case id is, and no other wildcard", "", _HINT)
     path = PurePosixPath(pattern)
     if path.is_absolute() or ".." in path.parts:
-        raise UsageError(pattern, "a pattern starts at the folder of --data and stays in it", pattern, _HINT)
+        raise UsageError(pattern, "a pattern must be relative to the folder of --data and stay inside it", "", _HINT)
     shape = _shape(str(path))
     found: dict[str, Path] = {}
     for file in _walk(folder, path.parts):
@@ -296,7 +297,7 @@ def _match(folder: Path, pattern: str) -> dict[str, Path]:
             continue
         case_id = "_".join(dict.fromkeys(match.groups()))
         if case_id in found:
-            raise DataError(file, "a case has one file by each pattern", f"{found[case_id].name} too",
+            raise DataError(file, "a pattern matches two files of one case", f"the other is {found[case_id].name}",
                             "Make the pattern narrower")  # fmt: skip
         found[case_id] = file
     return found
@@ -344,11 +345,11 @@ def _channel_names(folder: Path, description: Mapping[str, Any]) -> tuple[str, .
     try:
         numbered = {int(number): name for number, name in given.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(folder / "dataset.json", "modality names the channels by number", f"{given!r:.200}",
+        raise DataError(folder / "dataset.json", "modality must name the channels by number", f"{given!r:.200}",
                         'Write {"0": "T2", "1": "ADC"}') from error  # fmt: skip
     if sorted(numbered) != list(range(len(numbered))):
-        raise DataError(folder / "dataset.json", "channels are numbered 0, 1, 2 without a gap",
-                        f"{sorted(numbered)}", "Number the channels anew, in the order of the files")  # fmt: skip
+        raise DataError(folder / "dataset.json", "channels must be numbered 0, 1, 2 without a gap",
+                        f"{sorted(numbered)}", "Renumber the channels, in the order of the files")  # fmt: skip
     where = f"{folder / 'dataset.json'}, {field}"
     return tuple(check_name(numbered[n], where, "a channel's name") for n in range(len(numbered)))
 
@@ -364,7 +365,8 @@ def _numbered(names: Sequence[str]) -> dict[str, int]:
         check_name(name, "--classes", "a class's name", kind=UsageError)
     classes = {"background": 0, **{name: value for value, name in enumerate(names, start=1)}}
     if len(classes) != len(names) + 1:
-        raise UsageError("--classes", "every class has a name of its own", ", ".join(names), "Leave background out")
+        raise UsageError("--classes", "class names must be unique", ", ".join(names),
+                         "Rename one; leave background out")  # fmt: skip
     return classes
 
 
@@ -380,15 +382,16 @@ def _classes(
     if not given:
         return None, {}, ()
     if not isinstance(given, dict):
-        raise DataError(file, "labels name the classes", f"{given!r:.200}", 'Write {"0": "background", "1": "liver"}')
+        raise DataError(file, "labels must name the classes", f"{given!r:.200}",
+                        'Write {"0": "background", "1": "liver"}')  # fmt: skip
     named: dict[str, tuple[int, ...]] = {}
     for one, other in given.items():
         value, name = (one, other) if _is_value(one) else (other, one)
         values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         taken = len(values) == 1 and _is_value(values[0]) and (int(values[0]),) in named.values()
         if not values or not all(map(_is_value, values)) or str(name) in named or taken:
-            raise DataError(file, "labels pair a name with a value, each once", f"{one!r:.80}: {other!r:.80}",
-                            'Write {"0": "background", "1": "liver"}')  # fmt: skip
+            raise DataError(file, "each label must be one name with one value, neither used twice",
+                            f"{one!r:.80}: {other!r:.80}", 'Write {"0": "background", "1": "liver"}')  # fmt: skip
         named[check_name(name, f"{file}, labels", "a class's name")] = tuple(int(v) for v in values)
     ignore = next((named.pop(name) for name in list(named) if name.lower() == "ignore"), ())
     regions = {name: values for name, values in named.items() if values != (0,)}
@@ -402,8 +405,8 @@ def _classes(
         classes["background"] = 0
     check_consecutive(file, classes.values())
     if ignore and ignore != (len(classes),):
-        raise DataError(file, f"an ignored value is the one after the classes, {len(classes)}", f"{list(ignore)}",
-                        "Number it anew in the label files and in dataset.json")  # fmt: skip
+        raise DataError(file, f"the ignored value must be the one after the classes, {len(classes)}", f"{list(ignore)}",
+                        "Renumber it in the label files and in dataset.json")  # fmt: skip
     return dict(sorted(classes.items(), key=lambda item: item[1])), regions, ignore
 
 
@@ -422,8 +425,8 @@ def check_consecutive(where: str | Path, values: Iterable[int]) -> None:
     near = range(min(max(there), 2 * len(there) + 5) + 1)  # a damaged label may hold values of any size
     absent = [value for value in near if value not in there]
     if absent:
-        raise DataError(where, "classes are numbered 0, 1, 2 without a gap", f"{there}, without {listed(absent)}",
-                        "Number them anew in the label files and in dataset.json")  # fmt: skip
+        raise DataError(where, "classes must be numbered 0, 1, 2 without a gap", f"{there}, without {listed(absent)}",
+                        "Renumber them in the label files and in dataset.json")  # fmt: skip
 
 
 def is_nifti(path: str | Path) -> bool:

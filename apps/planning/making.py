@@ -63,7 +63,8 @@ def new_bundle(
         DeviceError: not even the smallest patch fits into the memory.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise UsageError("NAME", "a bundle's name is made of letters, digits, _ and -", f"'{name}'", "Choose another")
+        raise UsageError("NAME", "a bundle name must start with a letter and hold only letters, digits, _ and -",
+                         f"'{name}'", "Choose another")  # fmt: skip
     folder = Path(output) if output is not None else Path("bundles", name)
     if not explain:
         check_target(folder, overwrite)
@@ -134,11 +135,12 @@ def _device(device: str | None, memory_gib: float | None) -> tuple[str, float]:
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if where != "cpu" and not where.startswith("cuda"):
-        raise UsageError("--device", "is cpu or cuda", f"'{where}'")
+        raise UsageError("--device", "must be cpu or cuda", f"'{where}'")
     if memory_gib is not None:
         return where, memory_gib
     if where == "cpu":
         return where, free_memory_bytes() / 2**30
     if not torch.cuda.is_available():
-        raise UsageError("--device", "a GPU that is not here needs --memory", where, "Pass its GiB: --memory 24")
+        raise UsageError("--device", "to plan for a GPU that is not in this machine, its memory is needed", where,
+                         "Pass its GiB: --memory 24")  # fmt: skip
     return where, torch.cuda.mem_get_info()[0] / 2**30

@@ -328,9 +328,9 @@ def _patch(
         limit = "what a CPU trains in time" if too_slow else f"what {budget_gib:.1f} GiB hold twice"
         able = [a for a in range(3) if patch[a] - network.divisor[a] >= min(SMALLEST_PATCH, median[a])]
         if not able:
-            raise DeviceError("--memory", f"a batch of two patches of {_by(patch)} voxels must fit",
-                              f"{max(budget_gib, 0):.2f} GiB after what the process takes, for {needed:.2f}",
-                              f"Pass --memory {math.ceil(needed + PROCESS_GIB)}, or free some")  # fmt: skip
+            raise DeviceError("--memory", f"a batch of two patches of {_by(patch)} voxels does not fit",
+                              f"{max(budget_gib, 0):.2f} GiB are left for it, {needed:.2f} GiB are needed",
+                              f"Pass --memory {math.ceil(needed + PROCESS_GIB)}, or free some memory")  # fmt: skip
         axis = max(able, key=lambda a: patch[a] / median[a])
         patch[axis] -= network.divisor[axis]
     covered = math.prod(min(p, m) for p, m in zip(patch, median, strict=True)) / math.prod(median)
@@ -435,7 +435,7 @@ def _name_of(layout: Layout) -> str:
     """The folder's name as it was given; a link's target may have another."""
     name = Path(os.path.abspath(layout.folder)).name
     if not name.isprintable():  # it stands in the configs
-        raise DataError(layout.folder, "the name of a data set's folder is printable", repr(name),
+        raise DataError(layout.folder, "the name of the data set's folder has unprintable characters", repr(name),
                         "Rename it, or give a link to it")  # fmt: skip
     return name
 

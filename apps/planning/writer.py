@@ -100,10 +100,9 @@ def check_target(folder: Path, overwrite: bool) -> None:
     """
     ours = folder.resolve().parent == packaged_root().resolve() and folder.name in bundle_names()
     if ours and not (folder / "configs" / "fingerprint.json").is_file():
-        raise UsageError(folder, "a bundle that came with the package is not written over", "its folder",
-                         "Choose another NAME or --output")  # fmt: skip
+        raise UsageError(folder, "a bundle of the package cannot be overwritten", "", "Choose another NAME or --output")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UsageError(folder, "a bundle is written into a new folder", "a folder that is there",
+        raise UsageError(folder, "the folder already exists", "",
                          "Pass --overwrite to replace its configs, or choose another NAME or --output")  # fmt: skip
     check_output_folder(folder)
 
@@ -193,8 +192,8 @@ def _check_same_ids(texts: Mapping[str, str], neutral: Mapping[str, str], plan: 
         except (yaml.YAMLError, ValueError):  # another number of leaves
             pass
         if found:
-            raise DataError(f"{plan.name}, {name}", "the names of a data set stay names in its bundle", found,
-                            "Rename channels, classes and the folder with plain letters")  # fmt: skip
+            raise DataError(f"{plan.name}, {name}", "names in the data set would change the bundle's configs", found,
+                            "Use plain letters for channels, classes and the folder")  # fmt: skip
 
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

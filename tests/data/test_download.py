@@ -160,7 +160,7 @@ def test_tls_that_breaks_off_is_taken_up_where_it_stopped(task, safe_server, cer
 def test_tls_that_breaks_off_each_time_is_told_as_the_network(task, safe_server, certificate, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     safe_server.cuts, safe_server.end = [1000] + [0] * 10, "noise"
-    with pytest.raises(DataError, match=r"the server is reached.*\(.*SSL.*Check the network"):
+    with pytest.raises(DataError, match=r"the server cannot be reached.*\(.*SSL.*Check the network"):
         download_task(task, tmp_path, progress=False)
 
 
@@ -182,7 +182,7 @@ def test_fault_of_a_read_is_the_networks_and_not_the_disks(code):
 
 def test_file_that_cannot_be_written_is_the_disks_fault_and_not_tried_again(task, server, tmp_path):
     (tmp_path / "data" / "Task04_Hippocampus.tar.part").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"the folder can be written to.*Pass another --output"):
+    with pytest.raises(DataError, match=r"the folder cannot be written to.*Pass another --output"):
         download_task(task, tmp_path / "data", progress=False)
     assert server.requests == []
 
@@ -196,7 +196,7 @@ def test_part_of_another_place_than_told_is_not_taken(task, server, tmp_path):
 
 def test_interrupted_call_is_resumed_by_the_next(task, server, tmp_path):
     server.cuts = [3000] + [0] * 10
-    with pytest.raises(DataError, match=r"the server is reached.*\(the connection was cut"):
+    with pytest.raises(DataError, match=r"the server cannot be reached.*\(the connection was cut"):
         download_task(task, tmp_path, progress=False)
     part = tmp_path / "Task04_Hippocampus.tar.part"
     assert part.read_bytes() == server.content[:3000]
@@ -234,7 +234,7 @@ def test_refusal_is_told_with_its_code(task, server, tmp_path, status, tries):
 
 def test_unreachable_server_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "_WAIT_S", 0)
-    with pytest.raises(DataError, match=r"the server is reached.*refused"):
+    with pytest.raises(DataError, match=r"the server cannot be reached.*refused"):
         download("http://127.0.0.1:9/a.tar", tmp_path / "a.tar", "0" * 32, progress=False)
     with pytest.raises(DataError, match="starts with https"):
         download("file:///etc/passwd", tmp_path / "a.tar", "0" * 32, progress=False)

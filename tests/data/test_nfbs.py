@@ -224,7 +224,7 @@ def test_cut_download_goes_on_where_it_stopped(server, tmp_path):
 
 def test_archive_of_another_size_is_told_and_removed(server, tmp_path, monkeypatch):
     monkeypatch.setattr(nfbs, "SIZE", 1_751_464_473)
-    with pytest.raises(DataError, match=rf"the archive has 1,751,464,473 bytes.*\({len(server.content):,}"):
+    with pytest.raises(DataError, match=rf"expected an archive of 1,751,464,473 bytes.*\({len(server.content):,}"):
         download_nfbs(tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +244,7 @@ def test_member_whose_gzip_checksum_is_wrong_is_named_and_nothing_is_left(heads,
     content[-8] ^= 1  # of the checksum
     archive = _archive(tmp_path / "a.tar.gz", {f"NFBS_Dataset/{name}": bytes(content)})
     (tmp_path / "new").mkdir()
-    with pytest.raises(DataError, match=rf"the images in it are whole.*\('NFBS_Dataset/{name}': CRC"):
+    with pytest.raises(DataError, match=rf"an image in the archive is damaged.*\('NFBS_Dataset/{name}': CRC"):
         unpack(archive, tmp_path / "new" / "NFBS_Dataset", progress=False, check_gzip=True)
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -263,7 +263,7 @@ def test_checksum_at_the_end_of_the_archive_counts(heads, tmp_path):
 def test_archive_that_leads_out_or_holds_no_heads_is_refused(tmp_path):
     folder = tmp_path / "new" / "NFBS_Dataset"
     folder.parent.mkdir()
-    with pytest.raises(DataError, match="members of an archive stay in its folder"):
+    with pytest.raises(DataError, match="a member of the archive leads out of its folder"):
         unpack(_archive(tmp_path / "a.tar.gz", {"NFBS_Dataset/../../escaped": b"x"}), folder, progress=False)
     with pytest.raises(DataError, match=r"holds NFBS_Dataset/heads in their subjects' folders"):
         unpack(_archive(tmp_path / "b.tar.gz", {"NFBS_Dataset/readme": b"x"}), folder, progress=False)

@@ -309,7 +309,7 @@ def test_full_disk_is_told_and_finished_volumes_are_kept(cases, store):
             store(cases, keys=["label", "image"], num_workers=1)
         except DataError as error:
             text = str(error)
-            os._exit(0 if "the slices can be written" in text and "DECATHLETE_CACHE" in text else 2)
+            os._exit(0 if "the slices cannot be written" in text and "DECATHLETE_CACHE" in text else 2)
         os._exit(1)
 
     process = _in_process(build)
@@ -370,7 +370,7 @@ def test_label_that_holds_no_classes_is_refused_by_its_name(cases, store, change
 
 
 def test_class_beyond_their_number_is_refused_by_the_case(cases, store):
-    with pytest.raises(DataError, match=r"a_label\.nii\.gz: label values are 0 to 1.*value 2 in 5 voxels"):
+    with pytest.raises(DataError, match=r"a_label\.nii\.gz: label values must be from 0 to 1.*value 2 in 5 voxels"):
         store(cases, num_classes=2)
 
 
@@ -388,7 +388,7 @@ def test_no_cases_and_unreadable_cases_are_told(cases, store, tmp_path):
         ({"axis": 3}, "axis: must be 0, 1 or 2"),
         ({"neighbours": -1}, "neighbours.*-1"),
         ({"keys": []}, "keys"),
-        ({"keys": ["image", "mask"]}, "'mask' before its first random transform"),
+        ({"keys": ["image", "mask"]}, "'mask' before the first random transform"),
         ({"chain": _chain(Lambdad("image", func=lambda x: x[0]))}, r"\(C, X, Y, Z\)"),
         ({"chain": _chain(Lambdad("label", func=lambda x: torch.cat([x, x])))}, r"\(1, X, Y, Z\)"),
     ],

@@ -207,7 +207,7 @@ def test_an_id_that_stands_for_two_patients_leaves_both_out(phantoms):
 
 def test_a_link_that_leads_elsewhere_is_refused(phantoms):
     (phantoms / "final_data" / "link.csv").write_text("patient_id,original_id\n../..,SC-PH-1\n")
-    with pytest.raises(DataError, match="line 2: a line is two names of folders"):
+    with pytest.raises(DataError, match="line 2: a line must be two folder names"):
         index_sunnybrook(phantoms)
 
 
@@ -250,7 +250,7 @@ def test_data_that_are_not_there_are_told(tmp_path, monkeypatch):
         ("valid_tabs", 0, "all"),
         ("valid_4000_points", 0, "all"),
         ("inner_outside_outer", 1, "icontour-manual.txt: the inner contour leaves the outer one"),
-        ("outside_image", 1, "icontour-manual.txt: contours lie inside the image, 32 x 32 pixels"),
+        ("outside_image", 1, "icontour-manual.txt: the contour leaves the image of 32 x 32 pixels"),
         ("two_inner_files", 1, "two inner contours for frame 20"),
         ("contour_without_frame", 1, "IM-0001-0099-icontour-manual.txt: frame 99 is missing"),
         ("outer_only", 1, "no frame has a sound inner contour"),
@@ -296,5 +296,5 @@ def test_a_frame_that_was_not_fetched_is_a_fault_and_an_input(phantoms):
     path = frame(phantoms, 1, 2)
     path.unlink()
     path.symlink_to("../store/KEY.dcm")
-    assert f"{path}: the content of a file must be there (a link to ../store/KEY.dcm" in found(phantoms)
+    assert f"{path}: the file's content is missing (a link to ../store/KEY.dcm" in found(phantoms)
     assert path in frame_files(path.parent)

@@ -110,5 +110,5 @@ def test_files_whose_content_was_not_fetched_are_faults(folder):
     (folder / "labelsTr/case_2.nii.gz").write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
     said = [str(fault) for fault in verify(folder, progress=False)]
     assert len(said) == 2
-    assert f"{folder / 'imagesTr/case_1.nii.gz'}: the content of a file must be there (a link to" in said[0]
-    assert f"{folder / 'labelsTr/case_2.nii.gz'}: the content of a file must be there (a git-annex" in said[1]
+    assert f"{folder / 'imagesTr/case_1.nii.gz'}: the file's content is missing (a link to" in said[0]
+    assert f"{folder / 'labelsTr/case_2.nii.gz'}: the file's content is missing (only a git-annex" in said[1]

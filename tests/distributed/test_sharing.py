@@ -77,7 +77,7 @@ def test_one_at_a_time_adds_to_a_file_though_locks_come_and_go(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="the output must be written"), claim(tmp_path / "file" / "case.nii.gz"):
+    with pytest.raises(DataError, match="the output cannot be written"), claim(tmp_path / "file" / "case.nii.gz"):
         pass
 
 

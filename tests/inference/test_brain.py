@@ -216,7 +216,7 @@ def test_what_is_no_head_scan_is_refused_with_its_file_and_the_rest_predicted(bu
     error = capsys.readouterr().err
     assert "1 predicted, 0 present, 5 failed" in error
     for name, words in {
-        "empty": "a head scan has a head in it (0 in every voxel",
+        "empty": "the scan is empty: all voxels have the same value (0)",
         "slice": "three axes of at least 8 voxels (64 x 64 x 1",
         "series": "one volume is wanted (2",
         "nan": "voxels are finite",

@@ -37,7 +37,7 @@ def test_two_names_of_one_content_are_two_cases_and_a_link_into_nowhere_has_fail
     said = capsys.readouterr().err
     assert "2 predicted, 0 present, 1 failed, 0 left out" in said
     missing = annex / "sub-03.nii.gz"
-    assert f"decathlete: {missing}: the content of a file must be there (a link to ../store/KEY2.nii.gz" in said
+    assert f"decathlete: {missing}: the file's content is missing (a link to ../store/KEY2.nii.gz" in said
     assert "git annex get" in said
     assert sorted(p.name for p in out.glob("sub-*")) == ["sub-01.nii.gz", "sub-02.nii.gz"]
 
@@ -60,7 +60,7 @@ def test_a_link_into_nowhere_that_is_listed_has_failed_too(bundle, annex, scan_f
 def test_a_pointer_in_place_of_a_scan_is_told_as_such(bundle, scan_file, out, capsys, text, said, name):
     scan_file.with_name(name).write_text(text)
     assert run(bundle, scan_file.parent, "--output", out) == 1
-    assert f"{scan_file.with_name(name)}: the content of a file must be there ({said}" in capsys.readouterr().err
+    assert f"{scan_file.with_name(name)}: the file's content is missing ({said}" in capsys.readouterr().err
 
 
 def test_what_a_folder_holds_besides_is_counted_by_kind(bundle, scan_file, out, capsys):
@@ -104,7 +104,7 @@ def test_a_series_with_a_slice_that_was_not_fetched_is_no_shorter_series(bundle,
     last.unlink()
     last.symlink_to("../store/KEY.dcm")
     assert run(bundle, series, "--output", out) == 1
-    assert f"{last}: the content of a file must be there (a link to ../store/KEY.dcm" in capsys.readouterr().err
+    assert f"{last}: the file's content is missing (a link to ../store/KEY.dcm" in capsys.readouterr().err
 
 
 def test_two_links_to_one_series_are_two_cases_of_their_own_names(bundle, scan, write_slices, out, tmp_path):

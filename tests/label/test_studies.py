@@ -39,7 +39,7 @@ def test_the_names_that_all_commands_take_are_listed_and_no_others(label_environ
         "UPPER": [str(tmp_path / "UPPER.NII.GZ"), {"final": "UPPER"}],
     }
     assert said.count("not listed: ") == 1
-    assert "missing.nii.gz: the content of a file must be there" in said
+    assert "missing.nii.gz: the file's content is missing" in said
 
 
 def test_side_files_of_an_earlier_index_are_forgotten(label_environment, phantoms, tmp_path):

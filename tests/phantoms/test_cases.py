@@ -194,7 +194,7 @@ def test_same_phantoms_are_kept(tmp_path):
 
 def test_other_phantoms_are_not_written_over(tmp_path):
     before = contents(make_phantoms("hippocampus", 1, tmp_path))
-    with pytest.raises(DataError, match=r"seed 1.*found phantoms of another.*seed 0.*another --output"):
+    with pytest.raises(DataError, match=r"other phantoms.*seed 0.*asked for.*seed 1.*another --output"):
         make_phantoms("hippocampus", 1, tmp_path, seed=1)
     assert contents(tmp_path / "Task04_Hippocampus") == before
 

@@ -72,13 +72,13 @@ def test_other_data_are_not_written_over(tmp_path):
     layout = find_layout(tmp_path / "raw", ["*/t1.mha"], "*/seg.mha")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="other data there"):
+    with pytest.raises(UsageError, match="already holds other data"):
         convert(layout, tmp_path / "own", progress=False)
 
 
 def test_a_file_that_itk_cannot_read_is_named(tmp_path):
     (tmp_path / "a.nrrd").write_text("no image")
-    with pytest.raises(DataError, match=r"a\.nrrd: the file can be read by ITK"):
+    with pytest.raises(DataError, match=r"a\.nrrd: ITK cannot read the file"):
         read_other(tmp_path / "a.nrrd")
 
 
@@ -132,7 +132,7 @@ def test_layers_of_overlapping_segments_are_named(tmp_path):
     with pytest.raises(DataError, match=r"2 layers of overlapping segments: Anterior, Posterior\. In 3D Slicer"):
         read_other(path)
     path.write_bytes(header.partition("Segment0")[0].encode() + b"\n" + bytes(48))
-    with pytest.raises(DataError, match=r"4 axes of 2 2 3 4. Give one file a channel"):
+    with pytest.raises(DataError, match=r"4 axes of 2 2 3 4. Give one file per channel"):
         read_other(path)
 
 

@@ -117,7 +117,7 @@ def test_channels_without_the_first_are_named(tmp_path):
         ({"background": 0, "whole": [1, 3], "core": 3}, "without 2"),
         ({"background": 0, "a": 1, "ignore": 3}, "after the classes, 2"),
         ({"background": 0, "a": []}, "labels pair a name"),
-        (["background", "a"], "labels name the classes"),
+        (["background", "a"], "labels must name the classes"),
     ],
 )
 def test_classes_that_a_network_cannot_give_are_refused(tmp_path, labels, words):
@@ -159,7 +159,7 @@ def test_patterns_stay_in_the_folder_and_have_stars_alone(tmp_path, pattern):
 def test_two_files_that_stars_give_one_name_are_refused(tmp_path):
     for name in ("a/b_c", "a_b/c"):
         save(tmp_path / f"{name}.nii.gz", draw(0)[0][0])
-    with pytest.raises(DataError, match="a case has one file by each pattern"):
+    with pytest.raises(DataError, match="a pattern matches two files of one case"):
         matched_cases(tmp_path, ["*/*.nii.gz"])
 
 
@@ -272,7 +272,7 @@ def test_a_channel_of_a_narrower_pattern_is_no_case_of_the_wider_one(tmp_path):
 
 def test_a_file_that_is_image_and_label_at_once_is_refused(tmp_path):
     save(tmp_path / "a_seg.nii.gz", draw(0)[1])
-    with pytest.raises(DataError, match="a file is an image or a label"):
+    with pytest.raises(DataError, match="matches the pattern of the images and that of the labels"):
         find_layout(tmp_path, ["*_seg.nii.gz"], "*_seg.nii.gz")
 
 

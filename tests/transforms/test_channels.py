@@ -21,7 +21,7 @@ def test_a_modality_filled_with_zeros_is_named():
     image = torch.rand(4, 3, 3, 3)
     image[2] = 0
     scan = MetaTensor(image, meta={"filename_or_obj": "BRATS_001.nii.gz"})
-    with pytest.raises(DataError, match=r"BRATS_001.*FLAIR, T1w, T1gd, T2w.*one value in all voxels of T1gd"):
+    with pytest.raises(DataError, match=r"BRATS_001.*channels without content: T1gd \(each has one value"):
         CheckChannelsd("image", NAMES)({"image": scan})
 
 
@@ -31,5 +31,5 @@ def test_too_few_channels_are_counted():
 
 
 def test_names_must_be_told_apart():
-    with pytest.raises(ConfigError, match="own name"):
+    with pytest.raises(ConfigError, match="unique"):
         CheckChannelsd("image", ["T1", "T1"])

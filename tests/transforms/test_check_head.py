@@ -56,12 +56,14 @@ def test_another_field_of_view_is_named(caplog, spacing, words):
 
 @pytest.mark.parametrize("shape", [(64, 64, 1), (7, 64, 64), (64, 64)])
 def test_slices_are_refused(shape):
-    with pytest.raises(GeometryError, match=r"head scan has three axes of at least 8 voxels.*\(" + str(shape[0])):
+    with pytest.raises(
+        GeometryError, match=r"head scan with at least 8 voxels on each of three axes.*\(" + str(shape[0])
+    ):
         CheckHeadd("image")({"image": torch.rand(1, *shape)})
 
 
 def test_voxels_that_are_all_alike_are_refused():
-    with pytest.raises(DataError, match=r"\(3 in every voxel"):
+    with pytest.raises(DataError, match=r"all voxels have the same value \(3\)"):
         CheckHeadd("image")({"image": torch.full((1, 9, 9, 9), 3.0)})
 
 
@@ -77,5 +79,5 @@ def test_unlikely_volumes_are_named(caplog, radius, words):
 
 
 def test_a_range_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="rising"):
+    with pytest.raises(ConfigError, match="increasing"):
         CheckVolumed("pred", (2200, 600))

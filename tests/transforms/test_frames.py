@@ -85,9 +85,9 @@ def test_a_label_map_in_nifti_is_loaded_in_place_of_contours(tmp_path):
 
 def test_contours_of_a_stack_and_items_without_any_are_refused(items):
     item = {**items[0], "image": MetaTensor(torch.zeros(96, 96, 3))}
-    with pytest.raises(DataError, match="one slice"):
+    with pytest.raises(DataError, match="an image of one slice"):
         FrameLabeld("label")(item)
-    with pytest.raises(DataError, match="a_1: an item to train on has a contour or a label map"):
+    with pytest.raises(DataError, match="a_1: a training item needs a contour or a label map"):
         FrameLabeld("label")({"image": MetaTensor(torch.zeros(8, 8, 1)), "inner": None, "case_id": "a_1"})
 
 

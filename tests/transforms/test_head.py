@@ -71,7 +71,7 @@ def test_way_back_is_exact():
 
 def test_scans_that_are_none_and_settings_that_cannot_be_are_named():
     crop = CropHeadd(["image", "label"], SIZE)
-    with pytest.raises(DataError, match="a head scan has a head in it"):
+    with pytest.raises(DataError, match="the scan is empty"):
         crop({"image": torch.full((1, 9, 9, 9), 5.0), "label": torch.zeros(1, 9, 9, 9)})
     with pytest.raises(GeometryError, match="three axes"):
         crop({"image": torch.zeros(1, 9, 9), "label": torch.zeros(1, 9, 9)})

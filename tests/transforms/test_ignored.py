@@ -25,5 +25,5 @@ def test_without_values_nothing_changes():
 
 
 def test_maps_on_two_grids_are_refused():
-    with pytest.raises(GeometryError, match="shape of 'label'"):
+    with pytest.raises(GeometryError, match="differs in shape from 'label'"):
         LeaveOutd("pred", values=[4])({**maps(), "pred": torch.zeros(1, 3)})

@@ -67,7 +67,7 @@ def test_pairs_nifti2_and_upper_case_names(tmp_path, mask):
 
 def test_a_mask_of_another_shape_is_refused_and_nothing_written(tmp_path, mask):
     scan = saved(tmp_path / "a.nii.gz", mask)
-    with pytest.raises(GeometryError, match=r"mask \(5, 6, 6\) on scan \(5, 6, 7\)"):
+    with pytest.raises(GeometryError, match=r"mask \(5, 6, 6\), scan \(5, 6, 7\)"):
         write_masked_scan(scan, mask[..., 1:], tmp_path / "b.nii.gz")
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 

@@ -162,7 +162,7 @@ def test_two_dimensional_image_returns():
 
 
 def test_singular_affine_is_refused():
-    with pytest.raises(GeometryError, match="finite and invertible"):
+    with pytest.raises(GeometryError, match="not finite, or cannot be inverted"):
         restore_to_grid(torch.zeros(1, 2, 2, 2), np.diag([1.0, 0, 1, 1]), np.eye(4), (2, 2, 2))
 
 
@@ -173,7 +173,7 @@ def test_image_without_meta_is_refused():
 
 def test_prediction_of_another_shape_is_refused():
     data = EnsureChannelFirstd("image")(loaded(np.zeros((4, 4, 4), np.float32), np.eye(4)))
-    with pytest.raises(GeometryError, match=r"\(2, 2, 2\) against \(4, 4, 4\)"):
+    with pytest.raises(GeometryError, match=r"\(2, 2, 2\), not \(4, 4, 4\)"):
         RestoreGridd()({**data, "pred": torch.zeros(1, 2, 2, 2)})
 
 
