@@ -323,7 +323,7 @@ def strip_nifti_suffix(name: str) -> str:
 
 
 def is_nifti_name(name: str) -> bool:
-    """Whether a file's name is that of a NIfTI file, in any case; hidden files and macOS side files (``._x``) do not count."""
+    """Whether a file's name is that of a NIfTI file, in any case, and not hidden or a macOS side file (``._x``)."""
     return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
 

@@ -1,9 +1,9 @@
 """Text that comes with the data, not from the user's own command line, made safe for configs and messages.
 
 MONAI runs a value that begins with ``$``, takes ``@id`` for a reference and ``%id`` for a copied block, reads ``#`` as
-``::`` in every text, and takes a mapping with ``_target_`` for a call. Names of channels and classes are therefore
-refused when they are read (`check_name`), free text is made harmless (`plain_text`), and data that enter a config as a value
-are wrapped (`inert`). Imports nothing heavy.
+``::`` in every text, and takes a mapping with ``_target_`` for a call. Such names of channels and
+classes are therefore refused when they are read (`check_name`), free text is made harmless (`plain_text`), and data
+that enter a config as a value are wrapped (`inert`). Imports nothing heavy.
 """
 
 from __future__ import annotations

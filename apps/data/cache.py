@@ -41,21 +41,21 @@ _STATE = {"R", "filenames", "_tracing"}
 
 
 class CachedDataset(CacheDataset):
-    """MONAI's CacheDataset that turns to the disk when half of the free memory cannot hold all cases.
+    """MONAI's CacheDataset that uses the disk when half of the free memory cannot hold all cases.
 
     What is kept is a case after the transforms before the first random one; the rest is drawn anew each time. The
     size is estimated from the first case. On disk, a case is found by a hash of those transforms with their settings
     and sources, of the versions of the packages that matter, and of each source file's path, size and time of change;
-    entries are written whole, and a damaged one is made again. Entries that nobody read for 60 days are deleted when
-    the disk is next chosen; all may be deleted at any time.
+    entries are written completely or not at all, and a damaged one is made again. Entries that nobody read for 60 days
+    are deleted when the disk is next chosen; all may be deleted at any time.
 
     Args:
         data: cases, dictionaries that give files by their paths.
         transform: a Compose, or transforms in order.
         mode: ``auto``, ``ram``, ``disk``, or ``none`` to transform each time anew.
         cache_dir: folder of the entries on disk; by default ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``.
-        device: a GPU that keeps the cases, if half of its free memory holds them all; then no batch travels, and random
-            crops are cut there. Only without worker processes of the loader. By default they stay in memory.
+        device: a GPU that keeps the cases, if half of its free memory holds them all; then batches need no transfer,
+            and random crops are made there. Only without worker processes of the loader. By default they stay in memory.
         num_workers: threads that fill the memory.
         progress: show a bar while the memory fills, if stderr is a terminal.
         kwargs: further arguments of CacheDataset, such as ``copy_cache``.
@@ -112,7 +112,7 @@ class CachedDataset(CacheDataset):
         # torchrun's processes on one machine each keep their own copy
         free = free_memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         mode = "ram" if needed <= free / 2 else "disk"
-        where = "memory" if mode == "ram" else f"{self.cache_dir} (half of the free memory is less)"
+        where = "memory" if mode == "ram" else f"{self.cache_dir} (more than half of the free memory)"
         logger.info("%d cases of about %.2f GiB in all are kept in %s", len(self.data), needed / 2**30, where)
         return mode
 
@@ -122,7 +122,7 @@ class CachedDataset(CacheDataset):
             return
         needed, free = size_bytes(self._cache), free_device_bytes(self.device)
         fits = needed <= free / 2
-        where = str(self.device) if fits else f"memory (half of what is free on {self.device} is less)"
+        where = str(self.device) if fits else f"memory (more than half of what is free on {self.device})"
         logger.info("%.2f GiB of cases are kept in %s", needed / 2**30, where)
         if fits:
             self._cache = [convert_to_tensor(item, device=self.device, track_meta=True) for item in self._cache]
@@ -231,16 +231,16 @@ def _gzip_checksum(path: str, size: int) -> list[str]:
 def save_entry(path: Path, item: Any) -> None:
     """Write a transformed case as JSON at ``path`` with its voxels as ``.npy`` beside it; the JSON comes last.
 
-    What JSON and arrays cannot hold is not written, and a line in the log says so.
+    A case that JSON and arrays cannot hold is not written, with a line in the log.
 
     Raises:
-        DataError: the disk is full or may not be written to.
+        DataError: the disk is full or cannot be written to.
     """
     arrays: list[np.ndarray] = []
     try:
         content = _encode(item, arrays)
     except TypeError as error:
-        logger.warning("%s: not kept on disk: %s", path, error)
+        logger.warning("%s: not cached on disk: %s", path, error)
         return
     try:
         with lock(path):
@@ -257,7 +257,7 @@ def save_entry(path: Path, item: Any) -> None:
 def prune(cache_dir: Path, days: float) -> None:
     """Delete the entries that were neither written nor read in the last ``days``, and what killed processes left.
 
-    What cannot be deleted, or is written just now, stays.
+    What cannot be deleted, or is being written, is kept.
     """
     oldest = time.time() - days * 86400
     for folder in cache_dir.glob("[0-9a-f][0-9a-f]"):
@@ -289,7 +289,7 @@ def remove_unused(entry: Path, index: Path, oldest: float, remove: Callable[[], 
         return index.is_file() and index.stat().st_mtime >= oldest
 
     with contextlib.suppress(OSError):
-        # what is not finished goes at once, but not where nobody can tell whether somebody is at it
+        # unfinished entries are removed at once, unless there are no locks that say whether they are being written
         if not is_used():
             with lock(entry, wait=False, sure=not index.is_file()) as mine:
                 if mine and not is_used():
@@ -312,7 +312,7 @@ def load_entry(path: Path) -> Any:
             arrays.append(array)
         return _decode(content["item"], arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
-        logger.warning("%s: damaged, made again: %s", path, error)
+        logger.warning("%s: damaged, made again (%s)", path, error)
         return None
 
 

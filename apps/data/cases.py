@@ -38,7 +38,7 @@ def datalist(
     """Cases as ``{"image": path, "label": path, "case_id": id}``, sorted by id; without ``label`` for ``part="test"``.
 
     The cases are those of ``dataset.json`` where there is one, else ``imagesTr/*.nii.gz`` with ``labelsTr`` under the
-    same names. Listed cases of which neither file is there are left out, and a line in the log says how many. A folder
+    same names. Listed cases whose files are both missing are left out, with a line in the log. A folder
     in NFBS's layout gives its heads with their brain masks; all sessions of a subject are in one part.
 
     Args:
@@ -49,7 +49,7 @@ def datalist(
             has none: its folds go by the subjects that are there.
 
     Raises:
-        DataError: the folder is missing or empty, a file (or what a link leads to) is missing, or an entry leads
+        DataError: the folder is missing or empty, a file (or the target of a link) is missing, or an entry leads
             out of the folder.
         UsageError: an unknown fold or task.
     """
@@ -89,7 +89,7 @@ def _official(folder: Path, task: Task | str | None) -> Task | None:
 
 
 def list_cases(folder: str | Path, part: Literal["training", "test"] = "training") -> list[Case]:
-    """Cases that a data set states, sorted by id, whether or not one of a case's two files is missing.
+    """Cases that a data set lists, sorted by id, even if one of a case's two files is missing.
 
     Raises:
         DataError: the folder is missing or empty, or an entry of ``dataset.json`` leads out of it.
@@ -105,11 +105,13 @@ def list_cases(folder: str | Path, part: Literal["training", "test"] = "training
         cases = _from_folders(folder, images, labels)
     else:
         cases = [_from_entry(folder, entry, n, part) for n, entry in enumerate(_entries(folder, description, part))]
-        # a link whose content was not fetched is there: it is a fault, and no case that was left out
+        # a link whose content was not fetched counts as there: it must become an error, not a case left out
         files = [_paths(case["image"]) + _paths(case.get("label")) for case in cases]
         there = [case for case, paths in zip(cases, files, strict=True) if any(map(is_file_or_broken_link, paths))]
         if len(there) < len(cases):
-            logger.warning("%s: %d of %d listed cases are not there", folder, len(cases) - len(there), len(cases))
+            logger.warning(
+                "%s: %d of %d listed cases have no files and are left out", folder, len(cases) - len(there), len(cases)
+            )
         cases = there
     if not cases and part == "training":
         raise _no_cases(folder, "0 cases")
@@ -117,10 +119,10 @@ def list_cases(folder: str | Path, part: Literal["training", "test"] = "training
 
 
 def data_hash(cases: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 over the files of the cases, whatever folder they lie in; the order of the cases counts not.
+    """SHA-256 over the files of the cases, whatever their folder; the order of the cases does not matter.
 
     A ``.nii.gz`` enters with its size, its start and the checksum at its end, so that no image is unpacked; other
-    files enter whole.
+    files enter completely.
     """
     lines = []
     for case in cases:

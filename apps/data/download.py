@@ -30,9 +30,9 @@ from decathlete.progress import ProgressBar
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-_TIMEOUT_S = 60.0  # of silence, not of the whole download
-_TRIES = 6  # cut connections in a row without one new byte
-_FIRST_TRIES = 3  # where nothing has answered: most likely there is no network
+_TIMEOUT_S = 60.0  # of silence, not of the complete download
+_TRIES = 6  # interrupted connections in a row without one new byte
+_FIRST_TRIES = 3  # if nothing has answered yet: most likely there is no network
 _WAIT_S = 1.0  # before the second of these tries, doubled before each further one
 _MAX_MEMBERS = 1_000_000
 _BY_HAND = "Check the network, put the data set's folder there by hand, or make phantoms with --phantom N"
@@ -47,7 +47,7 @@ def fetch(
 
     Args:
         task: name of an MSD task, ``hippocampus`` or ``Task04_Hippocampus``; or ``nfbs``; or ``sunnybrook``,
-            which is only looked over, never downloaded.
+            which is only checked, never downloaded.
         output: folder that holds, or will hold, the data set's folder.
         phantom: make this many artificial cases instead; nothing is downloaded.
         seed: of the phantoms.
@@ -69,7 +69,7 @@ def fetch(
     elif not verify:
         if is_complete(folder):
             if (read_description(folder) or {}).get("phantom"):
-                logger.warning("%s: holds phantoms, not patients; move it away to download the data set", folder)
+                logger.warning("%s: holds phantoms, not patients; move it away to download the real data set", folder)
             return folder
         folder = download_task(facts, output) if facts else download_nfbs(output)
     elif not folder.is_dir() and (root := os.environ.get("DECATHLETE_DATA")):
@@ -95,7 +95,7 @@ def _draw(facts: Task | None, phantom: int, output: str | Path, seed: int) -> Pa
 def is_complete(folder: Path) -> bool:
     """Whether a data set is there: ``dataset.json`` and images, or NFBS's heads.
 
-    Unpacking renames the folder last, so it is whole.
+    Unpacking renames the folder last, so a folder of this name is complete.
     """
     if nfbs.is_nfbs(folder):
         return bool(nfbs.list_heads(folder))
@@ -106,12 +106,12 @@ def is_complete(folder: Path) -> bool:
 def download_task(task: Task | str, output: str | Path, progress: bool = True) -> Path:
     """Folder of a task's data set under ``output``, downloaded and unpacked unless it is there.
 
-    An interrupted download goes on where it stopped, from ``<archive>.part``. The address of the archives can be
+    An interrupted download resumes where it stopped, from ``<archive>.part``. The address of the archives can be
     replaced by a mirror's in the environment variable DECATHLETE_MSD_URL.
 
     Raises:
-        DataError: the archive cannot be had, its MD5 is wrong, it holds unsafe members, the disk is full, or another
-            process downloads it just now.
+        DataError: the archive cannot be downloaded, its MD5 is wrong, it holds unsafe members, the disk is full, or
+            another process is downloading it.
     """
     facts = get_task(task) if isinstance(task, str) else task
     return _download_set(Path(output) / facts.folder, facts.archive_url, facts.md5, None, progress)
@@ -137,7 +137,7 @@ def _download_set(folder: Path, url: str, md5: str | None, size: int | None, pro
                         "Move it away and run the command again")  # fmt: skip
     output = folder.parent
     archive = output / url.rpartition("/")[2]
-    with _told_in_one_line(output), lock(folder, wait=False) as mine:
+    with _disk_errors(output), lock(folder, wait=False) as mine:
         if not mine:
             raise DataError(folder, "another process is downloading this data set", "",
                             "Wait for it, or pass another --output")  # fmt: skip
@@ -155,7 +155,7 @@ def _wrong(found: int, size: int | None) -> bool:
 
 
 def download(url: str, path: Path, md5: str | None, progress: bool = True, size: int | None = None) -> None:
-    """Write the file at ``url`` to ``path`` if its MD5 is ``md5``; interrupted, it goes on from ``<path>.part``.
+    """Write the file at ``url`` to ``path`` if its MD5 is ``md5``; resume a download from ``<path>.part``.
 
     Args:
         url: http or https.
@@ -179,7 +179,7 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
             try:
                 if _receive(url, part):
                     break
-                problem: object = "the connection was cut"
+                problem: object = "the connection was lost"
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in (408, 429):
                     raise DataError(url, "the server did not give the archive", f"HTTP {error.code} {error.reason}",
@@ -199,7 +199,7 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
                 logger.warning("%s: %s; trying again in %.0f s", url, problem, wait)
             time.sleep(wait)
         found, got = part.digest.hexdigest(), part.size
-    again = "The download was removed; run the command again, or try another mirror"
+    again = "The download was deleted; run the command again, or try another mirror"
     if _wrong(got, size):
         part.path.unlink()
         raise DataError(url, f"expected an archive of {size:,} bytes", f"{got:,} bytes", again)
@@ -210,7 +210,7 @@ def download(url: str, path: Path, md5: str | None, progress: bool = True, size:
 
 
 def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool = False) -> None:
-    """Unpack a tar archive of a data set into ``folder``, which appears only when whole; ``._*`` files are left out.
+    """Unpack a tar archive of a data set into ``folder``, which appears only when complete; ``._*`` files are left out.
 
     Args:
         archive: compressed or not.
@@ -287,7 +287,7 @@ def _members(tar: tarfile.TarFile, work: Path, archive: Path, limit: int) -> Ite
 
 
 class _Part:
-    """A download's file so far, with its MD5; what an earlier call left is taken up."""
+    """A download's file so far, with its MD5; it continues what an earlier call left."""
 
     def __init__(self, path: Path, bar: ProgressBar) -> None:
         self.path, self._bar = path, bar
@@ -315,7 +315,7 @@ class _Part:
         self._bar.reset()
 
     def expect(self, total: int) -> None:
-        """Take note of the whole file's size; OSError where the disk cannot hold it."""
+        """Note the size of the complete file; OSError where the disk cannot hold it."""
         self._bar.total = total
         self._bar.refresh()
         if shutil.disk_usage(self.path.parent).free < total - self.size:
@@ -328,7 +328,7 @@ class _Part:
 
 
 def _receive(url: str, part: _Part) -> bool:
-    """One connection: append what it gives; whether the file is now whole."""
+    """One connection: append what it gives; whether the file is now complete."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={part.size}-"} if part.size else {})
     try:
         with _of_the_network():
@@ -336,10 +336,10 @@ def _receive(url: str, part: _Part) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: no bytes after those that are here
             raise
-        whole = error.headers.get("Content-Range", "").rpartition("/")[2] == str(part.size)
-        if not whole:
+        complete = error.headers.get("Content-Range", "").rpartition("/")[2] == str(part.size)
+        if not complete:
             part.restart()
-        return whole
+        return complete
     with response:
         start, total = _range(response)
         if start != part.size:
@@ -355,11 +355,13 @@ def _receive(url: str, part: _Part) -> bool:
 
 def _next_block(response: http.client.HTTPResponse) -> bytes:
     with _of_the_network():
-        return response.read1(_BLOCK)  # what has come, without waiting for the rest of a block: a cut may come before
+        return response.read1(
+            _BLOCK
+        )  # what has come, without waiting for the rest of a block: the connection may be lost before
 
 
 class _NetworkError(Exception):
-    """A connection that failed, by ``problem``; no word on the disk."""
+    """A connection that failed because of ``problem``; not an error of the disk."""
 
     def __init__(self, problem: object) -> None:
         super().__init__(str(problem))
@@ -368,7 +370,7 @@ class _NetworkError(Exception):
 
 @contextmanager
 def _of_the_network() -> Iterator[None]:
-    """Take whatever goes wrong in the block for the network's fault; what a server answers passes."""
+    """Treat every error in the block as the network's; a server's answer passes unchanged."""
     try:
         yield
     except urllib.error.HTTPError:
@@ -378,18 +380,18 @@ def _of_the_network() -> Iterator[None]:
 
 
 def _range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """First byte that a response gives, and size of the whole file, None where it is not told."""
+    """First byte that a response gives, and size of the complete file, None where it is not given."""
     if response.status == 206:
         given = response.headers.get("Content-Range", "")
-        if (told := re.match(r"bytes (\d+)-\d+/(\d+|\*)$", given)) is None:
+        if (match := re.match(r"bytes (\d+)-\d+/(\d+|\*)$", given)) is None:
             raise _NetworkError(f"part of a file, but not which (Content-Range: {given or 'none'})")
-        return int(told[1]), int(told[2]) if told[2].isdigit() else None
+        return int(match[1]), int(match[2]) if match[2].isdigit() else None
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 
 
 @contextmanager
-def _told_in_one_line(where: Path) -> Iterator[None]:
+def _disk_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -28,13 +28,13 @@ def split(
 ) -> tuple[list[str], list[str]]:
     """Ids to train on and ids to validate on, each sorted.
 
-    When all ids are official ones of ``task``, the folds are those of the whole official set with the missing cases
-    left out; so a case stays in its fold however many cases are there. Any other set is cut by the same rule over its
-    own sorted ids, and so are official cases too few to leave something in all five folds. Fewer than five cases are
-    left out one at a time: n cases have the folds 0 to n - 1.
+    When all ids are official ones of ``task``, the folds are those of the complete official set without the missing
+    cases, so a case is always in the same fold. Any other set is split by the same rule over its own sorted ids, and so
+    are official cases that would leave a fold empty. Fewer than five cases are left out one at a time: n cases have the
+    folds 0 to n - 1.
 
     Args:
-        case_ids: one id a patient, in any order, none twice.
+        case_ids: one id per patient, in any order, without duplicates.
         fold: 0 to 4, as a number or as text, or ``"all"``: train on all and validate on all.
         task: MSD task whose official ids count, or None for a data set of its own.
 
@@ -69,13 +69,13 @@ def split(
 
 def _parts(ids: list[str], task: Task | None) -> list[frozenset[str]]:
     if task and set(ids) <= set(official_ids(task)):
-        parts = [part & frozenset(ids) for part in _cut(official_ids(task))]
+        parts = [part & frozenset(ids) for part in _folds(official_ids(task))]
         if all(parts):
             return parts
-    return _cut(ids)
+    return _folds(ids)
 
 
-def _cut(ids: Iterable[str]) -> list[frozenset[str]]:
+def _folds(ids: Iterable[str]) -> list[frozenset[str]]:
     order = list(ids)
     indices = np.arange(len(order))
     np.random.RandomState(_SEED).shuffle(indices)

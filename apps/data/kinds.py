@@ -1,4 +1,4 @@
-"""What kind of data set a folder holds, told by what is in it. Imports nothing heavy."""
+"""What kind of data set a folder holds, by its content. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_description(folder: str | Path) -> Mapping[str, Any] | None:
         return None
     try:
         description = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # also bytes of no text, and numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # also bytes that are not text, and numbers of thousands of digits
         raise DataError(path, "dataset.json is not valid JSON", f"{error!s:.200}",
                         "Correct the file, or remove it") from error  # fmt: skip
     if not isinstance(description, dict):

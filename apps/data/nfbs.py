@@ -1,6 +1,6 @@
 """The Neurofeedback Skull-stripped repository (NFBS): 125 T1-weighted heads with brain masks, in its own layout.
 
-Each subject has a folder ``A000...`` with the head ``sub-A000..._ses-NFB3_T1w.nii.gz``, the brain cut out of it
+Each subject has a folder ``A000...`` with the head ``sub-A000..._ses-NFB3_T1w.nii.gz``, the extracted brain
 ``..._T1w_brain.nii.gz``, and the mask ``..._T1w_brainmask.nii.gz``. Imports nothing heavy.
 """
 
@@ -32,7 +32,7 @@ def is_nfbs(folder: str | os.PathLike[str]) -> bool:
 def list_heads(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Heads with their masks, ``{"image": path, "label": path, "case_id": "sub-A000..."}``, sorted by id.
 
-    The index is by the heads' files: a mask that is missing is named all the same. Where a subject has several
+    The index is by the heads' files: so a missing mask is noticed. Where a subject has several
     sessions, the session is part of the ids. Where every head has a map of tissues, ``..._T1w_tissues.nii.gz``, cases
     also hold ``"tissues"``.
     """
@@ -59,7 +59,7 @@ def patient_of(case_id: str) -> str:
 
 
 def brain_of(mask: str) -> str:
-    """File of the brain that was cut out, beside a mask."""
+    """File of the extracted brain, beside a mask."""
     return mask[: -len(MASK)] + BRAIN
 
 

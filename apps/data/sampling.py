@@ -13,22 +13,22 @@ from decathlete.errors import ConfigError, DataError
 
 
 class ForegroundSampler(WeightedRandomSampler):
-    """Draws slices with replacement so that a set share of them holds foreground.
+    """Draws slices with replacement so that a given fraction of them holds foreground.
 
     Every process of a distributed training draws its part from all slices, independently of the others, with torch's
-    global generator: the shares hold over all processes and in each, and processes with different seeds draw
+    global generator: the fractions hold over all processes and in each, and processes with different seeds draw
     differently. :class:`decathlete.training.Trainer` seeds them at the start of every epoch.
 
     Args:
         dataset: the slices; its cases should not be changed afterwards.
-        share: expected share of drawn slices that hold a voxel of ``classes``; ``None`` draws all slices alike. Where
-            every slice holds one, all are drawn alike too.
+        share: expected fraction of drawn slices that hold a voxel of ``classes``; ``None`` draws all slices with equal
+            probability. So does any other value if every slice holds one.
         classes: label values; by default all but 0.
         num_samples: slices an epoch over all processes; by default as many as there are.
 
     Raises:
-        ConfigError: a share that is none, or a class that the data set does not have.
-        DataError: no slice to draw the share from.
+        ConfigError: a share outside 0 to 1, or a class that the data set does not have.
+        DataError: no slice with foreground, or none without, although the share asks for it.
     """
 
     def __init__(

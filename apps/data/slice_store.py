@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # of an entry; raise it when older entries can no longer be read
 _LABEL = "label"
-_BLOCK = 16  # slices gathered at once: along the last axis one by one would read the whole volume for each of them
+_BLOCK = 16  # slices gathered at once: along the last axis one by one would read the complete volume for each of them
 _CHAIN_COPIES = 3  # float32 volumes a key that a chain holds at its peak: reading, the volume, an operation's result
 _BUILD_BYTES = 2 << 30  # of all chains that run at once, so that a training stays below 3 GiB
 _MAX_LABEL = 1 << 16
@@ -199,7 +199,7 @@ class SliceDataset(Dataset):
                 assert built is not None
                 there = case, volumes.setdefault(key, built)
                 bar.update()
-            self._check_room(there, left.values(), sum(v.size_bytes for v in volumes.values()))
+            self._check_space(there, left.values(), sum(v.size_bytes for v in volumes.values()))
             pool = concurrent.futures.ThreadPoolExecutor(self._workers(missing.values()))
             try:
                 work = {pool.submit(self._build, key, case, False): key for key, case in left.items()}
@@ -210,15 +210,15 @@ class SliceDataset(Dataset):
                         bar.update()
             finally:
                 pool.shutdown(cancel_futures=True)
-            for key, case in left.items():  # what other processes were at
+            for key, case in left.items():  # what other processes were making
                 if key not in volumes:
                     built = self._build(key, case, wait=True)
                     assert built is not None
                     volumes[key] = built
                     bar.update()
 
-    def _check_room(self, there: tuple[Mapping, _Volume], left: Any, there_bytes: int) -> None:
-        """Say how much the store will take, and refuse what the disk has no room for."""
+    def _check_space(self, there: tuple[Mapping, _Volume], left: Any, there_bytes: int) -> None:
+        """Log how much disk space the store needs, and refuse more than is free."""
         case, volume = there
         voxels = _header_voxels(case, self.keys)
         sizes = [_header_voxels(other, self.keys) for other in left]
@@ -240,7 +240,7 @@ class SliceDataset(Dataset):
         return max(1, min(cores() // processes, fitting))
 
     def _build(self, key: str, case: Mapping, wait: bool) -> _Volume | None:
-        """Transform a volume and write it; None where another process is at it and ``wait`` is false."""
+        """Transform a volume and write it; None where another process is making it and ``wait`` is false."""
         folder = self._folder(key)
         with _locked(folder, wait) as is_ours:
             if not is_ours:
@@ -250,7 +250,7 @@ class SliceDataset(Dataset):
                 shutil.rmtree(folder, ignore_errors=True)  # damaged, or left by a process that was killed
                 with own_errors():
                     item = self.transform(dict(case), end=self._first_random, threading=True)
-                with _told_in_one_line(folder):
+                with _disk_errors(folder):
                     self._write(folder, key, case, item)
                 built = _open(folder, key, self.keys)
             if built is None:
@@ -271,7 +271,7 @@ class SliceDataset(Dataset):
         files = {}
         try:
             for name, (array, given_as) in given.items():
-                # a label map of few classes takes a quarter of the room, and less time to read
+                # a label map of few classes takes a quarter of the space, and less time to read
                 small = name == _LABEL and max(values) < 256
                 path = folder / f"{name}.npy"
                 checksum = _write_array(path, array, np.dtype(np.uint8) if small else array.dtype)
@@ -340,7 +340,7 @@ class _Array:
         except OSError as error:
             what = error.strerror or str(error)
         raise DataError(self.path, "cached slices can no longer be read", what,
-                        "Start again: missing slices are made anew")  # fmt: skip
+                        "Start again; missing slices are made again")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -392,7 +392,7 @@ def _open(folder: Path, key: str, keys: Sequence[str], warn: bool = True) -> _Vo
             raise ValueError("numbers of slices differ")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if warn:
-            logger.warning("%s: damaged, made again: %s", folder, error)
+            logger.warning("%s: damaged, made again (%s)", folder, error)
         return None
     with contextlib.suppress(OSError):  # for `_prune`; a folder of somebody else's is read all the same
         os.utime(index)
@@ -443,17 +443,17 @@ def _count(label: np.ndarray, where: str) -> tuple[list[int], np.ndarray]:
     """Label values that occur, and voxels of each slice and value, from (slices, 1, U, V).
 
     Raises:
-        DataError: a value is no whole number from 0 to 65535.
+        DataError: a value is not a whole number from 0 to 65535.
     """
     counts = []
     for first in range(0, len(label), _BLOCK):
         for plane in np.ascontiguousarray(label[first : first + _BLOCK]):
-            whole = plane.astype(np.int64) if np.isfinite(plane).all() else np.full(plane.shape, -1)
-            if (whole != plane).any() or whole.min() < 0 or whole.max() >= _MAX_LABEL:
-                wrong = plane[(whole != plane) | (whole < 0) | (whole >= _MAX_LABEL)]
+            rounded = plane.astype(np.int64) if np.isfinite(plane).all() else np.full(plane.shape, -1)
+            if (rounded != plane).any() or rounded.min() < 0 or rounded.max() >= _MAX_LABEL:
+                wrong = plane[(rounded != plane) | (rounded < 0) | (rounded >= _MAX_LABEL)]
                 raise DataError(where, f"label values must be whole numbers from 0 to {_MAX_LABEL - 1}", f"{wrong[0]}",
                                 "Correct the label; resample it with mode nearest")  # fmt: skip
-            counts.append(np.bincount(whole.ravel()))
+            counts.append(np.bincount(rounded.ravel()))
     values = sorted({int(value) for count in counts for value in np.flatnonzero(count)})
     voxels = np.array([[count[value] if value < len(count) else 0 for value in values] for count in counts], np.int64)
     return values, voxels
@@ -463,13 +463,13 @@ def _count(label: np.ndarray, where: str) -> tuple[list[int], np.ndarray]:
 def _locked(folder: Path, wait: bool) -> Iterator[bool]:
     """Whether this thread alone may write the entry."""
     with contextlib.ExitStack() as stack:
-        with _told_in_one_line(folder):
+        with _disk_errors(folder):
             is_ours = stack.enter_context(lock(folder, wait))
         yield is_ours
 
 
 @contextlib.contextmanager
-def _told_in_one_line(where: Path) -> Iterator[None]:
+def _disk_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

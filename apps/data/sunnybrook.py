@@ -215,7 +215,7 @@ def frame_files(folder: str | Path) -> list[Path]:
     """Frames of one patient's folder, by number; the NIfTI files of a folder that holds such.
 
     Raises:
-        DataError: the folder holds neither, or is that of the whole set: names of frames are only a patient's own.
+        DataError: the folder holds neither, or the complete set: frame names are unique only within a patient.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -438,7 +438,7 @@ def _drop_copied_frames(index: SunnybrookIndex) -> None:
 
 
 def _drop_copied_contours(index: SunnybrookIndex, polygons: dict[Path, NDArray[np.float64]]) -> None:
-    """Contour files that two patients share belong to the one whose other contours they fit."""
+    """Contour files found with two patients belong to the one whose other contours they fit."""
     drawn = [(getattr(frame, kind), (frame, kind)) for frame in index.frames for kind in KINDS if getattr(frame, kind)]
     shared: dict[tuple[str, ...], list[list[tuple[Frame, str]]]] = defaultdict(list)
     for copies in _same_content(drawn):
@@ -446,7 +446,7 @@ def _drop_copied_contours(index: SunnybrookIndex, polygons: dict[Path, NDArray[n
         if len(patients) > 1:  # a contour copied from one frame to the next may be how it was drawn
             shared[patients].append(copies)
     for patients, groups in shared.items():
-        # a patient's copies are judged together: nine contradictions tell more than one
+        # a patient's copies are judged together: nine contradictions say more than one
         holds = {p: [c for group in groups for c in group if c[0].patient == p] for p in patients}
         wrong = {p: max((_leaves(frame, polygons) for frame, _ in held), default=0.0) for p, held in holds.items()}
         owners = [p for p in patients if wrong[p] <= TOUCH_PX and any(f.inner and f.outer for f, _ in holds[p])]
@@ -460,7 +460,7 @@ def _drop_copied_contours(index: SunnybrookIndex, polygons: dict[Path, NDArray[n
             if wrong[patient] > TOUCH_PX:
                 message += f", and the inner contours leave them by up to {wrong[patient]:.0f} pixels"
             message += ": left out here, "
-            message += f"kept for {index.original_ids[owner]}" if owner else "and there: nothing tells whose they are"
+            message += f"kept for {index.original_ids[owner]}" if owner else "and there: it is unclear whose they are"
             message += f" ({', '.join(path.name for path in paths)})"
             index.findings.append(Finding(paths[0].parent, message, "left out"))
             for frame, kind in holds[patient]:
@@ -532,7 +532,7 @@ def _ranges(numbers: Sequence[int], most: int = 8) -> str:
 
 
 def fetch_sunnybrook(output: str | Path = "data", phantom: int | None = None, seed: int = 0) -> Path:
-    """The set's folder ``output/sunnybrook``: the one that is there, looked over, or phantoms.
+    """The set's folder ``output/sunnybrook``: the existing one, after a check, or phantoms.
 
     The set is public domain (CC0; cite Radau et al. 2009), but its site hands it out to registered people only, so
     nothing is downloaded.

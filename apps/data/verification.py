@@ -1,4 +1,4 @@
-"""A data set looked over file by file, before anything costs time."""
+"""A data set checked file by file, before anything takes time."""
 
 from __future__ import annotations
 
@@ -27,25 +27,30 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        whole = self.message.startswith((str(self.path), one_line(str(self.path))))
-        return one_line(self.message if whole else f"{self.path}: {self.message}")
+        names_path = self.message.startswith((str(self.path), one_line(str(self.path))))
+        return one_line(self.message if names_path else f"{self.path}: {self.message}")
+
+    def as_error(self, remedy: str) -> DataError:
+        """The fault as an error that begins with the path; ``remedy`` follows the message."""
+        said = one_line(self.message).removeprefix(f"{one_line(str(self.path))}: ")
+        return DataError(self.path, said.rstrip("."), "", remedy)
 
 
 def verify(
     folder: str | Path, task: Task | str | None = None, progress: bool = True, limit: int | None = None
 ) -> list[Fault]:
-    """Faults of a data set's files; an empty list says that all can be trained on.
+    """Faults of a data set's files; an empty list means that all can be trained on.
 
     Every image and label must be readable and finite, a pair must share shape and affine, label values must be among
-    those stated, channels as many as stated, and no two images may hold the same voxels. What is stated is in
-    ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check goes on after a fault. The brains
-    that NFBS has beside its heads are looked over too: they must lie on them.
+    those stated, there must be as many channels as stated, and no two images may hold the same voxels. What is stated is
+    in ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check continues after a fault. The
+    extracted brains of NFBS are checked too: they must be on the grid of their heads.
 
     Args:
         folder: the data set's folder.
         task: whose channels and labels count where there is no ``dataset.json``; by default by the folder's name.
         progress: show a bar on stderr.
-        limit: look over this many cases only, spread evenly.
+        limit: check only this many cases, spread evenly.
 
     Raises:
         DataError: the folder is missing or holds no case.

@@ -26,14 +26,14 @@ def join_processes(timeout_minutes: float = 30) -> torch.device:
     """Join the group that torchrun describes in the environment; the device of this process.
 
     NCCL where every process has a GPU of its own, else gloo on the CPU. A second call changes nothing. From now on a
-    failure of any process is told once, by name of the process, and ends this one too.
+    failure of any process is reported once, with the process's name, and ends this one too.
 
     Args:
         timeout_minutes: how long a process waits for the others, such as for one that validates larger scans.
 
     Raises:
         DeviceError: not started by torchrun, or more processes than GPUs on this machine.
-        ConfigError: a time-out that is none.
+        ConfigError: a timeout that is not a number above 0.
     """
     if "LOCAL_RANK" not in os.environ:
         raise DeviceError("multi_gpu_train", "several processes must be started by torchrun", "LOCAL_RANK is not set",
@@ -135,9 +135,9 @@ def average_statistics(network: torch.nn.Module) -> None:
 def sums_over_processes(sums: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor summed over all processes, where these train together; else the tensors themselves.
 
-    Gradients flow: a loss of sums over all processes has, after DistributedDataParallel's mean of the gradients, those
-    of the complete batch in one process. Without a gradient, as in validation, nothing is exchanged, since processes may
-    then see different numbers of batches.
+    Gradients flow: after DistributedDataParallel's mean of the gradients, a loss of such sums has the gradients that
+    one process would have with the complete batch. Without a gradient, as in validation, nothing is exchanged, since
+    processes may then see different numbers of batches.
     """
     if not (in_group() and torch.is_grad_enabled() and any(s.requires_grad for s in sums)):
         return list(sums)

@@ -125,16 +125,17 @@ class Fingerprint:
 def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True) -> Fingerprint:
     """Read every case, strictly, and say what the data set is like.
 
-    What is found of a case is kept on disk (``$DECATHLETE_CACHE``), so that a call that was cut, and the next one,
+    What is found of a case is kept on disk (``$DECATHLETE_CACHE``), so that an interrupted call and the next one
     read only the files that are new or have changed.
 
     Args:
         layout: of NIfTI files.
-        accept: go on in spite of what looks wrong but need not be: few cases, an odd spacing or order of channels.
+        accept: continue although something looks wrong but may be right: few cases, an odd spacing or order of
+            channels.
         progress: show a bar on stderr.
 
     Raises:
-        DataError: faults of the data set, each named in a line of the log before.
+        DataError: faults of the data set; several are first named in the log.
     """
     faults = [*layout.faults]
     suspicions = [*_few(layout)]
@@ -152,7 +153,7 @@ def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True
     faults += _twice(cases, facts)
     classes = layout.classes or _classes_found(layout, facts, faults)
     if facts and not faults and not any(int(v) for f in facts for v in f["voxels"]):
-        faults.append(Fault(layout.folder, "every label is empty: there is nothing to learn. Give the labels with the "
+        faults.append(Fault(layout.folder, "every label is empty: there is nothing to learn. Pass the labels with the "
                             "drawn structures"))  # fmt: skip
     if not faults:  # what follows compares sound cases
         suspicions += [*_odd_spacings(cases, facts), *_odd_orders(cases, facts, channels)]
@@ -163,7 +164,7 @@ def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True
     if modality is None:
         modality = "CT" if minimum < AIR_HU else "MRI"
         words = f"intensities from {minimum:g}" + (", below " if modality == "CT" else ", none below ") + f"{AIR_HU:g}"
-        notes.append(f"modality is not stated: taken for {modality} by {words}; --modality says otherwise")
+        notes.append(f"modality is not stated: assumed {modality}, {words}; --modality corrects it")
     if layout.ignore and all(str(layout.ignore[0]) not in f["voxels"] for f in facts):
         notes.append(f"no case holds the ignored value {layout.ignore[0]}")
     present = {int(v) for f in facts for v in f["voxels"]}
@@ -183,13 +184,13 @@ def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True
 
 
 def _refuse(layout: Layout, faults: Sequence[Fault], suspicions: Sequence[Fault], accept: bool) -> None:
-    """Name every fault; what only looks wrong is let pass with ``accept``."""
+    """Name every fault; with ``accept``, what only looks wrong is no fault."""
     stopping = [*faults, *([] if accept else suspicions)]
     if not stopping:
         return
-    remedy = "Correct the data" if faults else "Look at it; with --accept it is taken as it is"
+    remedy = "Correct the data" if faults else "Check it; --accept takes it as it is"
     if len(stopping) == 1:
-        raise DataError(stopping[0].path, stopping[0].message.rstrip("."), "", remedy)
+        raise stopping[0].as_error(remedy)
     for fault in stopping:
         logger.error("%s", fault)
     found = f"{len(stopping)} faults: " + "; ".join(str(fault).rstrip(".") for fault in stopping[:3])
@@ -201,8 +202,8 @@ def _few(layout: Layout) -> list[Fault]:
     number = len(layout.cases)
     if number >= FEW_CASES:
         return []
-    return [Fault(layout.folder, f"holds {number} case{'s' * (number != 1)}: too few for five folds, and for a figure "
-                  "that means something. Add cases")]  # fmt: skip
+    return [Fault(layout.folder, f"holds {number} case{'s' * (number != 1)}: too few for five folds and for a "
+                  "meaningful score. Add cases")]  # fmt: skip
 
 
 def _channel_names_of(layout: Layout) -> tuple[str, ...]:
@@ -337,16 +338,14 @@ def _classes_found(layout: Layout, facts: Sequence[Mapping[str, Any]], faults: l
 
 
 def _twice(cases: Sequence[Case], facts: Sequence[Mapping[str, Any]]) -> list[Fault]:
-    """Images that two cases share: one in training and one in validation would make the figures too good."""
+    """Images that two cases share: one in training and one in validation would make the scores too good."""
     seen: dict[str, Path] = {}
     faults = []
     for case, f in zip(cases, facts, strict=True):
         path = Path(_files(case["image"])[0])
         first = seen.setdefault(f["digest"], path)
         if first != path:
-            faults.append(
-                Fault(path, f"holds the same voxels as {first.name}: one scan under two names. Take one away")
-            )
+            faults.append(Fault(path, f"holds the same voxels as {first.name}: one scan under two names. Remove one"))
     return faults
 
 

@@ -26,8 +26,8 @@ FLOAT, DOUBLE = 4, 8
 # pass keeps (gradients of the largest features, packed copies for the matrix units), and a little that does not grow.
 WORKING = 1.45
 FIXED_GIB = 0.06
-SCORE_COPIES = 3  # float32 scores of every class beside what is kept: softmax, products, the class shares
-AUGMENT_COPIES = 2.1  # of image, class shares and sampling grid, before the forward pass
+SCORE_COPIES = 3  # float32 scores of every class beside what is kept: softmax, products, the class probabilities
+AUGMENT_COPIES = 2.1  # of image, class probabilities and sampling grid, before the forward pass
 STATES = 5  # weights, gradients, momentum, the averaged copy, one being made
 
 
@@ -56,9 +56,9 @@ def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, clas
 
 
 def step_gib(network: nn.Module, shape: Sequence[int], amp: bool, device: torch.device) -> float | None:
-    """GiB that one forward and backward pass takes beside the weights; None where it cannot be told.
+    """GiB that one forward and backward pass takes beside the weights; None where it cannot be computed.
 
-    The network runs on shapes alone (torch's fake tensors), which one that looks at values cannot.
+    The network runs on shapes alone (torch's fake tensors), which a network that looks at values cannot do.
 
     Args:
         network: as it is; nothing in it changes.

@@ -1,4 +1,4 @@
-"""Where the files of a data set are: the Decathlon's folders, nnU-Net's raw folders, or pairs told by patterns."""
+"""Where the files of a data set are: the Decathlon's folders, nnU-Net's raw folders, or pairs found by patterns."""
 
 from __future__ import annotations
 
@@ -162,8 +162,7 @@ def matched_cases(
     """
     cases, faults = _matched(Path(dataset_dir), tuple(images), labels, without)
     if faults:
-        raise DataError(faults[0].path, faults[0].message.rstrip("."), f"{len(faults)} faults in total",
-                        "Add the missing files, or remove these cases")  # fmt: skip
+        raise faults[0].as_error(f"{len(faults)} faults in total" if len(faults) > 1 else "")
     if not cases:
         raise DataError(dataset_dir, f"no file matches {listed(images)}", "", "Check --dataset_dir")
     if part == "all":
@@ -185,8 +184,8 @@ def _by_decathlon(folder: Path) -> Layout:
     known = {Path(case["label"]).name for case in cases}
     if (folder / "labelsTr").is_dir():
         faults += [
-            Fault(path, "belongs to no case: its image is missing, or not listed in dataset.json. Add it, or take "
-                  "the label away")
+            Fault(path, "belongs to no case: its image is missing, or not listed in dataset.json. Add it, or "
+                  "remove the label")
             for path in nifti_files(folder / "labelsTr") if path.name not in known
         ]  # fmt: skip
     return Layout(folder, "msd", cases=tuple(cases), faults=tuple(faults))
@@ -197,13 +196,13 @@ def _by_patterns(folder: Path, images: tuple[str, ...], labels: str) -> Layout:
     if not cases and not faults:
         raise DataError(folder, f"no file matches --images {listed(images)}", "",
                         "Quote the pattern, and start it at the folder of --data: --images '*/t1.nii.gz'")  # fmt: skip
-    # a channel that the patterns do not know: a number beyond them
+    # a channel number beyond those of the patterns
     if all(CHANNEL.match(PurePosixPath(p).name) for p in images):
         for path in sorted((folder / images[0]).parent.glob("*")) if "*" not in str(Path(images[0]).parent) else []:
             match = CHANNEL.match(path.name)
             if match and int(match["number"]) >= len(images):
                 faults.append(Fault(path, f"is channel {int(match['number'])} of a data set that states "
-                                    f"{len(images)}. Take it away, or add the channel to dataset.json"))  # fmt: skip
+                                    f"{len(images)}. Remove it, or add the channel to dataset.json"))  # fmt: skip
     return Layout(folder, "pairs", images, labels, cases=tuple(cases), faults=tuple(faults))
 
 
@@ -229,7 +228,7 @@ def _by_nnunet(folder: Path, description: Mapping[str, Any], channels: int) -> L
     number = channels or 1 + max(int(match["number"]) for match in matches)
     layout = _by_patterns(folder, tuple(f"imagesTr/*_{n:04d}{suffix}" for n in range(number)), f"labelsTr/*{suffix}")
     unnumbered = [
-        Fault(where / name, f"has no number of a channel in its name. Rename it to {_numbered_name(name)}")
+        Fault(where / name, f"has no channel number in its name. Rename it to {_numbered_name(name)}")
         for name in known if not CHANNEL.match(name)
     ]  # fmt: skip
     return replace(layout, faults=(*layout.faults, *unnumbered))
@@ -268,8 +267,8 @@ def _matched(
         for pattern, files in zip(patterns, found, strict=True):
             if case_id not in files:
                 what = "label" if labels and pattern is patterns[-1] else "image"
-                faults.append(Fault(folder / pattern, f"{case_id} has no {what} by this pattern. Add the file, or take "
-                                    "the case away"))  # fmt: skip
+                faults.append(Fault(folder / pattern, f"{case_id} has no {what} that matches this pattern. Add the file, "
+                                    "or remove the case"))  # fmt: skip
         if all(case_id in files for files in found):
             paths = [str(files[case_id]) for files in found]
             image = paths[: len(images)]
@@ -331,8 +330,8 @@ def _missing(cases: Iterable[Case]) -> Iterable[Fault]:
                     yield Fault(Path(path), str(error))
                     continue
                 if not os.path.isfile(path):
-                    yield Fault(Path(path), f"{case['case_id']} has no {key}: no such file. Add it, or take the case "
-                                "away")  # fmt: skip
+                    yield Fault(Path(path), f"{case['case_id']} has no {key}: no such file. Add it, or remove the "
+                                "case")  # fmt: skip
 
 
 def _paths(entry: str | list[str]) -> list[str]:

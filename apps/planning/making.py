@@ -43,7 +43,7 @@ def new_bundle(
 
     Args:
         name: of the bundle.
-        data: the data set's folder: the Decathlon's layout, nnU-Net's raw folders, or files told by ``images`` and
+        data: the data set's folder: the Decathlon's layout, nnU-Net's raw folders, or files given by ``images`` and
             ``labels``.
         output: the bundle's folder; by default ``bundles/<name>``.
         images: patterns of the image files, one a channel; ``*`` stands for the case.
@@ -53,12 +53,12 @@ def new_bundle(
         memory_gib: to plan for; by default what the GPU, or else the machine, has free.
         device: ``cpu`` or ``cuda``; by default a GPU where there is one.
         overwrite: replace the configs of a bundle that is there.
-        accept: go on in spite of what looks wrong but need not be.
+        accept: continue although something looks wrong but may be right.
         explain: print the plan and write nothing; None is returned.
         pretrained: weights to start from, or the bundle that has them: its network is taken, its heads are made new.
 
     Raises:
-        UsageError: a name, folder or pattern that cannot be.
+        UsageError: an invalid name, folder or pattern.
         DataError: faults of the data, each named.
         DeviceError: not even the smallest patch fits into the memory.
     """
@@ -74,7 +74,7 @@ def new_bundle(
     layout = find_layout(data, images, labels, channels, classes, modality)
     if not layout.faults and needs_conversion(layout):
         target = Path(dataset_folder(name))
-        print(f"{len(layout.cases)} cases are converted to NIfTI in {target}", file=sys.stderr)
+        print(f"converting {len(layout.cases)} cases to NIfTI in {target}", file=sys.stderr)
         layout = find_layout(convert(layout, target), channels=channels, classes=classes, modality=modality)
     fingerprint = take_fingerprint(layout, accept)
     plan = make_plan(name, layout, fingerprint, memory, where, network)
@@ -130,7 +130,7 @@ def _axes(axes: Sequence[int]) -> str:
 
 
 def _device(device: str | None, memory_gib: float | None) -> tuple[str, float]:
-    """Where to plan for, and with how much memory in GiB."""
+    """Device to plan for, and its memory in GiB."""
     import torch
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -49,7 +49,7 @@ class Plan:
         nonzero: take mean and deviation over the voxels that are not 0.
         spacing: to which the scans are resampled.
         patch_size, margin_size, roi_size: of training, of what patches are turned inside of, and of inference.
-        whole: every case fits into ``margin_size`` whole; else patches are drawn.
+        whole: every case fits completely into ``margin_size``; else patches are drawn.
         foreground_share: of the patches that are centred on the foreground, where they are drawn.
         batch_size: patches in a batch.
         network: see `Topology`.

@@ -38,7 +38,7 @@ MARGIN = 1.12  # of a patch's edge
 NONZERO_SHARE = 0.75  # of a scan's voxels: a smaller box around what is not 0 means that the rest was erased
 CPU_CHANNELS = (8, 32, 64, 128)  # the hippocampus bundle's, measured; coarser levels keep 128
 GPU_CHANNELS = (32, 64, 128, 256, 320)  # nnU-Net's
-WEIGHT_BYTES = 19.5e6  # what a bundle can carry: the coarsest levels are cut to as many features as fit
+WEIGHT_BYTES = 19.5e6  # what a bundle can carry: the coarsest levels get as many features as fit
 CPU_ITERATIONS = 6000  # 20 minutes for the hippocampus on two cores
 GPU_ITERATIONS = 100_000  # nnU-Net takes 250,000: to be raised where the curve still climbs
 VALIDATIONS = 15
@@ -318,7 +318,7 @@ def _patch(
     while True:
         network = given or topology(patch, spacing, gpu)
         padded = list(_divisible(patch, network))
-        if padded != patch:  # which may make room for one more halving
+        if padded != patch:  # which may allow one more halving
             patch = padded
             continue
         too_slow = not gpu and math.prod(patch) > CPU_PATCH_VOXELS
@@ -392,9 +392,9 @@ def _resampled(case: CaseFacts, spacing: Sequence[float]) -> list[int]:
 
 def _is_erased(fingerprint: Fingerprint) -> bool:
     """Whether the scans lie in a field of zeros: their background was erased."""
-    shares = [math.prod(c.nonzero_shape) / math.prod(c.shape) for c in fingerprint.cases]
+    fractions = [math.prod(c.nonzero_shape) / math.prod(c.shape) for c in fingerprint.cases]
     positive = all(min(c.minimum) >= 0 for c in fingerprint.cases)
-    return not fingerprint.is_ct and positive and float(np.median(shares)) < NONZERO_SHARE
+    return not fingerprint.is_ct and positive and float(np.median(fractions)) < NONZERO_SHARE
 
 
 def _thick_axis(spacing: Sequence[float]) -> int | None:
@@ -412,8 +412,8 @@ def _mirror(made: Plan, gpu: bool, cases: Sequence[CaseFacts]) -> tuple[tuple[in
         return (), f"none: {side}"
     if gpu and made.task:
         return (0, 1, 2), "all three, as in nnU-Net"
-    doubt = one_sided(made.classes, cases)
-    remedy = f"; {doubt}: set [] if the background holds its counterpart" if doubt else ""
+    warning = one_sided(made.classes, cases)
+    remedy = f"; {warning}: set [] if the background holds its counterpart" if warning else ""
     return (0,), "left and right; no class belongs to one side" + remedy
 
 

@@ -1,7 +1,7 @@
-"""Whether classes are told apart by left and right, from where they lie in the cases, and from their names.
+"""Whether classes differ by left and right, from where they lie in the cases, and from their names.
 
-A training on mirrored copies learns to call a left kidney right in half of them, and nothing tells. So a doubt counts
-as a side: a training without mirrored copies loses little.
+Training on mirrored copies teaches the network to call a left kidney right in half of them, and no message would say
+so. So when in doubt, classes count as sides: training without mirrored copies loses little.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def _side_in_places(classes: Mapping[str, int], cases: Sequence[CaseFacts]) -> s
     pairs = list(itertools.combinations([_Class(name, value, cases) for name, value in classes.items() if value], 2))
     ordered = [(_unlike(a, b), text) for a, b in pairs if (text := _ordered(a, b))]
     if ordered:
-        return min(ordered)[1]  # of kidneys, liver and spleen, the kidneys are told
+        return min(ordered)[1]  # of kidneys, liver and spleen, the kidneys are named
     return next((text for test in (_apart, _mirrored) for a, b in pairs if (text := test(a, b))), "")
 
 
 def one_sided(classes: Mapping[str, int], cases: Sequence[CaseFacts]) -> str:
     """Which class keeps to one side of the scans' middle, for a person; "" for none.
 
-    What lies on the other side is background then, be it the like of it or another organ: labels do not tell.
+    What lies on the other side is background then, whether its counterpart or another organ; labels do not say.
     """
     for found in (_Class(name, value, cases) for name, value in classes.items() if value):
         away = found.centres[:, 0] / found.spreads[:, 0]

@@ -56,8 +56,8 @@ def write_bundle(
 ) -> Path:
     """Write the bundle of a plan and return its folder.
 
-    A new folder appears when all is written. With ``overwrite``, each file is replaced whole, and what else lies in the
-    folder (weights, say) stays.
+    A new folder appears when all is written. With ``overwrite``, each file is replaced completely, and other
+    files in the folder, such as weights, are kept.
 
     Args:
         plan: what to write.
@@ -130,7 +130,7 @@ def render(plan: Plan, root: str = "", fingerprint: Fingerprint | None = None, a
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Templates whose insertions never end a line: what is not printable is spelt out.
+    """Templates whose insertions never end a line: unprintable characters are escaped.
 
     Text of the data is inserted as a value by ``flow`` or ``json``, inside of an expression by ``expression``.
     """
@@ -216,7 +216,7 @@ def _leaves(config: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
 
 
 def align(text: str) -> str:
-    """The YAML with the comments of top-level values in one column, where the values leave room."""
+    """The YAML with the comments of top-level values in one column, where the values are short enough."""
 
     def pad(match: re.Match[str]) -> str:
         return f"{match[1]:<{_COLUMN - 1}} {match[2]}" if len(match[1]) < _COLUMN else f"{match[1]}  {match[2]}"

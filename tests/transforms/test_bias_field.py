@@ -215,7 +215,7 @@ def test_bad_images_masks_and_affines_are_named(scan):
         correct_bias_field(np.ones((5, 5)))
     with pytest.raises(GeometryError, match="mask and image differ in shape"):
         correct_bias_field(scan[0], mask=np.ones((2, 2, 2)))
-    with pytest.raises(GeometryError, match="edges longer than 0"):
+    with pytest.raises(GeometryError, match="spacing must be above 0"):
         correct_bias_field(scan[0], affine=np.zeros((4, 4)))
 
 
