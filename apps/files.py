@@ -314,6 +314,19 @@ def check_output_folder(folder: str | Path, option: str = "--output") -> None:
         raise UsageError(folder, "no permission to write here", str(there), f"Choose another {option}")
 
 
+@contextlib.contextmanager
+def disk_errors(
+    where: str | Path,
+    what: str = "the output cannot be written",
+    remedy: str = "Free disk space, or choose another --output",
+) -> Iterator[None]:
+    """Raise what the system refuses in the block, such as more space on a full disk, as a DataError of ``where``."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(where, what, error.strerror or str(error), remedy) from error
+
+
 def strip_nifti_suffix(name: str) -> str:
     """Return the name before ``.nii.gz`` or ``.nii``, in any case: ``a.b.NII.GZ`` gives ``a.b``."""
     for suffix in NIFTI_SUFFIXES:
@@ -364,11 +377,8 @@ def check_content(path: str | Path) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """Hash of a file's content."""
-    total = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_sha256(paths: Iterable[Path]) -> str:

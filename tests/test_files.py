@@ -320,9 +320,9 @@ def test_what_stands_in_a_files_place_is_named_and_how_it_is_fetched(tmp_path):
     link.symlink_to("../.git/annex/objects/KEY")
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     small.write_bytes(b"n+1 /annex/objects/")
-    with pytest.raises(DataError, match=r"link to \.\./\.git/annex/objects/KEY, which is not there. Fetch it"):
+    with pytest.raises(DataError, match=r"link to \.\./\.git/annex/objects/KEY, which does not exist\). Fetch it"):
         check_content(link)
-    with pytest.raises(DataError, match=r"a Git LFS pointer in its place. Fetch it \('git lfs pull'\)"):
+    with pytest.raises(DataError, match=r"only a Git LFS pointer\). Fetch it \('git lfs pull'\)"):
         check_content(pointer)
     for path in (small, tmp_path / "nothing", tmp_path):
         check_content(path)

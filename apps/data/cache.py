@@ -26,9 +26,8 @@ from monai.transforms import Compose, RandomizableTrait, Transform, reset_ops_id
 from monai.utils import convert_to_tensor
 
 import decathlete
-from decathlete.errors import DataError
 from decathlete.failures import find_error
-from decathlete.files import atomic_write, lock, remove_leftovers
+from decathlete.files import atomic_write, disk_errors, file_sha256, lock, remove_leftovers
 from decathlete.machine import free_device_bytes, free_memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 _GZIP_END = 8  # bytes: CRC-32 and length of the content, RFC 1952
 _INLINE_BYTES = 1024  # an affine stays readable in the JSON; voxels go to .npy
 KEPT_DAYS = 60
+_REMEDY = "Free disk space, or set DECATHLETE_CACHE to another folder"
 # attributes that change with use: a generator, the names that a reader read last, whether operations are recorded
 _STATE = {"R", "filenames", "_tracing"}
 
@@ -55,7 +55,7 @@ class CachedDataset(CacheDataset):
         mode: ``auto``, ``ram``, ``disk``, or ``none`` to transform each time anew.
         cache_dir: folder of the entries on disk; by default ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``.
         device: a GPU that keeps the cases, if half of its free memory holds them all; then batches need no transfer,
-            and random crops are made there. Only without worker processes of the loader. By default they stay in memory.
+            and random crops are made there. Only without worker processes of the loader. By default, memory keeps them.
         num_workers: threads that fill the memory.
         progress: show a bar while the memory fills, if stderr is a terminal.
         kwargs: further arguments of CacheDataset, such as ``copy_cache``.
@@ -242,16 +242,12 @@ def save_entry(path: Path, item: Any) -> None:
     except TypeError as error:
         logger.warning("%s: not cached on disk: %s", path, error)
         return
-    try:
-        with lock(path):
-            for number, array in enumerate(arrays):
-                with atomic_write(_array_path(path, number)) as part, part.open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
-            with atomic_write(path) as part:
-                part.write_text(json.dumps({"arrays": [_checksum(a) for a in arrays], "item": content}))
-    except OSError as error:
-        raise DataError(path, "the cache cannot be written", error.strerror or str(error),
-                        "Free disk space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
+    with disk_errors(path, "the cache cannot be written", _REMEDY), lock(path):
+        for number, array in enumerate(arrays):
+            with atomic_write(_array_path(path, number)) as part, part.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+        with atomic_write(path) as part:
+            part.write_text(json.dumps({"arrays": [_checksum(a) for a in arrays], "item": content}))
 
 
 def prune(cache_dir: Path, days: float) -> None:
@@ -435,4 +431,4 @@ def _source(module: str) -> str:
     if module.partition(".")[0] in ("monai", "torch", "numpy", "nibabel"):
         return ""
     path = getattr(sys.modules.get(module), "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
+    return file_sha256(path) if path and Path(path).is_file() else ""

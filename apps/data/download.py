@@ -24,7 +24,7 @@ from decathlete.data import nfbs
 from decathlete.data.kinds import read_description
 from decathlete.data.tasks import Task, get_task
 from decathlete.errors import DataError
-from decathlete.files import lock, nifti_files, temporary_folder
+from decathlete.files import disk_errors, lock, nifti_files, temporary_folder
 from decathlete.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ _WAIT_S = 1.0  # before the second of these tries, doubled before each further o
 _MAX_MEMBERS = 1_000_000
 _BY_HAND = "Check the network, put the data set's folder there by hand, or make phantoms with --phantom N"
 _CERTIFICATES = "Check this machine's clock; behind a proxy, name its certificates in SSL_CERT_FILE"
+_FAILED = "the data set cannot be written"
+_RESUMES = "Free disk space, or pass another --output; an interrupted download resumes"
 _HOSTILE = "Do not trust this archive; get it from its publisher"
 
 
@@ -137,7 +139,7 @@ def _download_set(folder: Path, url: str, md5: str | None, size: int | None, pro
                         "Move it away and run the command again")  # fmt: skip
     output = folder.parent
     archive = output / url.rpartition("/")[2]
-    with _disk_errors(output), lock(folder, wait=False) as mine:
+    with disk_errors(output, _FAILED, _RESUMES), lock(folder, wait=False) as mine:
         if not mine:
             raise DataError(folder, "another process is downloading this data set", "",
                             "Wait for it, or pass another --output")  # fmt: skip
@@ -225,7 +227,7 @@ def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool 
     """
     packed = archive.stat().st_size
     if shutil.disk_usage(folder.parent).free < packed:
-        raise OSError(errno.ENOSPC, "no space for the unpacked files")
+        raise OSError(errno.ENOSPC, "not enough disk space for the unpacked files")
     try:
         with (
             temporary_folder(folder.parent) as work,
@@ -253,7 +255,12 @@ def unpack(archive: Path, folder: Path, progress: bool = True, check_gzip: bool 
                 folder.rmdir()
             (work / folder.name).replace(folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
-        raise DataError(archive, "the archive is damaged", f"{error}", "Remove it and run the command again") from error
+        raise DataError(
+            archive,
+            "the archive is damaged",
+            str(error).partition("\n")[0].rstrip(":"),
+            "Remove it and run the command again",
+        ) from error
 
 
 def _check_gzip(path: Path, archive: Path, name: str) -> None:
@@ -319,7 +326,7 @@ class _Part:
         self._bar.total = total
         self._bar.refresh()
         if shutil.disk_usage(self.path.parent).free < total - self.size:
-            raise OSError(errno.ENOSPC, "no space for the archive")
+            raise OSError(errno.ENOSPC, "not enough disk space for the archive")
 
     def _count(self, block: bytes) -> None:
         self.digest.update(block)
@@ -355,9 +362,7 @@ def _receive(url: str, part: _Part) -> bool:
 
 def _next_block(response: http.client.HTTPResponse) -> bytes:
     with _of_the_network():
-        return response.read1(
-            _BLOCK
-        )  # what has come, without waiting for the rest of a block: the connection may be lost before
+        return response.read1(_BLOCK)  # whatever has arrived: the connection may be lost before a full block
 
 
 class _NetworkError(Exception):
@@ -390,17 +395,6 @@ def _range(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     return 0, int(length) if length.isdigit() else None
 
 
-@contextmanager
-def _disk_errors(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(where, "not enough disk space for the archive and its contents", f"{error.strerror}",
-                            "Free disk space and run it again; the download resumes") from error  # fmt: skip
-        raise DataError(where, "the folder cannot be written to", f"{error}", "Pass another --output") from error
-
-
 def _is_plain(archive: Path) -> bool:
     """Whether a tar archive is not compressed: the first member's header has its mark."""
     with archive.open("rb") as file:
@@ -409,10 +403,7 @@ def _is_plain(archive: Path) -> bool:
 
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.md5(usedforsecurity=False)
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _log_faults(folder: Path, task: Task | None) -> int:

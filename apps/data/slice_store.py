@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from decathlete.data.cache import (
     package_versions,
     remove_unused,
 )
+from decathlete.distributed.sharing import claim
 from decathlete.errors import ConfigError, DataError, GeometryError
-from decathlete.files import atomic_write, lock, remove_leftovers, strip_nifti_suffix
+from decathlete.files import atomic_write, disk_errors, remove_leftovers, strip_nifti_suffix
 from decathlete.io.nifti import MAX_VOXELS, read_nifti_header
 from decathlete.machine import cores, free_memory_bytes
 from decathlete.progress import ProgressBar
@@ -49,7 +50,8 @@ _BLOCK = 16  # slices gathered at once: along the last axis one by one would rea
 _CHAIN_COPIES = 3  # float32 volumes a key that a chain holds at its peak: reading, the volume, an operation's result
 _BUILD_BYTES = 2 << 30  # of all chains that run at once, so that a training stays below 3 GiB
 _MAX_LABEL = 1 << 16
-_REMEDY = "Free some space, or set DECATHLETE_CACHE to another folder; finished volumes are kept"
+_REMEDY = "Free disk space, or set DECATHLETE_CACHE to another folder; finished volumes are kept"
+_FULL = {"what": "the slices cannot be written", "remedy": _REMEDY}
 
 
 class SliceDataset(Dataset):
@@ -242,7 +244,7 @@ class SliceDataset(Dataset):
     def _build(self, key: str, case: Mapping, wait: bool) -> _Volume | None:
         """Transform a volume and write it; None where another process is making it and ``wait`` is false."""
         folder = self._folder(key)
-        with _locked(folder, wait) as is_ours:
+        with claim(folder, wait, **_FULL) as is_ours:
             if not is_ours:
                 return None
             built = _open(folder, key, self.keys, warn=False)  # by another process, just now
@@ -250,7 +252,7 @@ class SliceDataset(Dataset):
                 shutil.rmtree(folder, ignore_errors=True)  # damaged, or left by a process that was killed
                 with own_errors():
                     item = self.transform(dict(case), end=self._first_random, threading=True)
-                with _disk_errors(folder):
+                with disk_errors(folder, **_FULL):
                     self._write(folder, key, case, item)
                 built = _open(folder, key, self.keys)
             if built is None:
@@ -457,23 +459,6 @@ def _count(label: np.ndarray, where: str) -> tuple[list[int], np.ndarray]:
     values = sorted({int(value) for count in counts for value in np.flatnonzero(count)})
     voxels = np.array([[count[value] if value < len(count) else 0 for value in values] for count in counts], np.int64)
     return values, voxels
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether this thread alone may write the entry."""
-    with contextlib.ExitStack() as stack:
-        with _disk_errors(folder):
-            is_ours = stack.enter_context(lock(folder, wait))
-        yield is_ours
-
-
-@contextlib.contextmanager
-def _disk_errors(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(where, "the slices cannot be written", error.strerror or str(error), _REMEDY) from error
 
 
 def _prune(cache_dir: Path, days: float) -> None:

@@ -42,9 +42,9 @@ def verify(
     """Faults of a data set's files; an empty list means that all can be trained on.
 
     Every image and label must be readable and finite, a pair must share shape and affine, label values must be among
-    those stated, there must be as many channels as stated, and no two images may hold the same voxels. What is stated is
-    in ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check continues after a fault. The
-    extracted brains of NFBS are checked too: they must be on the grid of their heads.
+    those stated, there must be as many channels as stated, and no two images may hold the same voxels. What is stated
+    is in ``dataset.json`` (``modality``, ``labels``), else in the table of tasks. The check continues after a fault.
+    The extracted brains of NFBS are checked too: they must be on the grid of their heads.
 
     Args:
         folder: the data set's folder.

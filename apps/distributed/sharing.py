@@ -17,29 +17,27 @@ from typing import Any
 
 from decathlete.distributed.torchrun import in_torchrun
 from decathlete.errors import DataError
-from decathlete.files import atomic_write, lock
+from decathlete.files import atomic_write, disk_errors, lock
 from decathlete.names import read_text
 
 AS_LONG_AS_IT_TAKES = timedelta(days=365)
 
 
 @contextlib.contextmanager
-def claim(target: Path, wait: bool = False) -> Iterator[bool]:
+def claim(target: Path, wait: bool = False, **words: str) -> Iterator[bool]:
     """Whether this process may write ``target`` while the block lasts (:func:`decathlete.files.lock`).
 
     Args:
         target: file to be written; it need not exist.
         wait: wait until the file is free, instead of answering no.
+        words: of the message, as `decathlete.files.disk_errors` takes them.
 
     Raises:
         DataError: the folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with disk_errors(target, **words):
             mine = stack.enter_context(lock(target, wait))
-        except OSError as error:
-            raise DataError(target, "the output cannot be written", str(error),
-                            "Free disk space, or choose another --output") from error  # fmt: skip
         yield mine
 
 
@@ -189,12 +187,8 @@ def add_to_json(content: Mapping[str, Any], path: Path, under: str | None = None
         place = merged if under is None else merged.get(under)
         together = dict(sorted({**(place if isinstance(place, dict) else {}), **content}.items()))
         merged = together if under is None else {**merged, under: together}
-        try:
-            with atomic_write(path) as part:
-                part.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(path, "the output cannot be written", str(error),
-                            "Free disk space, or choose another --output") from error  # fmt: skip
+        with disk_errors(path), atomic_write(path) as part:
+            part.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
 
 
 def listed_inputs(path: Path) -> list[Path]:

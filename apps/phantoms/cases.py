@@ -13,7 +13,7 @@ import numpy as np
 
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, UsageError
-from decathlete.files import atomic_folder
+from decathlete.files import atomic_folder, disk_errors
 from decathlete.phantoms.anatomy import draw_case
 from decathlete.progress import ProgressBar
 
@@ -73,18 +73,13 @@ def write_phantoms(
     if holds(target, made_from):
         return target
 
-    part: Path | None = None
-    try:
-        with atomic_folder(target) as part:
-            write(part)
-    except OSError as error:
-        if part is None:
-            raise DataError(target.parent, "the folder cannot be written to", error.strerror or str(error),
-                            "Choose another --output") from error  # fmt: skip
-        if target.exists() and holds(target, made_from):  # another process was first
-            return target
-        raise DataError(target, "the phantoms could not be written", error.strerror or str(error),
-                        "Free disk space, or choose another --output") from error  # fmt: skip
+    with disk_errors(target):
+        try:
+            with atomic_folder(target) as part:
+                write(part)
+        except OSError:
+            if not (target.exists() and holds(target, made_from)):  # else another process was first
+                raise
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from decathlete.data.cases import Case
 from decathlete.data.kinds import OTHER_SUFFIXES
 from decathlete.errors import DataError, UsageError, listed
-from decathlete.files import atomic_write
+from decathlete.files import atomic_write, file_sha256
 from decathlete.io.nifti import MAX_VOXELS
 from decathlete.io.volume import header_of
 from decathlete.planning.layouts import Layout, is_nifti
@@ -124,11 +123,7 @@ class _Record:
 
 
 def _digests(entry: str | list[str]) -> list[str]:
-    found = []
-    for path in [entry] if isinstance(entry, str) else entry:
-        with Path(path).open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found
+    return [file_sha256(path) for path in ([entry] if isinstance(entry, str) else entry)]
 
 
 def _convert(case: Case, key: str, target: Path) -> None:

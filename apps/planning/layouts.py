@@ -267,8 +267,8 @@ def _matched(
         for pattern, files in zip(patterns, found, strict=True):
             if case_id not in files:
                 what = "label" if labels and pattern is patterns[-1] else "image"
-                faults.append(Fault(folder / pattern, f"{case_id} has no {what} that matches this pattern. Add the file, "
-                                    "or remove the case"))  # fmt: skip
+                faults.append(Fault(folder / pattern, f"{case_id} has no {what} that matches this pattern. Add it, or "
+                                    "remove the case"))  # fmt: skip
         if all(case_id in files for files in found):
             paths = [str(files[case_id]) for files in found]
             image = paths[: len(images)]

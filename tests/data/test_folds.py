@@ -69,12 +69,12 @@ def test_few_official_cases_still_give_five_folds():
 
 def test_fewer_than_five_cases_are_left_out_one_at_a_time():
     assert sorted(split(["a", "b", "c"], fold)[1][0] for fold in range(3)) == ["a", "b", "c"]
-    with pytest.raises(DataError, match=r"3 cases\. Use fold 0 to 2"):
+    with pytest.raises(DataError, match=r"3 cases\)\. Use fold 0 to 2"):
         split(["a", "b", "c"], 3)
 
 
 def test_one_case_has_no_fold_but_all():
-    with pytest.raises(DataError, match=r"1 case\. Add cases"):
+    with pytest.raises(DataError, match=r"1 case\)\. Add cases"):
         split(["a"], 0)
     assert split(["a"], "all") == (["a"], ["a"])
 
@@ -95,7 +95,7 @@ def test_other_folds_are_refused(fold):
 
 
 def test_no_cases_and_a_case_twice_are_refused():
-    with pytest.raises(DataError, match="\\(none"):
+    with pytest.raises(DataError, match="no cases to split"):
         split([], 0)
-    with pytest.raises(DataError, match="b more than once"):
+    with pytest.raises(DataError, match="b occurs more than once"):
         split(["b", "a", "b"], "all")

@@ -71,12 +71,12 @@ def test_the_decathlons_folders_stay_what_they_are(decathlon, tmp_path, beside):
 
 
 def test_other_kinds_are_named_where_cases_are_wanted(nnunet, hearts):
-    with pytest.raises(DataError, match=r"nnU-Net's raw folders. Make a bundle of it with 'decathlete new'"):
+    with pytest.raises(DataError, match=r"nnU-Net's raw folders\). Make a bundle of it with 'decathlete new'"):
         list_cases(nnunet)
     with pytest.raises(DataError, match="Use the bundle sunnybrook"):
         list_cases(hearts)
     with pytest.raises(DataError, match="Use the bundle sunnybrook"):
         find_layout(hearts)
     frames = next(path for path in hearts.rglob("dicoms/*") if path.is_dir())
-    with pytest.raises(DataError, match=r"DICOM files\. Convert images and labels"):
+    with pytest.raises(DataError, match=r"DICOM files\)\. Convert images and labels"):
         find_layout(frames)

@@ -93,7 +93,7 @@ def test_heads_in_a_folder_of_any_name_are_found_and_other_layouts_are_not(heads
 
 def test_missing_mask_and_missing_data_are_named(heads, tmp_path):
     (heads / "A00028352/sub-A00028352_ses-NFB3_T1w_brainmask.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"sub-A00028352_ses-NFB3_T1w_brainmask\.nii\.gz: .* no such file"):
+    with pytest.raises(DataError, match=r"sub-A00028352_ses-NFB3_T1w_brainmask\.nii\.gz: no such file"):
         datalist(heads, 0, "training", "nfbs")
     for folder in (tmp_path / "elsewhere" / "NFBS_Dataset", tmp_path / "empty" / "NFBS_Dataset"):
         with pytest.raises(DataError, match="Run 'decathlete data nfbs'"):
@@ -256,7 +256,7 @@ def test_checksum_at_the_end_of_the_archive_counts(heads, tmp_path):
     content[-8] ^= 1
     archive.write_bytes(content)
     (tmp_path / "new").mkdir()
-    with pytest.raises(DataError, match=r"a sound tar.*CRC"):
+    with pytest.raises(DataError, match=r"the archive is damaged.*CRC"):
         unpack(archive, tmp_path / "new" / "NFBS_Dataset", progress=False)
 
 
@@ -265,7 +265,7 @@ def test_archive_that_leads_out_or_holds_no_heads_is_refused(tmp_path):
     folder.parent.mkdir()
     with pytest.raises(DataError, match="a member of the archive leads out of its folder"):
         unpack(_archive(tmp_path / "a.tar.gz", {"NFBS_Dataset/../../escaped": b"x"}), folder, progress=False)
-    with pytest.raises(DataError, match=r"holds NFBS_Dataset/heads in their subjects' folders"):
+    with pytest.raises(DataError, match=r"does not hold NFBS_Dataset with heads in their subjects' folders"):
         unpack(_archive(tmp_path / "b.tar.gz", {"NFBS_Dataset/readme": b"x"}), folder, progress=False)
     assert list(folder.parent.iterdir()) == []
 

@@ -116,7 +116,7 @@ def test_where_every_slice_has_foreground_all_are_drawn_alike():
 
 
 def test_no_slice_with_foreground_is_told_with_the_remedy():
-    with pytest.raises(DataError, match=r"none of 100 slices does.*Set the share to null"):
+    with pytest.raises(DataError, match=r"no slice holds any of the classes.*Set the share to null"):
         ForegroundSampler(_Slices(foreground=(), second=()))
     assert len(ForegroundSampler(_Slices(foreground=(), second=()), None)) == 100
 

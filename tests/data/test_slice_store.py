@@ -323,7 +323,7 @@ def test_size_is_told_and_a_disk_without_room_refused_before_the_rest_is_built(c
     caplog.set_level(logging.INFO)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 10**5, 10**5))
-    with pytest.raises(DataError, match=r"has room for about 0\.00 GiB more.*set DECATHLETE_CACHE"):
+    with pytest.raises(DataError, match=r"about 0\.00 GiB needed.*set DECATHLETE_CACHE"):
         store(cases)  # the third volume takes 120,000 bytes
     assert "slices take about 0.00 GiB" in caplog.text
     assert len(list(store.folder.rglob("index.json"))) == 1
@@ -355,14 +355,14 @@ def test_mask_of_another_shape_is_refused_by_its_name(cases, store):
 
 
 def test_volume_without_a_slice_left_is_refused_by_its_name(cases, store):
-    with pytest.raises(DataError, match=r"a_label\.nii\.gz: at least one slice"):
+    with pytest.raises(DataError, match=r"a_label\.nii\.gz: no slice is left"):
         store(cases, Lambdad(KEYS, func=lambda x: x[..., 30:]))
     assert len(store(cases[2:], SpatialCropd(KEYS, roi_slices=[slice(None), slice(None), slice(15, None)]))) == 5
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(lambda x: x / 2, "whole numbers from 0.* found 0.5"), (lambda x: x - 1, "(-1"), (lambda x: x / 0, "whole")],
+    [(lambda x: x / 2, r"whole numbers from 0.*\(0.5"), (lambda x: x - 1, r"\(-1"), (lambda x: x / 0, "whole")],
 )
 def test_label_that_holds_no_classes_is_refused_by_its_name(cases, store, change, words):
     with pytest.raises(DataError, match=rf"a_label\.nii\.gz: label values.*{words}"):
@@ -375,7 +375,7 @@ def test_class_beyond_their_number_is_refused_by_the_case(cases, store):
 
 
 def test_no_cases_and_unreadable_cases_are_told(cases, store, tmp_path):
-    with pytest.raises(DataError, match="0 cases"):
+    with pytest.raises(DataError, match="no cases given"):
         store([])
     cases[1]["image"] = str(tmp_path / "lost.nii.gz")
     with pytest.raises(DataError, match=r"lost\.nii\.gz: the file must exist"):

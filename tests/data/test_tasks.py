@@ -29,7 +29,7 @@ def test_a_bundle_in_3d_has_the_task_of_its_sibling_on_slices(bundle, task):
 
 @pytest.mark.parametrize("name", ["hippocampus_3d", "4_3d"])
 def test_no_other_name_may_end_in_3d(name):
-    with pytest.raises(UsageError, match="no such task"):
+    with pytest.raises(UsageError, match="unknown task"):
         get_task(name)
 
 

@@ -73,7 +73,7 @@ def test_labels_as_nnunet_writes_them(folder):
     (folder / "dataset.json").write_text(text)
     assert verify(folder, progress=False) == []
     (folder / "dataset.json").write_text(text.replace('"A": 1', '"A": "one"'))
-    with pytest.raises(DataError, match=r"dataset\.json: modality and labels name"):
+    with pytest.raises(DataError, match=r"dataset\.json: modality or labels cannot"):
         verify(folder, progress=False)
 
 

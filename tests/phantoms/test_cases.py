@@ -202,14 +202,14 @@ def test_other_phantoms_are_not_written_over(tmp_path):
 def test_real_data_are_not_written_over(tmp_path):
     (tmp_path / "Task04_Hippocampus").mkdir()
     (tmp_path / "Task04_Hippocampus" / "dataset.json").write_text('{"name": "Hippocampus"}')
-    with pytest.raises(DataError, match="never mixed with other data"):
+    with pytest.raises(DataError, match="already holds other data"):
         make_phantoms("hippocampus", 1, tmp_path)
 
 
 def test_a_phantom_set_with_a_file_missing_is_named(tmp_path):
     folder = make_phantoms("hippocampus", 1, tmp_path)
     (folder / "labelsTr" / "hippocampus_001.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"labelsTr/hippocampus_001.nii.gz missing"):
+    with pytest.raises(DataError, match=r"is missing \(\./labelsTr/hippocampus_001.nii.gz"):
         make_phantoms("hippocampus", 1, tmp_path)
 
 

@@ -110,7 +110,7 @@ def test_small_and_odd_shapes_have_a_brain():
 
 def test_phantoms_are_kept_and_never_mixed(folder, tmp_path):
     assert make_heads(3, folder.parent, seed=1, shape=SHAPE) == folder
-    with pytest.raises(DataError, match="phantoms of one kind"):
+    with pytest.raises(DataError, match="already holds other phantoms"):
         make_heads(3, folder, seed=2, shape=SHAPE)
     with pytest.raises(UsageError, match="--phantom"):
         make_heads(0, tmp_path)

@@ -42,7 +42,7 @@ def test_weights_as_other_trainers_save_them_fit_too(tmp_path):
 
 def test_another_network_is_refused(tmp_path):
     torch.save(UNet(3, 1, 2, channels=(4, 8)).state_dict(), tmp_path / "old.pt")
-    with pytest.raises(CheckpointError, match="at least half of the layers"):
+    with pytest.raises(CheckpointError, match="fewer than half of the layers"):
         load_fitting(UNet(3, 1, 2, channels=(6, 12)), tmp_path / "old.pt")
 
 

@@ -128,7 +128,7 @@ def test_label_values_with_a_gap_are_refused_with_the_number_that_is_missing(tmp
     (folder / "dataset.json").unlink()
     for case in range(5):
         change_label(folder, case, 1, 0)
-    with pytest.raises(DataError, match=r"\[0, 2\], without 1.*Number them anew"):
+    with pytest.raises(DataError, match=r"\[0, 2\], without 1.*Renumber them"):
         fingerprint(folder)
 
 

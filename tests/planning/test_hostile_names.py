@@ -287,7 +287,9 @@ def test_names_that_came_past_the_border_add_nothing_either(place):
 
 @pytest.mark.parametrize("name", ["$x", "a\nb", "x" * (LONGEST_NAME + 1), " a", "%T1", "a::b", "", None, ["a"], True])
 def test_what_is_refused_names_the_place(name):
-    with pytest.raises(UsageError, match=r"^dataset\.json, modality: a channel's name is ") as error:
+    with pytest.raises(
+        UsageError, match=r"^dataset\.json, modality: a channel's name (cannot be used|must be text)"
+    ) as error:
         check_name(name, "dataset.json, modality", "a channel's name", kind=UsageError)
     assert_one_line(error.value)
 

@@ -113,10 +113,10 @@ def test_channels_without_the_first_are_named(tmp_path):
     ("labels", "words"),
     [
         ({"0": "background", "1": "a", "3": "b"}, "without 2"),
-        ({"background": 0, "a": 1, "b": 1}, "each once"),
+        ({"background": 0, "a": 1, "b": 1}, "neither used twice"),
         ({"background": 0, "whole": [1, 3], "core": 3}, "without 2"),
         ({"background": 0, "a": 1, "ignore": 3}, "after the classes, 2"),
-        ({"background": 0, "a": []}, "labels pair a name"),
+        ({"background": 0, "a": []}, "each label must be one name"),
         (["background", "a"], "labels must name the classes"),
     ],
 )
@@ -241,7 +241,7 @@ def test_suffixes_in_capitals_are_accepted(tmp_path, write):
 @pytest.mark.parametrize("ending", [".nrrd", ".png", 5])
 def test_a_wrong_file_ending_is_told_from_dataset_json(tmp_path, ending):
     folder = write_nnunet(tmp_path / "data", file_ending=ending)
-    with pytest.raises(DataError, match=r"dataset\.json: file_ending is") as error:
+    with pytest.raises(DataError, match=r"dataset\.json: file_ending (does not fit|must be)") as error:
         find_layout(folder)
     assert "Quote" not in str(error.value)
 
