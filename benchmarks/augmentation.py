@@ -4,7 +4,7 @@
 
 Affine, mirror, scale, shift, noise and gamma on 8 random cases of 48x64x48 with three classes, to patches of 40x56x40.
 The two take turns in one process; the table holds medians. MONAI's chain resamples image and label of each case by
-itself, and a label by its nearest neighbour; ours resamples the batch at once, and the label as class shares.
+itself, and a label by its nearest neighbour; ours resamples the batch at once, and the label as class probabilities.
 """
 
 from __future__ import annotations

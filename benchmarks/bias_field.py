@@ -3,7 +3,7 @@
     python benchmarks/bias_field.py HEADS --output bias_field.json
 
 HEADS is a folder of heads in NFBS's layout with their fields, ``sub-*_T1w_biasfield.nii.gz`` on a coarse grid of nodes.
-Told per head and method: wall time from array to corrected array (mask and shrinking included, reading files not),
+Reported per head and method: wall time from array to corrected array (mask and shrinking included, reading files not),
 correlation of the found and the true log field inside the brain mask, and the coefficient of variation within white
 matter before and after. White matter are the brain's voxels that, freed of the true field and smoothed, are brighter
 than 0.87 of the brain's 90th percentile, one voxel inwards. ANTs is run where ``antspyx`` is installed.
@@ -138,7 +138,7 @@ class Head:
         self.white = ndimage.binary_erosion(self.brain & (even > 0.87 * np.percentile(even[self.brain], 90)))
 
     def score(self, correct: Method, shrink: int, threshold: float) -> dict[str, float]:
-        """Time and figures of one method."""
+        """Time and accuracy of one method."""
         start = time.perf_counter()
         corrected = correct(self.voxels, self.affine, shrink, threshold)
         seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""A border of nothing around a scan: is the label map the one of the scan without it?
+"""Scans with an empty border: is the label map the same as without it?
 
     python benchmarks/borders.py hippocampus --images TASK/imagesTr --labels TASK/labelsTr --cases 12
 
@@ -82,7 +82,7 @@ def label_of(folder: Path, file: Path) -> NDArray[Any]:
 def with_border(
     predictor: Predictor, array: NDArray[Any], affine: NDArray[np.float64], width: Width, value: str
 ) -> NDArray[Any]:
-    """The label map of a scan with a border, the border cut off again."""
+    """The label map of a scan with a border, cropped to the scan again."""
     pads = [*width, *[(0, 0)] * (array.ndim - 3)]
     padded = np.pad(array, pads, constant_values=0 if value == "zero" else array.min())
     moved = affine.copy()

@@ -2,9 +2,9 @@
 
     python benchmarks/copies.py --output copies.json
 
-A copy is cut with cubic interpolation: ``fine`` to 0.7 x 0.8 x 1 voxels, ``thick`` into slices of 1.4 voxels,
+A copy is resampled with cubic interpolation: ``fine`` to 0.7 x 0.8 x 1 voxels, ``thick`` into slices of 1.4 voxels,
 ``oblique`` turned by some degrees about each axis. The class probabilities of its prediction are brought back to the
-scan's grid; told is the smaller Dice of the two classes with the prediction of the scan. No reference takes part.
+scan's grid; the result is the smaller Dice of the two classes with the prediction of the scan. No reference is used.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def agreement(predictor: Predictor, array: NDArray, affine: NDArray, label: NDAr
     copy = affine_transform(array, step, output_shape=shape, order=3, mode="nearest")
     found = predictor(copy, affine @ step, probabilities=True)
     back = np.linalg.inv(step)
-    shares = [affine_transform(p, back, output_shape=array.shape, order=1, mode="nearest") for p in found.probabilities]
-    again = np.argmax(shares, axis=0)
+    probabilities = [
+        affine_transform(p, back, output_shape=array.shape, order=1, mode="nearest") for p in found.probabilities
+    ]
+    again = np.argmax(probabilities, axis=0)
     return min(float(dice(again == value, label == value)) for value in predictor.labels.values())
 
 

@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --bundles spleen --nnunet path/to/nnunet/environment --output gpu.json
 
 Every row is a process of its own that trains on phantoms: iterations a second after a warm-up, the card's peak memory,
-the share of its peak arithmetic (multiplications and additions of the convolutions, counted by torch, over time and
-the card's published dense figure for 16 bits), and the share of time in which it waited for a batch. The ways:
+the fraction of its peak arithmetic (multiplications and additions of the convolutions, counted by torch, over time and
+the card's published dense peak for 16 bits), and the fraction of time in which it waited for a batch. The ways:
 
     plain      as the bundle stands
     on_card    cases kept on the card (``train::dataset::device``), no worker processes
@@ -16,7 +16,7 @@ the card's published dense figure for 16 bits), and the share of time in which i
 
 ``--nnunet`` names a virtual environment, of the same Python, that holds nnU-Net 2.8: its trainer, loader and
 augmentation around the bundle's network, patch and batch in bfloat16, compiled as it does by itself; deep supervision
-is off in that row and in the one it stands beside (``equal``). On a CPU the same runs and says little.
+is off in that row and in the one it stands beside (``equal``). It also runs on a CPU, but that says little.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The left atrium in 2D and in 3D on the same folds, and the figure of the notebook that the 2D bundle comes from.
+"""The left atrium in 2D and in 3D on the same folds, and the score of the notebook that the 2D bundle comes from.
 
     python benchmarks/heart.py --output heart.json
     python benchmarks/heart.py --bundles heart --loss_name dice
 
 Cross-validates ``heart`` and ``heart_3d`` over nnU-Net's five folds: thresholded Dice per case on each scan's own grid,
 final weights. Then trains ``heart`` once more on the first 17 cases by sorted id and gives the last 3's soft Dice,
-pooled over all their voxels, as the notebook scored itself; that figure and the others must not be compared with each
-other. Trainings that are done are kept, and one that was cut goes on.
+pooled over all their voxels, as the notebook scored itself; that score must not be compared with the others. Finished
+trainings are kept, and an interrupted one resumes.
 """
 
 from __future__ import annotations

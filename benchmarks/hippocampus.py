@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def machine() -> str:
-    """Processor, cores and versions, for beside the figures."""
+    """Processor, cores and versions, to show beside the results."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     cpu = next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.processor())
@@ -146,7 +146,7 @@ def train_and_score(
 
 
 def score(folder: Path, cases: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Mean Dice of the classes over the cases, under ``name``, and where the figures of each case are."""
+    """Mean Dice of the classes over the cases, under ``name``, and the file with the scores of each case."""
     pairs = {case["case_id"]: (folder / f"{case['case_id']}.nii.gz", Path(case["label"])) for case in cases}
     rows, failed = score_pairs(pairs, bundle_labels(BUNDLE))
     if failed:

@@ -7,13 +7,13 @@
 ``windows``: one network (TorchScript), one volume, equal patch and overlap (0.5, Gaussian weights), in float32, and in
 bfloat16 as the bundles compute where the processor can; nnU-Net's predictor knows float32 only there. What is timed is
 the way from the volume to the logits; memory is what that way takes beyond what the process held before. The ways take
-turns, and the median is told. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8.
+turns, and the median is reported. ``--nnunet`` names a virtual environment that holds nnU-Net 2.8.
 
 ``batches``: milliseconds a window of the processor's forward pass, of windows of several sizes and 1 to 8 of them at a
 time, in the number format of the bundles; the least of the repeats, in which the batches take turns.
 
 ``large``: a phantom CT goes through `decathlete predict` with a CT bundle's chain and window and a slim network of
-random weights: seconds and peak of the whole process, and whether the label map lies on the scan's grid.
+random weights: seconds and peak memory of the process, and whether the label map lies on the scan's grid.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ with torch.no_grad():
     logits = predict()
 seconds = time.perf_counter() - start
 peak, logits = status("VmHWM"), logits.float()
-figures = {"seconds": seconds, "gib": peak - before, "mean": float(logits.mean()), "std": float(logits.std())}
-print(json.dumps(figures))
+result = {"seconds": seconds, "gib": peak - before, "mean": float(logits.mean()), "std": float(logits.std())}
+print(json.dumps(result))
 """
 OURS = """
 from decathlete.inference import SlidingWindow

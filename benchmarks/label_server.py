@@ -53,19 +53,19 @@ def main() -> int:
         source = Path(a.studies) if a.studies else make_phantoms(a.bundle, 8, folder) / "imagesTr"
         for image in nifti_files(source)[:20]:
             shutil.copy(image, studies)
-        figures = measure(a.bundle, studies, Path(folder, "app"), a.parallel)
-    for name, seconds in figures.items():
+        seconds_of = measure(a.bundle, studies, Path(folder, "app"), a.parallel)
+    for name, seconds in seconds_of.items():
         bound = f"   (at most {BOUNDS[name]:g})" if name in BOUNDS else ""
         print(f"{name:32} {seconds:8.2f} s{bound}")
-    content = {"seconds": figures, "bundle": a.bundle, "parallel": a.parallel, "machine": machine()}
+    content = {"seconds": seconds_of, "bundle": a.bundle, "parallel": a.parallel, "machine": machine()}
     if a.output:
         with atomic_write(a.output) as part:
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return int(any(figures[name] > bound for name, bound in BOUNDS.items()))
+    return int(any(seconds_of[name] > bound for name, bound in BOUNDS.items()))
 
 
 def measure(bundle: str, studies: Path, folder: Path, parallel: int) -> dict[str, float]:
-    """Seconds of each figure."""
+    """Seconds of each step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,13 +81,13 @@ def measure(bundle: str, studies: Path, folder: Path, parallel: int) -> dict[str
             if process.poll() is not None or time.monotonic() - start > 120:
                 raise SystemExit((folder.parent / "log").read_text())
             time.sleep(0.05)
-        figures = {"server up": time.monotonic() - start}
+        seconds_of = {"server up": time.monotonic() - start}
         images = [strip_nifti_suffix(file.name) for file in nifti_files(studies)]
         place = f"{address}/infer/{bundle}?output=image&image="
-        figures["first prediction"] = _seconds(Request(place + images[0], method="POST"))
+        seconds_of["first prediction"] = _seconds(Request(place + images[0], method="POST"))
         alone = [_seconds(Request(place + image, method="POST")) for image in images]
-        figures["a prediction, median"] = statistics.median(alone)
-        return figures | _at_a_time(place, images, f"{address}/info/", parallel)
+        seconds_of["a prediction, median"] = statistics.median(alone)
+        return seconds_of | _at_a_time(place, images, f"{address}/info/", parallel)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

@@ -1,4 +1,4 @@
-"""Lung tumours: what drawing tumour slices more often is worth, and whether the chains can learn five scans by heart.
+"""Lung tumours: the effect of drawing tumour slices more often, and overfitting five real scans.
 
     python benchmarks/lung.py phantoms --minutes 10
     python benchmarks/lung.py phantoms --minutes 8 --fold 1 --shares 0.5 --neighbours 0
@@ -7,9 +7,9 @@
 
 ``phantoms`` draws 20 chests with one to three small tumours each, trains ``lung`` on a fold's 16 with half of the
 slices from tumours and again with slices as they come, and scores the other 4. ``overfit`` trains ``lung`` and
-``lung_3d`` on all five scans and scores those same five: a test that the chain can represent what it is given, no
-estimate of anything. ``leave-one-out`` trains on four and scores the fifth. Thresholded Dice per case, on each scan's
-own grid. Runs that are done are kept, and one that was cut goes on.
+``lung_3d`` on all five scans and scores those same five: this only shows that the pipeline can fit its training
+data. ``leave-one-out`` trains on four and scores the fifth. Thresholded Dice per case, on each scan's own grid.
+Finished runs are kept, and an interrupted one resumes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Skull stripping: cross-validation over heads in NFBS's layout, the source's own figure, other heads, time and memory.
+"""Skull stripping: cross-validation over heads in NFBS's layout, the source's own score, other heads, time and memory.
 
     python benchmarks/nfbs.py --dataset_dir data/NFBS_Dataset --output nfbs.json
     python benchmarks/nfbs.py --dataset_dir data/NFBS_Dataset --heads path/to/heads --output nfbs.json
 
 Cross-validates over nnU-Net's five folds of the subjects: hard masks, each scan's own grid, final weights. Beside it,
-and to be compared with nothing else, the figure that the notebook behind the bundle gives itself: soft IoU on the 2 mm
+and to be compared with nothing else, the score that the notebook behind the bundle reports for itself: soft IoU on the
+    2 mm
 grid, pooled over the validation cases. Then predicts ``--heads``, a folder of ``*_T1w*.nii.gz`` with
 ``*_brainmask.nii.gz``, with the bundle's released weights, and one raw head in a process of its own, N4 included, for
-time and memory. Trainings that are done are kept, and one that was cut goes on.
+time and memory. Finished trainings are kept, and an interrupted one resumes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
 
     cases = datalist(options.dataset_dir, "all", "all", BUNDLE)
     results: dict[str, Any] = {"machine": machine(), "data_sha256": data_hash(cases)}
-    # first: the largest of all children so far is what the system tells of memory
+    # first: the largest of all children so far is all that the system reports about memory
     results["one_head"] = one_head(Path(cases[0]["image"]), options.checkpoint)
     print("one raw head, both files: {seconds:.1f} s, {peak_gib:.2f} GiB\n".format(**results["one_head"]), flush=True)
     if options.folds != "none":

@@ -7,7 +7,7 @@ Every bundle trains on the phantoms of fold 0's training cases with the chain, l
 is scored on those of the validation cases, which it never saw: Dice per case on the original grid, final weights. The
 bundles whose patches are too large for minutes (`PATCHES`) get one of at most 64 voxels an edge, the network that
 `decathlete new` plans for such a patch on a CPU, and its optimizer (`SMALL`); the others train as they stand. The time
-is that of the iterations. Phantoms say that a chain learns, and nothing about patients.
+is that of the iterations. Phantoms show that a bundle learns; they say nothing about patients.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def write(output: Path, found: dict[str, Any]) -> None:
-    """What is known so far as JSON; written after each bundle, so that a long run that is cut leaves its figures."""
+    """What is known so far as JSON; written after each bundle, so that an interrupted run leaves its results."""
     with atomic_write(output) as part:
         part.write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n", encoding="utf-8")
 

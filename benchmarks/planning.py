@@ -4,7 +4,7 @@
     python benchmarks/planning.py dice --minutes 10 --fold 1
 
 ``memory``: a bundle is planned for each data set and limit (GiB, on a CPU), and trained for two epochs with a
-validation after each; told are the peak that the plan expects and the training process's own. ``dice``: a bundle is
+validation after each; the results are the peak that the plan expects and that of the training. ``dice``: a bundle is
 planned without a hint for the hippocampus and the heart and trained for as many minutes as the one made by hand, on the
 same fold; thresholded Dice per case, on each scan's own grid, final weights.
 """

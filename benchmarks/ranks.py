@@ -4,7 +4,7 @@
 
 Trains a bundle on phantoms: in one process on all cores, and in two on half of them each with half the batch. The time
 is that of the training iterations, as the checkpoint keeps it, without start-up and validation. The two take turns, so
-that a changing load meets both alike; on a machine that does other work the figure says little, since the threads of
+that a changing load meets both alike; on a machine that does other work the result says little, since the threads of
 one process wait for each other. Prints a table and writes it as JSON.
 """
 

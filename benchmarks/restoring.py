@@ -1,10 +1,10 @@
-"""From the network's grid back to the scan's: logits whole, logits in slabs, or labels alone.
+"""From the network's grid back to the scan's: all logits at once, logits in slabs, or labels alone.
 
     python benchmarks/restoring.py --classes 3 20 100
     python benchmarks/restoring.py --classes --heads path/to/heads/with/masks
 
 Artificial logits (smooth noise, the more classes the more borders) at 2 mm are brought to 1 mm: seconds and peak memory
-beyond the logits, each way in a process of its own, and the mean Dice of its labels with those of whole logits.
+beyond the logits, each way in a process of its own, and the mean Dice of its labels with those of all logits at once.
 ``--heads``: a folder of T1-weighted heads (``*_T1w*.nii.gz``) with masks (``*_brainmask.nii.gz``): Dice of the ``nfbs``
 bundle's brains with these where logits or where labels are brought back from 2 mm.
 """
@@ -65,7 +65,7 @@ def main() -> None:
 
     rows = []
     if options.classes:
-        print("classes  way                seconds    GiB   Dice with whole logits")
+        print("classes  way                seconds    GiB   Dice with all logits")
     for classes in options.classes:
         reference: np.ndarray | None = None
         for way in WAYS:

@@ -6,9 +6,9 @@ Reading: one random slice with its label as tensors, files in the system's cache
 which runs every way. Training: slices a second through data, augmentation and a step of the network, on phantoms of
 the heart. The sources' way is a ``.npy`` file per slice, a dataset that turns, scales and bends slice by slice with
 SciPy, and a plain U-Net in float32; here affine and elastic motion are one resampling, which is less work than two.
-Its data under our network, and both data sides without a network, tell what comes from where. Memory: the peak of a
-process that builds the store and trains a short epoch on 4 and on 12 volumes of 512x512x250; all volumes are one file
-under many names, which the store cannot know.
+Its data under our network, and both data sides without a network, show where the differences come from. Memory: the
+peak of a process that builds the store and trains a short epoch on 4 and on 12 volumes of 512x512x250; all volumes are
+one file under many names, which the store cannot know.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from decathlete.transforms import BatchAugment, CropMargind
 KEYS = ["image", "label"]
 BATCH = 8  # the sources'
 PLANE = 256  # voxels along a slice's edges
-ROTATION, SCALE, SHIFT, BEND = np.pi / 4, 0.15, 16, 3.0  # radians, share, voxels, voxels
+ROTATION, SCALE, SHIFT, BEND = np.pi / 4, 0.15, 16, 3.0  # radians, fraction, voxels, voxels
 
 
 def chain(plane: int) -> Compose:
@@ -310,7 +310,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return child(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny volumes and few rounds: whether it runs, no figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test with tiny volumes and few rounds, not a measurement"
+    )
     parser.add_argument("--volumes", type=int, default=6, help="phantoms to read and train on")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15, help="of each way and round of training")

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--repeat 20] [--output startup.json]
 
-Prints a table and writes it as JSON. Every figure is the median over whole processes, files already in memory; the
+Prints a table and writes it as JSON. Each time is the median over complete processes, files already in memory; the
 cases take turns, so that a machine's changing load meets all of them alike.
 """
 
@@ -80,8 +80,8 @@ def main() -> None:
     machine = {"python": platform.python_version(), "system": platform.platform(), "cpus": os.cpu_count()}
     print(f"{'case':<32}{'median':>10}{'fastest':>10}{'slowest':>10}  ms")
     for row in rows:
-        figures = "".join(f"{1000 * row[key]:>10.1f}" for key in ("median_s", "fastest_s", "slowest_s"))
-        print(f"{row['case']:<32}{figures}")
+        times = "".join(f"{1000 * row[key]:>10.1f}" for key in ("median_s", "fastest_s", "slowest_s"))
+        print(f"{row['case']:<32}{times}")
     with atomic_write(arguments.output) as part:
         part.write_text(json.dumps({"machine": machine, "repeat": arguments.repeat, "rows": rows}, indent=2) + "\n")
 

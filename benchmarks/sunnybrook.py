@@ -1,14 +1,14 @@
-"""The left ventricle with one patient left out at a time, beside the best threshold, which is told the outer contour.
+"""The left ventricle with one patient left out at a time, beside the best threshold, which uses the outer contour.
 
     python benchmarks/sunnybrook.py --output sunnybrook.json
     python benchmarks/sunnybrook.py --fold 2 --minutes 10
 
 Trains the folds of ``bundles/sunnybrook`` that are asked for, each on the patients that it does not score, and scores
-the final weights on every drawn contour: Dice, average perpendicular distance in mm, share above IoU 0.75, and the
-challenge's figures over good contours (below 5 mm). The thresholds are those of ``decathlete explore sunnybrook``, on
-the frames with both contours; of all methods and ways to clean the mask, that with the largest share above IoU 0.75
-stands in the table, chosen on the same frames. Where the fold of a patient whose frames cover a heartbeat was trained,
-that patient's volumes by phase are predicted too. Trainings that are done are kept, and one that was cut goes on.
+the final weights on every drawn contour: Dice, average perpendicular distance in mm, fraction above IoU 0.75, and the
+challenge's metrics over good contours (below 5 mm). The thresholds are those of ``decathlete explore sunnybrook``, on
+the frames with both contours; of all methods and ways to clean the mask, the one with the largest fraction above IoU
+0.75 is in the table, chosen on the same frames. Where the fold of a patient whose frames cover a heartbeat was trained,
+that patient's volumes by phase are predicted too. Finished trainings are kept, and an interrupted one resumes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def thresholds(dataset_dir: str, patients: set[str], network: list[dict]) -> dict[str, dict[str, float]]:
-    """Figures of the best threshold method on the patients' frames with both contours, and the network's on these."""
+    """Metrics of the best threshold method on the patients' frames with both contours, and the network's on these."""
     frames = [frame for frame in index_sunnybrook(dataset_dir).pairs if frame.patient in patients]
     if not frames:
         return {}
@@ -117,7 +117,7 @@ def thresholds(dataset_dir: str, patients: set[str], network: list[dict]) -> dic
     ]
     return {
         "network, endocardium, frames with both contours": summarise_contours(same)["endocardium"],
-        f"{best}, told the epicardium": summarise_contours(told)["endocardium"],
+        f"{best}, given the epicardium": summarise_contours(told)["endocardium"],
     }
 
 

@@ -3,7 +3,7 @@
     python benchmarks/trust.py --run runs/hippocampus/fold_0 [--ensemble RUN RUN ...]
 
 Training scans of the fold say what scans look like; its held-out cases say how often one of the same kind is flagged,
-and altered ones, and cuts of other organs where their tasks are at hand, how often one of another kind is. Then the
+and altered ones, and crops of other organs where their data are available, how often one of another kind is. Then the
 disagreement of mirrored passes, and of several networks of the same fold, over the held-out cases: how it ranks the
 tenth of the cases with the lowest Dice.
 """
@@ -46,7 +46,7 @@ ALTERED: dict[str, Callable[[Array], Array]] = {
 
 
 def main() -> None:
-    """Print the figures and write them as JSON."""
+    """Print the results and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a run of the fold, or its weights")
     parser.add_argument("--ensemble", type=Path, nargs="+", default=(), help="more runs of the same fold")

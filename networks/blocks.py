@@ -42,7 +42,7 @@ def named_layer(kind: str, name: LayerName | Sequence | None, where: str) -> tup
 
     Args:
         kind: ``"norm"`` or ``"act"``.
-        name: the spelling; a list as YAML gives it will do.
+        name: the spelling; a list, as in YAML, is accepted.
         where: config key for the error message.
 
     Raises:
@@ -82,8 +82,8 @@ def convolution(
 ) -> Convolution:
     """MONAI's convolution, norm, dropout, activation; size in / stride comes out where the stride divides the size.
 
-    There is no bias before a norm: nnU-Net keeps one, yet instance and batch norm take it away again with the mean, so
-    it changes nothing but the time and the gradients to add up.
+    There is no bias before a norm: nnU-Net keeps one, but instance and batch norm subtract it again with the mean, so
+    it would only cost time.
     """
     return Convolution(
         spatial_dims,
@@ -104,7 +104,7 @@ class ResidualBlock(nn.Module):
     """Two convolutions around which the input goes by unchanged: (B, C, *spatial) to (B, C', *spatial / stride).
 
     ``post``: ``act(norm(conv(act(norm(conv(x))))) + shortcut(x))``, the block of nnU-Net's residual encoder (He 2016a).
-    ``pre``: ``conv(act(norm(conv(act(norm(x)))))) + shortcut(x)`` (He 2016b); nothing stands on the way of the sum.
+    ``pre``: ``conv(act(norm(conv(act(norm(x)))))) + shortcut(x)`` (He 2016b); the sum itself is passed on unchanged.
 
     The shortcut is the input itself. Where the shape changes it is averaged over the stride, so that every voxel
     counts, and brought to the new channels by a 1x1 convolution (followed by a norm in the ``post`` form).
@@ -147,7 +147,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the sum of both ways."""
+        """Return the sum of both paths."""
         return self.after(self.conv2(self.conv1(self.before(x))) + self.shortcut(x))
 
 

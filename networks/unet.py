@@ -33,8 +33,8 @@ class UNet(nn.Module):
     ``channels[i]`` features. The decoder brings the features up again, joins those of the encoder at the same level and
     convolves. This is nnU-Net's plain U-Net (Isensee 2021) for ``strides[0] = 1``.
 
-    With ``strides[0] = 2`` the whole network works on the halved grid and one transposed convolution, 8 scores for the
-    8 voxels of each feature vector, leads to the full one: several times faster on a CPU, where the convolutions of
+    With ``strides[0] = 2`` the complete network works on the halved grid and one transposed convolution, 8 scores for
+    the 8 voxels of each feature vector, leads to the full one: several times faster on a CPU, where the convolutions of
     the finest level take most of the time.
 
     Size: every axis of the input must be divisible by its entry of the attribute ``divisor``, the product of the

@@ -54,11 +54,11 @@ def correct_bias_field(
 ) -> Any:
     """The image divided by its bias field, float32; with ``return_field`` also the field.
 
-    The field is fitted on every n-th voxel and drawn as a smooth spline on the whole grid. It is positive, and known
-    up to a constant factor only; ``corrected * field`` is the image again. Where no voxel was fitted, far from the
-    head, it is 1. Voxels of 0 or less have no logarithm: they take no part in the fit and are divided like the others.
-    An image with fewer than 64 voxels to fit, or without contrast in them (constant, nowhere positive), has no field:
-    it comes back as it was, with a field of 1, and a line in the log says so.
+    The field is fitted on every n-th voxel and evaluated as a smooth spline on the complete grid. It is positive, and
+    known up to a constant factor only; ``corrected * field`` is the image again. Where no voxel was fitted, far from
+    the head, it is 1. Voxels of 0 or less have no logarithm: they take no part in the fit and are divided like the
+    others. An image with fewer than 64 voxels to fit, or without contrast in them (constant, nowhere positive), has no
+    field: it is returned unchanged, with a field of 1 and a line in the log.
 
     The same call gives the same result; another number of threads changes the last bits of ``itk``'s only.
 
@@ -79,7 +79,7 @@ def correct_bias_field(
     Raises:
         DataError: voxels that are not finite, or not three axes.
         GeometryError: a mask of another shape, or an affine without spacing.
-        ConfigError: a shrink factor, iterations, threads, mask or engine that cannot be.
+        ConfigError: an invalid shrink factor, iterations, threads, mask or engine.
     """
     _check_settings(shrink_factor, iterations, convergence_threshold, threads, engine)
     voxels = np.asarray(image)
@@ -96,7 +96,9 @@ def correct_bias_field(
     shrunk = voxels[picked]
     inside = _mask(shrunk, mask, voxels.shape, picked)
     if inside.sum() < _LEAST_VOXELS or np.ptp(np.log(shrunk[inside])) < _FLAT:
-        logger.warning("an image without contrast above 0, or of too few voxels, has no bias field: it stays as it is")
+        logger.warning(
+            "no bias field can be fitted: too few voxels above 0, or no contrast; the image is left unchanged"
+        )
         corrected = voxels.copy()
         return (corrected, np.ones_like(corrected)) if return_field else corrected
     fit = _fit_itk if engine == "itk" else _fit_separable
@@ -117,11 +119,11 @@ class N4BiasFieldCorrectiond(MapTransform):
         mask: ``otsu``, None, or the key of a mask (1, X, Y, Z) or (C, X, Y, Z) in the case.
         field_postfix: where given, the field is kept under the key with this behind it; not with an underscore in
             front where MONAI's Spacingd follows, which takes such keys for meta data.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
         DataError: as `correct_bias_field`, with the file's name.
-        ConfigError: a setting that cannot be, when the transform is made.
+        ConfigError: an invalid setting, when the transform is made.
     """
 
     def __init__(
@@ -308,7 +310,7 @@ def _fit_separable(
         weights = [_basis(_unit(n), spans) for n in shrunk.shape]
         squares = [w**2 for w in weights]
         omega = _contract(inside.astype(np.float32), squares)
-        # of a tensor product's weights the sum of squares, by which a voxel's share is divided, is a product too
+        # of a tensor product's weights the sum of squares, by which a voxel's part is divided, is a product too
         cubes = [w**3 / s.sum(1, keepdims=True) for w, s in zip(weights, squares, strict=True)]
         reached = omega > np.finfo(np.float32).eps
         for _ in range(most):
@@ -381,7 +383,7 @@ def _fit_itk(
     return lattice.astype(np.float32)
 
 
-# --- the field on the whole grid
+# --- the field on the complete grid
 
 
 def _divide(

@@ -1,4 +1,4 @@
-"""Scans of several channels: each modality has to be there."""
+"""Scans of several channels: every modality must be present."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from decathlete.errors import ConfigError, DataError, listed
 
 
 class CheckChannelsd(MapTransform):
-    """Refuse a scan whose channels are not all there: another number of them, or one that holds a single value.
+    """Refuse a scan without all its channels: another number of them, or one that holds a single value.
 
-    A modality that was not taken is often filled up with zeros; a network that never saw that answers with nonsense.
+    A modality that was not acquired is often filled with zeros; a network that never saw this predicts nonsense.
 
     Args:
         keys: images, (C, *spatial).
         names: of the channels, in their order.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
         ConfigError: no names, or one twice, when the transform is made.
@@ -35,7 +35,7 @@ class CheckChannelsd(MapTransform):
             raise ConfigError("CheckChannelsd, names", "channel names must be given and unique", str(self.names))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case as it came."""
+        """Return the case unchanged."""
         for key in self.key_iterator(dict(data)):
             self._check(data[key])
         return dict(data)

@@ -1,4 +1,4 @@
-"""A look at a head scan before the network sees it, and at the brain that came out: what is odd is said."""
+"""Checks of a head scan before the network sees it, and of the predicted brain, with warnings in the log."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 LEAST_VOXELS = 8  # along an axis; thick-slice scans of a head have 20 and more
 LEAST_MM, MOST_MM = 100.0, 600.0  # a brain is 130 to 170 mm long in each direction; a scan beyond 600 mm is of a body
 AIR_OF_CT = -500.0  # Hounsfield units
-STRIPPED_ML = 2100.0  # brains cut out have up to 2,100 ml (templates), whole heads of adults 3,400 ml and more
+STRIPPED_ML = 2100.0  # extracted brains have up to 2,100 ml (templates), complete heads of adults 3,400 ml and more
 
 
 class CheckHeadd(MapTransform):
-    """Refuse a scan that holds no head, and warn of one that is odd; the case passes unchanged.
+    """Refuse a scan that holds no head, and warn of an unusual one; the case passes unchanged.
 
     Refused: fewer than 8 voxels along an axis (a slice, or a few), voxels that are all alike. A line in the log, with
     the file's name: values like a CT's, a skull that is stripped already, a field of view smaller than a brain or
@@ -32,7 +32,7 @@ class CheckHeadd(MapTransform):
 
     Args:
         keys: images, (C, X, Y, Z), as they are in their files.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
         GeometryError: fewer than three axes, or too few voxels along one.
@@ -43,7 +43,7 @@ class CheckHeadd(MapTransform):
         super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case as it came."""
+        """Return the case unchanged."""
         for key in self.key_iterator(data):
             voxels = np.asarray(torch.as_tensor(data[key]).detach().cpu())
             spacing = np.ones(3)
@@ -73,19 +73,19 @@ class CheckHeadd(MapTransform):
         if extent.min() < LEAST_MM:
             found.append(f"the field of view, {text} mm, is smaller than a brain: its mask ends where the scan does")
         if extent.max() > MOST_MM:
-            found.append(f"the field of view, {text} mm, is larger than a head's: look whether this is a head scan")
+            found.append(f"the field of view, {text} mm, is larger than a head: check that this is a head scan")
         cold = float((voxels < AIR_OF_CT).mean())
         if cold > 0.05:
             found.append(
                 f"values like a CT's ({cold:.0%} of the voxels below {AIR_OF_CT:g}): made for T1-weighted MRI, "
-                "the brain mask is not to be relied on"
+                "so do not rely on the brain mask"
             )
         nothing = max((float((voxels == value).mean()), value) for value in {0.0, float(voxels.min())})
         volume_ml = (1 - nothing[0]) * voxels.size * float(np.prod(spacing)) / 1000
         if nothing[0] > 0.5 and volume_ml < STRIPPED_ML:
             found.append(
                 f"the skull seems to be stripped already: all but {volume_ml:,.0f} ml is {nothing[1]:g}; made for "
-                "whole heads, it may cut into the brain"
+                "complete heads, it may remove parts of the brain"
             )
         return found
 
@@ -100,10 +100,10 @@ class CheckVolumed(MapTransform):
         volume_ml: smallest and largest likely volume.
         label: value of the class.
         name: what the class is called.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
-        ConfigError: volumes that are no range, when the transform is made.
+        ConfigError: volumes that are not a range, when the transform is made.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class CheckVolumed(MapTransform):
         self.volume_ml, self.label, self.name = tuple(volume_ml), label, name
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case as it came."""
+        """Return the case unchanged."""
         low, high = self.volume_ml
         for key in self.key_iterator(data):
             label_map = data[key]
@@ -129,10 +129,10 @@ class CheckVolumed(MapTransform):
             voxels = int((label_map == self.label).sum())
             volume = voxels * float(np.prod(spacing)) / 1000
             if not voxels:
-                logger.warning("%s: no %s was found: the mask is empty", _name(label_map), self.name)
+                logger.warning("%s: no %s found, the mask is empty", _name(label_map), self.name)
             elif not low <= volume <= high:
                 logger.warning(
-                    "%s: a %s of %s ml is unlikely (%g to %g ml): look at the mask",
+                    "%s: a %s of %s ml is unlikely (expected %g to %g ml): check the mask",
                     _name(label_map), self.name, f"{volume:,.0f}", low, high,
                 )  # fmt: skip
         return dict(data)

@@ -1,4 +1,4 @@
-"""Crops that move the affine along, so that RestoreGridd brings predictions back: what was cut away is background."""
+"""Crops that update the affine, so that RestoreGridd can restore predictions: what was cropped becomes background."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _MeasuredCropd(Cropd):
 
 
 class CropBlankd(_MeasuredCropd):
-    """Cut away the outer planes in which every voxel has the one value of the border, 0 or any other.
+    """Crop the outer planes in which every voxel has the one value of the border, 0 or any other.
 
     Such planes were filled in, by a program that pads or masks scans. They say nothing of the body, and shift the mean
     that the scan is normalized by. From each side of each axis, planes go as long as each channel is constant over them
@@ -49,7 +49,7 @@ class CropBlankd(_MeasuredCropd):
         keys: image first, which is measured, then what lies on it, (C, *spatial).
         slack: where the two borders of an axis differ by no more planes than this, as many are taken from both sides:
             the scan's centre stays where it was. One number an axis or one for all.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
         ConfigError: a negative number, when the transform is made.
@@ -63,7 +63,7 @@ class CropBlankd(_MeasuredCropd):
 
     @property
     def requires_current_data(self) -> bool:
-        """A lazy chain must not leave transforms waiting here: voxels are looked at."""
+        """This transform needs the voxels, so a lazy chain must apply its pending transforms first."""
         return True
 
     def kept(self, image: Tensor) -> tuple[slice, ...]:
@@ -96,7 +96,7 @@ class CropMargind(_MeasuredCropd):
         keys: image and label, (C, *spatial).
         margin: voxels, one number an axis or one for all.
         min_size: voxels that stay at least, one number an axis or one for all; 0 sets no limit.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
         ConfigError: a negative number, when the transform is made.
@@ -140,10 +140,10 @@ class DropLowestd(_MeasuredCropd):
         length_mm: divided by the spacing that the affine has along the axis and rounded to whole slices, a half up;
             0 drops none.
         axis: spatial axis; its index 0 is the low end.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
-        ConfigError: a length below 0, or an axis that cannot be, when the transform is made.
+        ConfigError: a length below 0, or an invalid axis, when the transform is made.
         GeometryError: an image without an affine, or without that axis.
         DataError: no slice is left.
     """
@@ -181,7 +181,7 @@ def _blank(low: Tensor, high: Tensor) -> int:
 
 
 def _shape(image: Tensor) -> tuple[int, ...]:
-    """Spatial shape; where a lazy chain has transforms waiting, the one after them."""
+    """Spatial shape; with the pending transforms of a lazy chain applied."""
     return tuple(int(n) for n in (image.peek_pending_shape() if isinstance(image, MetaTensor) else image.shape[1:]))
 
 

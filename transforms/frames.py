@@ -1,7 +1,7 @@
 """Frames of the left ventricle as volumes of one slice, and their contours as one label map.
 
-A frame is an image (X, Y, 1) that lies where its scanner says. So it takes the same way as any volume: through the
-chain, slice by slice through a network, and back to its own grid.
+A frame is an image (X, Y, 1) that lies where its scanner says. So it is processed like any volume: by the transforms,
+slice by slice by a network, and back on its own grid.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from decathlete.transforms.load import NiftiReader
 
 
 class FrameLabeld(MapTransform):
-    """The label map of a frame from its contour files: 0 background, 1 cavity, 2 muscle, and what nobody drew.
+    """The label map of a frame from its contour files: 0 background, 1 cavity, 2 muscle, 3 and 4 unknown.
 
-    Where only the inner contour is given, what lies outside of it is 3 (background or muscle, nobody said); where only
+    Where only the inner contour is given, what lies outside of it is 3 (background or muscle); where only
     the outer one is given, what lies inside is 4 (cavity or muscle). Where both are given and cross, the inner one
     counts. An item that names a NIfTI label map under its key, with the same values, has it loaded instead.
 
@@ -102,15 +102,15 @@ class OneVentricled(MapTransform):
     """Label maps with at most one left ventricle a slice: round, in one piece, without holes.
 
     In each slice, regions of pixels that touch at an edge are compared; the largest is kept, its holes become muscle,
-    and what hangs on by a neck is cut off: a morphological opening by a disc. Inside of what is left the largest region
-    of cavity is kept, treated alike; other cavity becomes muscle.
+    and what is attached by a narrow neck is removed: a morphological opening by a disc. Inside of what is left the
+    largest region of cavity is kept, treated alike; other cavity becomes muscle.
 
     Args:
         keys: label maps (1, X, Y, Z) or (1, X, Y) of values 0, 1 and 2.
-        opening: radius of the disc, as a share of that of a circle of the region's area; 0 for no opening.
+        opening: radius of the disc, as a fraction of that of a circle of the region's area; 0 for no opening.
         reach: how far from the slice's centre, in mm, the middle of a region may lie to be compared: a short-axis frame
             is planned on the ventricle, and what is bright far from there is another organ. None: anywhere.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
     """
 
     def __init__(
@@ -166,9 +166,9 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return ndimage.binary_fill_holes(largest)
 
 
-def _opened(region: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+def _opened(region: NDArray[np.bool_], fraction: float) -> NDArray[np.bool_]:
     """What discs that fit into the region cover, of its largest such part; the region itself where none fits."""
-    radius = share * np.sqrt(np.count_nonzero(region) / np.pi)
+    radius = fraction * np.sqrt(np.count_nonzero(region) / np.pi)
     centres = _largest(ndimage.distance_transform_edt(region) > radius)
     if not centres.any() or radius == 0:
         return region

@@ -32,11 +32,11 @@ class CropHeadd(MapTransform):
         spatial_size: voxels of the window, three numbers.
         above_mm: distance from the top of the head to the window's upper end.
         depth_mm: part of the head that is centred, from its top.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
-        ConfigError: sizes that cannot be, when the transform is made.
-        DataError: a scan with nothing in it.
+        ConfigError: invalid sizes, when the transform is made.
+        DataError: an empty scan.
         GeometryError: an image without three axes, or keys of different shapes.
     """
 

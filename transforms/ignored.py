@@ -1,4 +1,4 @@
-"""Voxels that nobody judged."""
+"""Voxels without a reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LeaveOutd(MapTransform):
         keys: label maps, (1, *spatial), such as prediction and reference.
         label_key: the reference; all keys have its grid.
         values: ignored values; none leaves everything as it is.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
         GeometryError: a map of another shape than the reference.

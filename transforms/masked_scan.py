@@ -21,12 +21,12 @@ def write_masked_scan(scan: str | Path, mask: NDArray[Any], target: str | Path) 
     """Write the scan with intensity 0 wherever ``mask`` is 0, and return ``target``.
 
     Voxels inside are the file's own, bit by bit, with its dtype, scaling and header. Only where the file's scaling
-    cannot say 0 (an intercept between two stored values) are they written as float32 without scaling.
+    cannot store 0 (an intercept between two stored values) are they written as float32 without scaling.
 
     Args:
         scan: NIfTI file, (X, Y, Z), with or without further axes.
         mask: (X, Y, Z).
-        target: file to write, whole or not at all.
+        target: file to write, completely or not at all.
 
     Raises:
         GeometryError: scan and mask differ in shape.
@@ -48,15 +48,15 @@ def write_masked_scan(scan: str | Path, mask: NDArray[Any], target: str | Path) 
         header = header.as_byteswapped()
     header.set_data_dtype(voxels.dtype.newbyteorder("="))
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    cut = kind(voxels, None, header)
-    cut.header.set_slope_inter(slope, inter)  # now: a new image forgets its header's
+    masked = kind(voxels, None, header)
+    masked.header.set_slope_inter(slope, inter)  # now: a new image forgets its header's
     with atomic_write(target) as part:
-        nib.save(cut, part)
+        nib.save(masked, part)
     return Path(target)
 
 
 def _stored_zero(dtype: np.dtype, slope: float, inter: float) -> int | None:
-    """What a voxel of intensity 0 is stored as; None where no stored value says it."""
+    """What a voxel of intensity 0 is stored as; None where no stored value means 0."""
     if inter == 0:
         return 0
     zero = -inter / slope
@@ -77,7 +77,7 @@ class SaveImageMaskedd(SaveImaged):
         keys: label maps (1, X, Y, Z) on the scan's own grid, as RestoreGridd and AsDiscreted leave them.
         output_dir: folder.
         output_postfix: word behind the scan's name.
-        allow_missing_keys: pass over predictions that are not there.
+        allow_missing_keys: skip missing predictions.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SaveImageMaskedd(SaveImaged):
         self.output_dir, self.output_postfix = Path(output_dir), output_postfix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case as it came.
+        """Return the case unchanged.
 
         Raises:
             GeometryError: a prediction on another grid than its scan's.

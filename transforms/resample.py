@@ -33,14 +33,14 @@ def resample_to_spacing(
     """``x`` (C, X, Y, Z) on a grid of spacing ``target``, centred on the same volume.
 
     The new grid has ``round(n * spacing / target)`` voxels along an axis, at least one. Beyond the outermost voxel
-    centres the edge's values go on.
+    centres the edge's values continue.
 
     Args:
         x: image; or label, whole numbers.
         spacing: voxel edges of ``x`` in mm, one an axis.
-        target: the wanted ones.
-        mode: ``cubic`` splines; ``linear``; or ``label``: each value's share is interpolated linearly and the largest
-            share wins, so that no value is invented and borders are smoother than with the nearest voxel.
+        target: of the result.
+        mode: ``cubic`` splines; ``linear``; or ``label``: each value's fraction is interpolated linearly and the
+            largest wins, so that no value is invented and borders are smoother than with the nearest voxel.
         anisotropy: where one axis of ``x``, else of the target, is over this many times thicker than the finest, the
             nearest voxel is taken along it: neighbouring slices so far apart have too little in common.
 
@@ -73,10 +73,10 @@ def resample_to_spacing(
         return moved(x.float()).to(x.dtype)
     total = largest = moved((x == others[0]).float())
     best = torch.full_like(total, others[0], dtype=x.dtype)
-    for value in others[1:]:  # one class after the other: the shares of all would be as many volumes
-        share = moved((x == value).float())
-        best[share > largest] = value
-        largest, total = torch.maximum(largest, share), total + share
+    for value in others[1:]:  # one class after the other: the fractions of all would be as many volumes
+        fraction = moved((x == value).float())
+        best[fraction > largest] = value
+        largest, total = torch.maximum(largest, fraction), total + fraction
     best[1 - total >= largest] = first  # what the others leave, background as a rule
     return best
 
@@ -115,10 +115,10 @@ class ResampleSpacingd(MapTransform):
         pixdim: wanted spacing in mm, (X, Y, Z): after Orientationd, those of the body.
         mode: ``cubic``, ``linear`` or ``label``, one for all or one a key.
         anisotropy: as in `resample_to_spacing`.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case does not have.
 
     Raises:
-        ConfigError: a mode or spacing that cannot be, when the transform is made.
+        ConfigError: an invalid mode or spacing, when the transform is made.
         GeometryError: an image without an affine, or not of three axes.
     """
 

@@ -34,8 +34,8 @@ def restore_to_grid(
 
     Both affines map voxel indices to the same millimetres, so any chain of flips, permutations, crops, pads and
     resamplings between the two grids is undone in one step, whatever its order. Axes that fit voxel on voxel
-    (flips, permutations, whole-voxel crops and pads) are copied, bit by bit; axis-aligned grids are interpolated one
-    axis after the other; only grids that are rotated against each other need three-dimensional sampling.
+    (flips, permutations, crops and pads by whole voxels) are copied, bit by bit; axis-aligned grids are interpolated
+    one axis after the other; only grids that are rotated against each other need three-dimensional sampling.
 
     Args:
         x: (C, X', Y', Z') on the network's grid; (C, X', Y') for a 2D image.
@@ -48,7 +48,7 @@ def restore_to_grid(
             channel gets its smallest value, at most 0. "border": the nearest edge's value. Else a number, or one a
             channel (multi-label logits, where no channel is background, want a low number).
         argmax: return the channel with the largest value, taken slab by slab, so that the restored
-            channels are never in memory as a whole. AsDiscreted's argmax must not follow.
+            channels are never in memory all at once. AsDiscreted's argmax must not follow.
         slab_voxels: output voxels restored at a time, fewer of more than three channels; bounds memory, has no
             effect on values.
 
@@ -218,7 +218,7 @@ class RestoreGridd(MapTransform):
         orig_keys: image of each prediction; one for all, or one each.
         mode, fill, argmax, slab_voxels: as in :func:`restore_to_grid`.
         device: where to restore, such as "cpu" where the GPU cannot hold the original grid; None: where it is.
-        allow_missing_keys: pass over predictions that are not there.
+        allow_missing_keys: skip missing predictions.
 
     Raises:
         GeometryError: the image lost its meta data, or prediction and image differ in shape.
@@ -265,7 +265,7 @@ class RestoreGridd(MapTransform):
 def _grids(image: Any, side: Any, key: Hashable) -> tuple[Tensor, Any, list[int], dict]:
     """Network affine, original affine, original shape and meta of a preprocessed image."""
     meta = dict(image.meta) if isinstance(image, MetaTensor) else {}
-    if isinstance(side, Mapping):  # dictionaries of the time before MetaTensor, where a chain still makes them
+    if isinstance(side, Mapping):  # metadata dictionaries as before MetaTensor, if a chain still makes them
         meta = {**side, **meta}
     missing = [name for name in ("affine", "original_affine", "spatial_shape") if meta.get(name) is None]
     if missing:

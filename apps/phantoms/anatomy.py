@@ -203,7 +203,7 @@ def _spine(c: Canvas) -> Mask:
 
 @dataclass
 class _Abdomen:
-    """Masks that a task's scene goes on from."""
+    """Masks from which a task's scene continues."""
 
     inside: Mask
     liver: Mask
@@ -218,7 +218,7 @@ def _abdomen(c: Canvas, *, colon: bool = True) -> _Abdomen:
     skin, inside = _trunk(c, ribs_above=c.rng.uniform(-25, 5))
     liver_hu, spleen_hu, blood = c.near(105), c.near(118), c.near(155)
     bumps = 0.06 * c.waves(45)
-    # organs are cut by the wall, so they take its shape where they touch it
+    # organs end at the wall, so they take its shape where they touch it
     room = skin < c.rng.uniform(0.74, 0.76)
 
     dome_z = c.rng.uniform(66, 80)
@@ -435,7 +435,7 @@ def _lung_cancers(c: Canvas, lungs: Mask) -> None:
 
 
 def _slab_lesion(c: Canvas, room: Mask, radius_mm: float) -> Mask:
-    """Voxels of a knobbly blob cut to the few slices that ``room`` takes; at least 3 voxels across in a slice."""
+    """Voxels of a knobbly blob, limited to the few slices of ``room``; at least 3 voxels across in a slice."""
     slices = np.flatnonzero(room.any((0, 1)))
     steps = [float(axis[1] - axis[0]) for axis in c.axes[:2]]
     radius_mm = max(radius_mm, 2.5 * max(steps))

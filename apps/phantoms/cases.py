@@ -1,4 +1,4 @@
-"""Artificial data sets in the layout of the Medical Segmentation Decathlon, for tests and where no data can be had."""
+"""Artificial data sets in the layout of the Medical Segmentation Decathlon, for tests and where data are missing."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def make_phantoms(
         n: labelled cases, 1 to 900; a quarter as many test images, at most three, come with them.
         folder: where the data set's folder goes.
         seed: 0 or more; same seed and same versions of NumPy and SciPy, same bytes.
-        shape: voxels along (X, Y, Z) in RAS order, at least 16, 16, 8; without it, small pictures with a whole body
-            in them. The anatomy fills any shape; the spacing stays the task's. Lung cancers take about a tenth of the
+        shape: voxels along (X, Y, Z) in RAS order, at least 16, 16, 8; without it, small images of a complete
+            body. The anatomy fills any shape; the spacing stays the task's. Lung cancers take about a tenth of the
             slices, and from 200 slices on 1% or fewer.
 
     Raises:
@@ -57,14 +57,14 @@ def make_phantoms(
 def write_phantoms(
     target: Path, made_from: dict, write: Callable[[Path], None], holds: Callable[[Path, dict], bool] | None = None
 ) -> Path:
-    """Let ``write`` fill a temporary folder that becomes ``target`` when all is written; what is there is kept.
+    """Let ``write`` fill a temporary folder that becomes ``target`` when all is written; existing phantoms are kept.
 
     Args:
         target: the data set's folder.
         made_from: what the phantoms are drawn from; ``write`` puts it where ``holds`` looks.
         write: fills the folder that it is given.
-        holds: whether a folder holds just these phantoms, a DataError where it holds others; by default by
-            ``dataset.json``, under ``phantom``.
+        holds: whether a folder holds exactly these phantoms, with a DataError where it holds others; by default, as
+            ``dataset.json`` says under ``phantom``.
 
     Raises:
         DataError: ``target`` holds other data, or cannot be written.
@@ -119,7 +119,7 @@ def _in_words(made_from: object) -> str:
 
 
 def _holds(target: Path, made_from: dict) -> bool:
-    """Whether ``target`` holds just these phantoms; False where nothing is there yet."""
+    """Whether ``target`` holds exactly these phantoms; False where it does not exist or is empty."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Artificial T1-weighted heads in the layout of NFBS, for tests and where no data can be had."""
+"""Artificial T1-weighted heads in the layout of NFBS, for tests and where no data are available."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def make_sunnybrook_phantoms(
 
 
 def _holds(target: Path, made_from: dict[str, int]) -> bool:
-    """Whether ``target`` holds just these phantoms; False where nothing is there yet."""
+    """Whether ``target`` holds exactly these phantoms; False where it does not exist or is empty."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:

@@ -196,7 +196,7 @@ def test_what_cannot_be_kept_is_said_and_still_used(cases, tmp_path, caplog):
     chain = _chain(Lambdad("case_id", func=lambda x: object()))
     dataset = CachedDataset(cases[:1], chain, mode="disk", cache_dir=tmp_path / "cache")
     assert dataset[0]["image"].shape[0] == 1
-    assert "not kept on disk: a value of type object" in caplog.text
+    assert "not cached on disk: a value of type object" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["auto", "ram", "disk", "none"])
