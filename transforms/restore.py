@@ -269,7 +269,7 @@ def _grids(image: Any, side: Any, key: Hashable) -> tuple[Tensor, Any, list[int]
         meta = {**side, **meta}
     missing = [name for name in ("affine", "original_affine", "spatial_shape") if meta.get(name) is None]
     if missing:
-        raise GeometryError(str(key), "metadata are missing that restoring the image's grid needs",
+        raise GeometryError(str(key), "the image lacks metadata needed to restore its grid",
                             f"no {', '.join(missing)}",
                             "Load it with LoadImaged, and keep track_meta=True")  # fmt: skip
     shape = [int(n) for n in np.asarray(torch.as_tensor(meta["spatial_shape"]).cpu()).ravel()]

@@ -51,9 +51,9 @@ def test_a_link_into_nowhere_that_is_listed_has_failed_too(bundle, annex, scan_f
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("/annex/objects/MD5E-s1--0.nii.gz\n", "a git-annex pointer in its place. Fetch it ('git annex get'"),
-        ("../.git/annex/objects/Xk/9q/MD5E-s1--0.nii/MD5E-s1--0.nii", "a git-annex pointer in its place"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer in its place."),
+        ("/annex/objects/MD5E-s1--0.nii.gz\n", "only a git-annex pointer). Fetch it ('git annex get'"),
+        ("../.git/annex/objects/Xk/9q/MD5E-s1--0.nii/MD5E-s1--0.nii", "only a git-annex pointer"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "only a Git LFS pointer)."),
     ],
 )
 @pytest.mark.parametrize("name", ["pointer.nii.gz", "pointer.nii"])
