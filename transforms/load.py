@@ -50,7 +50,7 @@ class NiftiReader(ImageReader):
         return all(str(name).lower().endswith(SINGLE + PAIR) for name in names)
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
-        """Names of the files only. LoadImage takes any error here as a reason to try another, less strict reader."""
+        """Names of the files only: after an error here, LoadImage would try another, less strict reader."""
         return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(name) for name in data]
 
     def get_data(self, img: list[Path]) -> tuple[NDArray, dict[str, Any]]:
@@ -91,7 +91,7 @@ class FrameReader(NiftiReader):
     def get_data(self, img: list[Path]) -> tuple[NDArray, dict[str, Any]]:
         """Array (X, Y, Z), Z = 1 for a DICOM frame; and its metadata."""
         if len(img) != 1:
-            raise DataError(img[0], "an item is one frame, or one NIfTI file", f"{len(img)} files")
+            raise DataError(img[0], "expected one DICOM frame or one NIfTI file per item", f"{len(img)} files")
         volume = read_frame(img[0])
         return volume.array, self._metadata(volume, 1)
 
@@ -99,8 +99,8 @@ class FrameReader(NiftiReader):
 class DicomReader(ImageReader):
     """`read_dicom_frame` for ``LoadImaged(keys, reader="decathlete.transforms.DicomReader")``: 2D images (X, Y).
 
-    ``affine`` is that of the slice's own plane, the spacing alone: MONAI's 2D transforms take its upper left corner,
-    which of a slice oblique in space is no spacing at all. The place in space is in the metadata as ``frame_affine``.
+    ``affine`` holds only the spacing: MONAI's 2D transforms use its upper left corner, which would not be the spacing
+    of an oblique slice. The position in space is in the metadata as ``frame_affine``.
     """
 
     def __init__(self, modalities: Collection[str] = MODALITIES, max_pixels: int = MAX_PIXELS) -> None:
@@ -112,13 +112,13 @@ class DicomReader(ImageReader):
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
-        """Names of the files only. LoadImage takes any error here as a reason to try another, less strict reader."""
+        """Names of the files only: after an error here, LoadImage would try another, less strict reader."""
         return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(name) for name in data]
 
     def get_data(self, img: list[Path]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Array (X, Y), and its metadata."""
         if len(img) != 1:
-            raise DataError(img[0], "an item is one slice", f"{len(img)} files")
+            raise DataError(img[0], "expected one slice per item", f"{len(img)} files")
         frame = read_dicom_frame(img[0], modalities=self.modalities, max_pixels=self.max_pixels)
         affine = np.diag([*frame.spacing, 1.0, 1.0])
         return frame.array, {
@@ -132,15 +132,15 @@ class DicomReader(ImageReader):
 
 
 class CheckPaird(MapTransform):
-    """Refuse a case whose label does not lie on its image, as `check_pair` does, anywhere after the loading.
+    """Refuse a case whose label is not on the grid of its image, as `check_pair` does, at any point after loading.
 
-    Reads what NiftiReader and NibabelReader leave in the metadata of the original files; with one key, as in
+    It reads the metadata that NiftiReader and NibabelReader leave of the original files. With one key, as in
     prediction, it does nothing.
 
     Args:
-        keys: image first, then what has to lie on it.
+        keys: image first, then what must be on its grid.
         tolerance_mm: largest difference between two entries of the affines.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: ignore keys that a case does not have.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class CheckPaird(MapTransform):
         self.tolerance_mm = tolerance_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The case as it came.
+        """The case, unchanged.
 
         Raises:
             GeometryError: as `check_pair`.
@@ -162,21 +162,21 @@ class CheckPaird(MapTransform):
 
 
 class ContourMaskd(MapTransform):
-    """Replace the contour files of an item by one label, a channel a contour, and say which of them were drawn.
+    """Replace the contour files of an item by one label with a channel per contour, and flag which of them were drawn.
 
     An item ``{"image": (1, X, Y), "inner": path, "outer": None}`` becomes ``{"image": ..., "label": (2, X, Y),
-    "drawn": (2,)}``: 1 inside the contour and 0 outside, and of a contour that is None zeros all over, with a 0 in
-    ``drawn`` by which a loss leaves the channel out. Batches of it collate.
+    "drawn": (2,)}``: 1 inside the contour and 0 outside. A contour that is None gives zeros and a 0 in
+    ``drawn``, so that a loss can leave the channel out. The items can be collated.
 
     Args:
         keys: the contours, in the order of the channels.
-        image_key: image whose grid and affine the label gets.
-        label_key: where the label goes, a MetaTensor of float32.
-        drawn_key: where the flags go, a tensor of float32.
-        origin: coordinate of the first pixel's centre.
+        image_key: image that gives the label its grid and affine.
+        label_key: key of the label, a MetaTensor of float32.
+        drawn_key: key of the flags, a tensor of float32.
+        origin: coordinate of the centre of the first pixel.
 
     Raises:
-        DataError: a contour that cannot be read, or lies outside the image.
+        DataError: a contour cannot be read, or is outside the image.
     """
 
     def __init__(
@@ -196,7 +196,9 @@ class ContourMaskd(MapTransform):
         image = d[self.image_key]
         shape = tuple(image.shape[1:])
         if len(shape) != 2:
-            raise DataError("ContourMaskd", "contours belong to one slice, an image (C, X, Y)", f"shape {image.shape}")
+            raise DataError(
+                "ContourMaskd", "contours need an image of one slice, (C, X, Y)", f"shape {tuple(image.shape)}"
+            )
         paths = [d.pop(key, None) for key in self.keys]
         masks = [
             np.zeros(shape, dtype=bool) if p is None else contour_mask(read_contour(p), shape, self.origin, p)

@@ -1,7 +1,7 @@
-"""What the classes of our bundles are in the terms of DICOM: category, type and place of each segment.
+"""The classes of our bundles in DICOM's terms: category, type and region of each segment.
 
 Values are those of DICOM PS3.16, CID 7150 (categories), 7192, 7194 and 6300 (types), 4 (places) and 2 (modifiers).
-SNOMED CT has no word there for tumour that takes up contrast agent or does not; DICOM takes the NCI Thesaurus's.
+SNOMED CT has no word for tumour with or without contrast enhancement; DICOM uses those of the NCI Thesaurus.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Concept(NamedTuple):
     Attributes:
         value: the code.
         scheme: ``SCT`` (SNOMED CT) or ``NCIt`` (NCI Thesaurus).
-        meaning: what it stands for.
+        meaning: in words.
     """
 
     value: str
@@ -26,12 +26,12 @@ class Concept(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentCodes:
-    """What a segment shows.
+    """Codes of a segment.
 
     Attributes:
-        category: anatomy, tissue, or something abnormal.
+        category: anatomy, tissue or abnormal structure.
         type: what it is.
-        region: where it lies, for what may lie in several places.
+        region: where it is, if it can be in several places.
         modifier: which part of ``type`` it is.
     """
 
@@ -101,9 +101,9 @@ CODES: dict[str, dict[str, SegmentCodes]] = {
     },
 }
 
-UNKNOWN = SegmentCodes(_TISSUE, _TISSUE)  # true of any part of a body
+UNKNOWN = SegmentCodes(_TISSUE, _TISSUE)  # true of any part of the body
 
 
 def segment_codes(bundle: str, label: str) -> SegmentCodes:
-    """Codes of a bundle's class; ``UNKNOWN``, which says tissue and no more, for a class that is not in the table."""
+    """Codes of a class of a bundle; ``UNKNOWN``, which only says tissue, if it is not in the table."""
     return CODES.get(bundle, {}).get(label, UNKNOWN)

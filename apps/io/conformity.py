@@ -1,4 +1,4 @@
-"""What DICOM allows as the value of an attribute: an object made from a header must not repeat what it forbids."""
+"""Which values DICOM allows for an attribute: an object made from a header must not repeat invalid ones."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 _TEXT = ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
 _SEVERAL_LINES = ("LT", "ST", "UT")
-_ASCII_ALONE = ("", "ISO_IR 6", "ISO 2022 IR 6")  # what SpecificCharacterSet says where there is nothing to say
+_ASCII_ALONE = ("", "ISO_IR 6", "ISO 2022 IR 6")  # values of SpecificCharacterSet for plain ASCII
 _SHOWN = 40  # letters of a value in a message
 
 
 def leave_out_what_is_not_allowed(
     header: pydicom.Dataset, keep: Collection[str] = (), letters: bool = False
 ) -> dict[str, str]:
-    """Delete the standard's own attributes whose values break its rules, in sequences too, and return what they were.
+    """Delete standard attributes with invalid values, also in sequences, and return what they were.
 
-    A value must suit the attribute's representation (a date is a date that exists, no text is too long, a name has at
-    most five parts), its number of values, and the character set that the header states.
+    A value must fit the representation of the attribute (a date must exist, a text must not be too long, a name has at
+    most five parts), the number of values, and the character set that the header states.
 
     Args:
         header: changed in place.
-        keep: keywords that are passed over.
-        letters: whether a character set for letters beyond ASCII is stated above, as for an item of a sequence.
+        keep: keywords that are not checked.
+        letters: whether the dataset above, of which this is an item, states a character set beyond ASCII.
 
     Returns:
-        keyword to value, shortened, fit for a line.
+        keyword to value, shortened to one line.
     """
     from pydicom.datadict import keyword_for_tag
     from pydicom.sequence import Sequence
@@ -48,7 +48,7 @@ def leave_out_what_is_not_allowed(
                 for number, item in enumerate(element.value, start=1):
                     inner = leave_out_what_is_not_allowed(item, (), letters)
                     found.update({f"{keyword}[{number}].{word}": value for word, value in inner.items()})
-        except Exception:  # a damaged value makes pydicom raise whatever it leads to
+        except Exception:  # a damaged value makes pydicom raise anything
             allowed = False
         if not allowed:
             found[keyword] = _shown(header.get_item(tag))
@@ -57,7 +57,7 @@ def leave_out_what_is_not_allowed(
 
 
 def _states_letters(header: pydicom.Dataset, above: bool) -> bool:
-    """Whether a character set is stated that pydicom knows and that has letters beyond ASCII."""
+    """Whether the header states a character set beyond ASCII that pydicom knows."""
     from pydicom.charset import convert_encodings
 
     stated = header.get("SpecificCharacterSet")
@@ -70,7 +70,7 @@ def _states_letters(header: pydicom.Dataset, above: bool) -> bool:
 
 
 def _is_allowed(element: Any, letters: bool) -> bool:
-    """Whether the element's values are some; raises ValueError or the like where one is not."""
+    """Whether the values of an element are valid; an invalid one may also raise ValueError or the like."""
     from pydicom.config import RAISE
     from pydicom.datadict import dictionary_VM, dictionary_VR
     from pydicom.multival import MultiValue
@@ -96,7 +96,7 @@ def _is_allowed(element: Any, letters: bool) -> bool:
             return False
         validate_value(kind, text, RAISE)
         if kind in ("DA", "DT", "TM"):
-            {"DA": DA, "DT": DT, "TM": TM}[kind](text)  # 31 February, and what is a range
+            {"DA": DA, "DT": DT, "TM": TM}[kind](text)  # 31 February, and ranges
     return True
 
 

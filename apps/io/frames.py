@@ -1,4 +1,4 @@
-"""One slice of DICOM as a volume, so that it takes the way of any volume."""
+"""One DICOM slice as a volume of one slice, so that it can be handled like any volume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from decathlete.io.volume import Volume, header_of
 
 
 def read_frame(path: str | Path) -> Volume:
-    """A DICOM frame as a volume (X, Y, 1), or a NIfTI file as it is; told apart by the file's name.
+    """A DICOM frame as a volume (X, Y, 1), or a NIfTI file as it is; the name of the file decides.
 
     The affine of a frame is that of its header, with the slice thickness along the third axis.
 

@@ -1,7 +1,7 @@
-"""The one strict reader of NIfTI files: a file is read rightly, or refused in a line that names file and rule.
+"""The one strict reader of NIfTI files: a file is read correctly, or one line says what is wrong with it.
 
-nibabel interprets the header's fields (quaternions, scaling, byte order). What it lets pass is checked here: the gzip
-checksum and trailer, sizes before anything is allocated, the affine, voxels that are not finite, label values.
+nibabel interprets the header (quaternions, scaling, byte order). What it does not check is checked here: the gzip
+checksum, sizes before memory is allocated, the affine, voxels that are not finite, label values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 MAX_VOXELS = 2**30  # 1024^3: more than any CT of a whole body, 4 GiB as float32
 _MAX_OFFSET = 2**26  # bytes of header and extensions before the voxels; those in use have some megabytes
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_NOT_INTENSITIES = {1: "one bit a voxel", 32: "complex64", 128: "RGB colour", 1536: "float128", 1792: "complex128",
+_NOT_INTENSITIES = {1: "one bit per voxel", 32: "complex64", 128: "RGB colour", 1536: "float128", 1792: "complex128",
                     2048: "complex256", 2304: "RGBA colour"}  # fmt: skip
 SINGLE, PAIR = (".nii", ".nii.gz"), (".hdr", ".img", ".hdr.gz", ".img.gz")  # endings of names
 
@@ -48,23 +48,23 @@ def read_nifti(
 
     Args:
         path: the file; of a pair, either one.
-        kind: ``"label"`` asks for whole numbers (to 1e-3), not negative, and gives an integer array.
-        channels: volumes along a fourth axis that the file must hold.
-        allowed_labels: label values that may occur; ``None`` allows all that a label map may hold.
+        kind: ``"label"`` expects integers (to 1e-3) that are not negative, and returns an integer array.
+        channels: how many volumes the file must hold along a fourth axis.
+        allowed_labels: label values that may occur; ``None`` allows any.
         max_voxels: larger shapes are refused before anything is unpacked.
 
     Raises:
-        DataError: the file is missing, damaged, not NIfTI, not finite, or holds other values than asked for.
-        GeometryError: the affine is not finite, singular, sheared, out of range, in other units, or stated twice
-            in two ways.
+        DataError: the file is missing, damaged, not NIfTI, not finite, or holds other values than expected.
+        GeometryError: the affine is not finite, singular, sheared, out of range or in other units, or sform and qform
+            contradict each other.
 
-    Notes of what was assumed are logged, once per file.
+    What had to be assumed is logged, once per file.
     """
     try:
         with np.errstate(all="ignore"):  # what overflows is caught as not finite
             return _read(Path(path), kind, channels, allowed_labels, max_voxels)
     except OSError as error:  # no permission, a name too long, a disk that fails
-        raise DataError(path, "the file can be read", error.strerror or str(error)) from error
+        raise DataError(path, "the file cannot be read", error.strerror or str(error)) from error
 
 
 def _read(path: Path, kind: str, channels: int, allowed_labels: Collection[int] | None, max_voxels: int) -> Volume:
@@ -89,9 +89,9 @@ def _read(path: Path, kind: str, channels: int, allowed_labels: Collection[int] 
 
 
 def read_nifti_header(path: str | Path) -> nib.Nifti1Header:
-    """Header of a NIfTI file, for a look ahead of `read_nifti`; shape and spacing in it are not checked yet.
+    """Header of a NIfTI file; shape and spacing are not checked yet.
 
-    `nibabel.load` unpacks the header's extensions too, and a small file can hold any number of zeros there.
+    `nibabel.load` would unpack the extensions of the header too, and a small file can hold any number of zeros there.
 
     Raises:
         DataError: the file is missing, or has no NIfTI header.
@@ -100,21 +100,23 @@ def read_nifti_header(path: str | Path) -> nib.Nifti1Header:
         header_path, voxel_path = _files(Path(path))
         return _header(header_path, single=header_path == voxel_path)
     except OSError as error:
-        raise DataError(path, "the file can be read", error.strerror or str(error)) from error
+        raise DataError(path, "the file cannot be read", error.strerror or str(error)) from error
 
 
 def _files(path: Path) -> tuple[Path, Path]:
-    """Header file and voxel file (the same for a single file), both there."""
+    """Header file and voxel file (the same for a single file); both exist."""
     lower = path.name.lower()
     if path.is_dir():
-        raise DataError(path, "an image is a file", "a folder of that name")
+        raise DataError(path, "this is a folder, not an image file")
     if path.name.startswith("._"):
-        raise DataError(path, "an image is not a side file", "a name that starts with '._'", "Delete what macOS left")
+        raise DataError(path, "this is a side file of macOS, not an image", remedy="Delete it")
     if not lower.endswith(SINGLE + PAIR):
-        raise DataError(path, "a NIfTI file ends in .nii, .nii.gz, .hdr or .img", f"'{path.name}'", "Convert the image")
+        raise DataError(
+            path, "the name does not end in .nii, .nii.gz, .hdr or .img", remedy="Convert the image to NIfTI"
+        )
     check_content(path)
     if not path.exists():
-        raise DataError(path, "the file must exist", "no such file")
+        raise DataError(path, "no such file")
     if lower.endswith(SINGLE):
         return path, path
     pair = []
@@ -126,7 +128,7 @@ def _files(path: Path) -> tuple[Path, Path]:
         there = next((c for c in candidates if c.is_file()), None)
         if there is None:
             raise DataError(
-                candidates[0], f"a pair has its .{wanted} file", "no such file", f"Put it beside {path.name}"
+                candidates[0], f"the .{wanted} file of the pair is missing", remedy=f"Put it beside {path.name}"
             )
         pair.append(there)
     return pair[0], pair[1]
@@ -143,106 +145,115 @@ def _header(path: Path, single: bool) -> nib.Nifti1Header:
         except (EOFError, OSError, zlib.error) as error:
             raise corrupt(path, error) from error
         if not start:
-            raise DataError(path, "an image holds data", "gzip data of 0 bytes", "Copy or download it again")
+            raise DataError(path, "the gzip file is empty", remedy="Copy or download it again")
     if len(start) < 348:
         found = f"{len(start)} bytes: {start[:20]!r}" if start[:20].isascii() else f"{len(start)} bytes"
-        raise DataError(path, "a NIfTI header has 348 bytes or more", found, "Copy or download it again")
+        raise DataError(path, "too short for a NIfTI header of 348 bytes", found, "Copy or download it again")
     for order in ("<", ">"):
         size = int(np.frombuffer(start[:4], order + "i4")[0])
         if size in (348, 540):
             break
     else:
-        raise DataError(path, "a NIfTI file starts with the header's size, 348 or 540",
+        raise DataError(path, "not a NIfTI file: expected the header size 348 or 540 at the start",
                         f"{int(np.frombuffer(start[:4], '<i4')[0])}", "Convert the image to NIfTI")  # fmt: skip
     kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
     if len(start) < size:
-        raise DataError(path, f"this NIfTI header has {size} bytes", f"{len(start)}", "Copy or download it again")
+        raise DataError(
+            path, f"too short for its header of {size} bytes", f"{len(start)} bytes", "Copy or download it again"
+        )
     magic = start[344:348] if size == 348 else start[4:8]
     digit = b"1" if size == 348 else b"2"
     wanted = (b"n+" if single else b"ni") + digit + b"\0"
     if magic != wanted:
         found = f"{magic!r}"
         if magic == b"\0\0\0\0":
-            found += ", as in Analyze 7.5, which does not know left from right"
-        raise DataError(path, f"a {'single file' if single else 'pair'} has the NIfTI magic {wanted!r}", found,
-                        "Convert the image to NIfTI")  # fmt: skip
+            found += ", as in Analyze 7.5, which does not tell left from right"
+        what = "single file" if single else "pair of files"
+        raise DataError(path, f"expected {wanted!r}, the NIfTI magic of a {what}", found, "Convert the image to NIfTI")
     if size == 540 and start[8:12] != b"\r\n\x1a\n":
-        raise DataError(path, "NIfTI-2 keeps four bytes that show changed line ends", f"{start[8:12]!r}",
-                        "The file was damaged in transfer: copy it again, as binary")  # fmt: skip
+        raise DataError(path, "line ends were changed in transfer", f"{start[8:12]!r} in the NIfTI-2 header",
+                        "Copy it again, as a binary file")  # fmt: skip
     return kind(start[:size], endianness=order, check=False)
 
 
 def _layout(
     path: Path, header: nib.Nifti1Header, channels: int, max_voxels: int, notes: list[str]
 ) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape as wanted, stored type, and offset of the voxels; nothing larger than ``max_voxels``."""
+    """Expected shape, stored type and offset of the voxels; at most ``max_voxels``."""
     dims = [int(d) for d in header["dim"]]
     if not 1 <= dims[0] <= 7:
-        raise DataError(path, "the number of axes, dim[0], is 1 to 7", f"{dims[0]}", "Convert the image again")
+        raise DataError(
+            path, "the number of axes is not between 1 and 7", f"dim[0] {dims[0]}", "Convert the image again"
+        )
     shape = tuple(dims[1 : dims[0] + 1])
     if any(d < 1 for d in shape):
-        raise DataError(
-            path, "every axis is at least one voxel long", f"shape {shape_text(shape)}", "Convert the image again"
-        )
+        raise DataError(path, "an axis has no voxels", f"shape {shape_text(shape)}", "Convert the image again")
     if math.prod(shape) > max_voxels * max(channels, 1):
-        raise DataError(path, f"a volume has at most {max_voxels:,} voxels", f"shape {shape_text(shape)}",
+        raise DataError(path, f"more than {max_voxels:,} voxels", f"shape {shape_text(shape)}",
                         "Crop the image, or raise max_voxels")  # fmt: skip
     shape = _wanted_shape(path, shape, channels)
 
     code = int(header["datatype"])
     if code not in _DTYPES:
-        found = f"datatype {code}" + (f" ({_NOT_INTENSITIES[code]})" if code in _NOT_INTENSITIES else "")
-        raise DataError(path, "voxels are integers or floats of 8 to 64 bits", found, "Convert to one value a voxel")
+        found = f"datatype {code}" + (f", {_NOT_INTENSITIES[code]}" if code in _NOT_INTENSITIES else "")
+        raise DataError(
+            path,
+            "the data type is neither an integer nor a float of 8 to 64 bits",
+            found,
+            "Convert to one value per voxel",
+        )
     dtype = np.dtype(header.endianness + _DTYPES[code])
     if int(header["bitpix"]) != dtype.itemsize * 8:
-        notes.append(f"bitpix {int(header['bitpix'])} disagrees with datatype {dtype.name}; went by the datatype")
+        notes.append(f"bitpix {int(header['bitpix'])} does not fit the datatype {dtype.name}; the datatype is used")
 
     offset = float(header["vox_offset"])
     first = 0 if header["magic"].item()[:2] == b"ni" else header.sizeof_hdr + 4
     if math.isfinite(offset) and offset > _MAX_OFFSET:  # few bytes of gzip can hold very many zeros
-        raise DataError(path, f"vox_offset is at most {_MAX_OFFSET:,} bytes", f"{offset:,.0f}",
+        raise DataError(path, f"vox_offset is above {_MAX_OFFSET:,} bytes", f"{offset:,.0f}",
                         "Convert the image again, without its extensions")  # fmt: skip
     if not (math.isfinite(offset) and offset >= first and offset == int(offset)):
-        raise DataError(path, f"vox_offset is a whole number of at least {first}", f"{offset:g}",
+        raise DataError(path, f"vox_offset is not an integer of at least {first}", f"{offset:g}",
                         "Convert the image again")  # fmt: skip
     return shape, dtype, int(offset)
 
 
 def _wanted_shape(path: Path, shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
     if len(shape) < 3:
-        raise DataError(path, "a volume has three axes", f"shape {shape_text(shape)}", "Stack the slices into a volume")
+        raise DataError(path, "fewer than three axes", f"shape {shape_text(shape)}", "Stack the slices into a volume")
     rest = shape[3:]
     volumes = math.prod(rest)
     if volumes == channels and (volumes == 1 or len(rest) == 1 or math.prod(rest[1:]) == 1):
         return shape[:3] if channels == 1 else (*shape[:3], channels)
     wanted = "one volume" if channels == 1 else f"{channels} channels along the fourth axis"
-    raise DataError(path, f"{wanted} is wanted" if channels == 1 else f"{wanted} are wanted",
-                    f"{volumes} (shape {shape_text(shape)})", "Choose or join the volumes")  # fmt: skip
+    raise DataError(path, f"expected {wanted}", f"{volumes} in shape {shape_text(shape)}",
+                    "Split or stack the volumes")  # fmt: skip
 
 
 def _scaling(path: Path, header: nib.Nifti1Header, notes: list[str]) -> tuple[float | None, float]:
-    """Slope and intercept; slope ``None`` where the voxels are to be taken as stored."""
+    """Slope and intercept; slope ``None`` if the voxels are used as stored."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if math.isinf(slope):
-        raise DataError(path, "scaling is finite", f"scl_slope {slope}", "Correct the header")
+        raise DataError(path, "the scaling is not finite", f"scl_slope {slope}", "Correct the header")
     if slope == 0 or math.isnan(slope):
         if not (inter == 0 or math.isnan(inter)):
-            notes.append(f"scl_slope {slope:g} means no scaling; scl_inter {inter:g} was left out")
+            notes.append(f"scl_slope {slope:g} means no scaling; scl_inter {inter:g} is ignored")
         return None, 0.0
     if not math.isfinite(inter):
-        raise DataError(path, "scaling is finite", f"scl_slope {slope:g}, scl_inter {inter}", "Correct the header")
+        raise DataError(
+            path, "the scaling is not finite", f"scl_slope {slope:g}, scl_inter {inter}", "Correct the header"
+        )
     return (None, 0.0) if (slope, inter) == (1.0, 0.0) else (slope, inter)
 
 
 def _check_extensions(between: NDArray[np.uint8], header: nib.Nifti1Header, notes: list[str]) -> None:
-    """Note extensions whose sizes do not fit before the voxels; none is kept: they are the input's own comments."""
+    """Note extensions that do not fit before the voxels; no extension is kept: they are comments on the input."""
     if len(between) < 4 or between[0] == 0:
         return
     place = 4
     while place + 8 <= len(between):
         size = int(between[place : place + 4].view(header.endianness + "i4")[0])
         if size < 8 or place + size > len(between):
-            notes.append(f"a header extension claims {size:,} bytes where {len(between) - place} are; passed over")
+            notes.append(f"a header extension states {size:,} bytes, but there are {len(between) - place}; ignored")
             return
         place += size
 

@@ -1,4 +1,4 @@
-"""The bytes of a file that may be gzipped: all that the header asks for, or a refusal."""
+"""The bytes of a file, gzipped or not: exactly as many as its header states, otherwise an error."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ _DEFLATE_MAX_RATIO = 1032  # zlib's documented limit: no stream unpacks to more 
 
 
 def is_gzipped(path: Path, start: bytes) -> bool:
-    """Whether the file is compressed, from its first bytes; refused where the name says otherwise."""
+    """Whether the file is compressed, by its first bytes; an error if its name says otherwise."""
     named, packed = path.name.lower().endswith(".gz"), start.startswith(_MAGIC)
     if not start:
-        raise DataError(path, "an image holds data", "an empty file", "Copy or download it again")
+        raise DataError(path, "the file is empty", remedy="Copy or download it again")
     if named and not packed:
-        found = "other bytes at the start"
+        found = "other bytes"
         if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-            found = "a web page in place of the image"
+            found = "a web page"
         elif start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
             found = "an image that is not compressed"
-        raise DataError(path, "a name in .gz means gzip data", found, "Get the file itself, or rename it to .nii")
+        raise DataError(
+            path, "the name ends in .gz, but the data are not gzip", found, "Get the file itself, or rename it to .nii"
+        )
     if packed and not named:
-        raise DataError(path, "a name without .gz means data that are not compressed", "gzip data", "Rename to .nii.gz")
+        raise DataError(path, "the data are gzip, but the name does not end in .gz", remedy="Rename it to .nii.gz")
     return packed
 
 
 def unpacked(path: Path, needed: int) -> NDArray[np.uint8]:
-    """The file's ``needed`` bytes; fewer or more, or a gzip stream that does not vouch for them, are refused."""
+    """The ``needed`` bytes of the file; fewer, more, or a damaged gzip stream are errors."""
     size = path.stat().st_size
     with path.open("rb") as file:
         packed = is_gzipped(path, file.read(32))
@@ -66,27 +68,26 @@ def _inflate(path: Path, file: Any, data: NDArray[np.uint8]) -> None:
         if stream.eof:
             pending = (stream.unused_data or file.read(1 << 20)).lstrip(b"\0")  # gzip allows zeros as padding
             if pending and not pending.startswith(_MAGIC):
-                raise DataError(path, "nothing follows the end of the compressed data", "other bytes after it",
-                                "Copy or download it again")  # fmt: skip
+                raise DataError(path, "other bytes follow the compressed data", remedy="Copy or download it again")
             stream = zlib.decompressobj(wbits=31) if pending else stream
         else:
             pending = stream.unconsumed_tail or file.read(1 << 20)
     if not stream.eof:
-        raise DataError(path, "compressed data end with a checksum", f"an early end after {filled:,} bytes unpacked",
+        raise DataError(path, "the compressed data are incomplete", f"they end after {filled:,} unpacked bytes",
                         "Copy or download it again")  # fmt: skip
     if filled < len(data):
         raise _wrong_length(path, filled, len(data))
 
 
 def _wrong_length(path: Path, size: int | None, needed: int) -> DataError:
-    found = "a file too small to unpack to that"
+    found = "the file is too small to unpack to that"
     if size is not None:
-        found = f"{size:,}" if size < needed else "more"
-    return DataError(path, f"header and voxels take {needed:,} bytes by the header's shape", found,
+        found = f"{size:,} bytes" if size < needed else "there are more"
+    return DataError(path, f"expected {needed:,} bytes of header and voxels by the shape in the header", found,
                      "Copy or download it again, or correct the header")  # fmt: skip
 
 
 def corrupt(path: Path, error: Exception) -> DataError:
-    """What zlib or gzip said of a file, as an error of ours."""
-    rule = "the gzip checksum matches" if "check" in str(error) else "compressed data are sound"
+    """An error of zlib or gzip as an error of ours."""
+    rule = "the gzip checksum does not match" if "check" in str(error) else "the compressed data are damaged"
     return DataError(path, rule, str(error).split(": ")[-1], "Copy or download it again")

@@ -1,4 +1,7 @@
-"""A folder of DICOM slices as one volume: sorted by geometry, never by name, and refused where it is not one grid."""
+"""A folder of DICOM slices as one volume: sorted by position, never by name, and refused if it is not one grid.
+
+A folder with several series is refused, and they are listed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class DicomVolume:
             the normal (row direction x column direction).
         affine: 4x4 float64, from voxel indices to RAS+ millimetres.
         paths: files in the order of Z.
-        notes: what was assumed or left out, a line each.
+        notes: what was assumed or left out, one line each.
     """
 
     array: NDArray[np.float32]
@@ -45,25 +48,29 @@ class DicomVolume:
 
 
 def read_dicom_series(folder: str | Path) -> DicomVolume:
-    """Read the one series of slices that lies in ``folder``; sub-folders are not searched.
+    """Read the one series of slices in ``folder``; sub-folders are not searched.
 
-    Files that are no DICOM and bear another suffix, side files, and DICOM objects without an image are left out, with
-    a note. The distance of slices comes from their positions, not from SliceThickness.
+    Side files, DICOM objects without an image, and other files with another suffix are left out, with a note. The
+    distance of slices comes from their positions, not from SliceThickness.
 
     Raises:
         DataError: there is no slice; a slice cannot be read; the slices are of several patients, series, modalities or
-            frames of reference; two have one SOPInstanceUID.
-        GeometryError: slices differ in size, spacing or orientation, two lie at one position, distances differ, or the
-            positions are not on one line along the normal.
+            frames of reference; two have the same SOPInstanceUID.
+        GeometryError: slices differ in size, spacing or orientation, two have the same position, distances differ, or
+            the positions are not on one line along the normal.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(folder, "a series is a folder of slices", "no such folder")
+        raise DataError(folder, "no such folder")
     notes: list[str] = []
     with quiet_pydicom():
         frames = [read_dicom_frame(path) for path in _slices(folder, notes)]
         if not frames:
-            raise DataError(folder, "the folder holds a DICOM series", "no slice in it", "Sub-folders are not searched")
+            raise DataError(
+                folder,
+                "no DICOM slice in the folder",
+                remedy="Sub-folders are not searched: give the folder of the slices",
+            )
         _check_identity(folder, frames)
         _check_grid(frames)
         return _stacked(folder, frames, notes)
@@ -76,24 +83,24 @@ def _slices(folder: Path, notes: list[str]) -> list[Path]:
             continue
         header = peek(path, ["Modality"])
         if header is not None and header.get("Modality") in _NO_IMAGES:
-            notes.append(f"{path.name} is left out: Modality {header.Modality}")
+            notes.append(f"{path.name} is left out: its Modality is {header.Modality}")
         elif header is not None or path.suffix.lower() in ("", ".dcm", ".ima"):
-            paths.append(path)  # one that cannot be read is an error: leaving it out would leave a gap
+            paths.append(path)  # if it cannot be read, leaving it out would leave a gap
         else:
-            notes.append(f"{path.name} is left out: it is not DICOM")
+            notes.append(f"{path.name} is left out: not DICOM")
     return paths
 
 
 def _check_identity(folder: Path, frames: Sequence[DicomFrame]) -> None:
     for tag, rule in (
-        ("PatientID", "a series is of one patient"),
-        ("SeriesInstanceUID", "the folder holds one series"),
-        ("Modality", "a series is of one modality"),
-        ("FrameOfReferenceUID", "positions of a series are in one frame of reference"),
+        ("PatientID", "slices of several patients"),
+        ("SeriesInstanceUID", "slices of several series"),
+        ("Modality", "slices of several modalities"),
+        ("FrameOfReferenceUID", "slices in several frames of reference"),
     ):
         first = {str(frame.header.get(tag)): frame.path.name for frame in reversed(frames)}
         if len(first) > 1:
-            found = listed(f"{tag} {value} ({name})" for value, name in sorted(first.items(), key=lambda item: item[1]))
+            found = listed(f"{tag} {value}: {name}" for value, name in sorted(first.items(), key=lambda item: item[1]))
             raise DataError(folder, rule, found, "Put each into a folder of its own")
     seen: dict[str, DicomFrame] = {}
     for frame in frames:
@@ -101,26 +108,26 @@ def _check_identity(folder: Path, frames: Sequence[DicomFrame]) -> None:
         other = seen.setdefault(str(uid), frame) if uid else frame
         if other is not frame:
             same = np.array_equal(other.array, frame.array)
-            found = f"that of {other.path.name}, with {'the same' if same else 'other'} pixels"
-            raise DataError(frame.path, "each slice has its own SOPInstanceUID", found, "Remove one of the two")
+            found = f"SOPInstanceUID {uid}, {'equal' if same else 'different'} pixels"
+            raise DataError(frame.path, f"has the same UID as {other.path.name}", found, "Remove one of the two")
 
 
 def _check_grid(frames: Sequence[DicomFrame]) -> None:
     for frame in frames:
         for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
             if not frame.header.get(tag):
-                raise DataError(frame.path, f"slices of a volume state {tag}", "none", "Export the series again")
+                raise DataError(frame.path, f"no {tag}", remedy="Export the series again")
     first = frames[0]
     checks: list[tuple[str, Callable[[DicomFrame], Any], float]] = [
-        ("size, columns x rows", lambda frame: frame.array.shape, 0),
+        ("size", lambda frame: frame.array.shape, 0),
         ("PixelSpacing", lambda frame: frame.spacing, 1e-3),
         ("orientation", lambda frame: tuple(float(v) for v in frame.header.ImageOrientationPatient), _COSINES),
     ]
-    for rule, value, tolerance in checks:
+    for what, value, tolerance in checks:
         for frame in frames:
             if not np.allclose(value(frame), value(first), rtol=0, atol=tolerance):
-                found = f"{_short(value(frame))}, and {_short(value(first))} in {first.path.name}"
-                raise GeometryError(frame.path, f"slices of a volume have one {rule}", found)
+                found = f"{_short(value(frame))} and {_short(value(first))}"
+                raise GeometryError(frame.path, f"differs from {first.path.name} in {what}", found)
 
 
 def _stacked(folder: Path, frames: list[DicomFrame], notes: list[str]) -> DicomVolume:
@@ -132,21 +139,20 @@ def _stacked(folder: Path, frames: list[DicomFrame], notes: list[str]) -> DicomV
     steps = np.diff(heights)
     for step, (a, b) in zip(steps, pairwise(frames), strict=True):
         if step < _SAME_PLACE_MM:
-            times = "".join(
-                f", {frame.path.name} at {t} ms" for frame in (a, b) if (t := frame.header.get("TriggerTime"))
+            times = ", ".join(
+                f"{frame.path.name} at {t} ms" for frame in (a, b) if (t := frame.header.get("TriggerTime"))
             )
-            raise GeometryError(b.path, "slices of a volume lie at different positions",
-                                f"the position of {a.path.name}{times}", "Give one phase at a time")  # fmt: skip
+            raise GeometryError(b.path, f"has the same position as {a.path.name}", times, "Give one phase at a time")
     affine = frames[0].affine.copy()
     if len(frames) == 1:
-        notes.append("one slice: its thickness is taken from SliceThickness")
+        notes.append("one slice: its thickness is SliceThickness")
     else:
         _check_line(folder, places, heights, normal)
         if steps.max() - steps.min() > _UNEVEN * steps.mean():
             at = int(steps.argmax())
             raise GeometryError(
-                folder, "distances between slices are equal", f"{steps.min():.4g} to {steps.max():.4g} mm, the largest "
-                f"between {frames[at].path.name} and {frames[at + 1].path.name}", "Add the missing slices",
+                folder, "the distances between slices differ", f"{steps.min():.4g} to {steps.max():.4g} mm, the "
+                f"largest between {frames[at].path.name} and {frames[at + 1].path.name}", "Add the missing slices",
             )  # fmt: skip
         affine[:3, 2] = (places[-1] - places[0]) / (len(frames) - 1)
     notes += [f"{frame.path.name}: {note}" for frame in frames for note in frame.notes]
@@ -154,7 +160,7 @@ def _stacked(folder: Path, frames: list[DicomFrame], notes: list[str]) -> DicomV
 
 
 def _check_line(folder: Path, places: NDArray[np.float64], heights: NDArray[np.float64], normal: NDArray[Any]) -> None:
-    """Refuse slices that advance sidewards: one that is out of line, or all of them, as with a tilted gantry."""
+    """Refuse slices that are shifted sideways: a single one, or all of them, as with a tilted gantry."""
     sideways = places - places[0] - np.outer(heights - heights[0], normal)
     far = np.linalg.norm(sideways, axis=1)
     if far.max() <= max(_SIDEWAYS_MM, 1e-3 * (heights[-1] - heights[0])):
@@ -162,13 +168,13 @@ def _check_line(folder: Path, places: NDArray[np.float64], heights: NDArray[np.f
     tilt = np.degrees(np.arctan2(far[-1], heights[-1] - heights[0]))
     straight = np.outer((heights - heights[0]) / (heights[-1] - heights[0]), sideways[-1])
     if np.linalg.norm(sideways - straight, axis=1).max() <= _SIDEWAYS_MM:
-        raise GeometryError(folder, "slices advance along their normal", f"a tilt of {tilt:.1f} degrees",
+        raise GeometryError(folder, "the slices do not follow their normal", f"gantry tilt of {tilt:.1f} degrees",
                             "Resample the series upright first")  # fmt: skip
-    raise GeometryError(folder, "positions of slices lie on one line", f"one of them {far.max():.3g} mm beside it")
+    raise GeometryError(folder, "the positions of the slices are not on one line", f"one is {far.max():.3g} mm off")
 
 
 def _short(value: Any) -> str:
-    return "(" + ", ".join(f"{number:.5g}" for number in value) + ")"
+    return " x ".join(f"{number:.5g}" for number in value)
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class SeriesVolume(Volume):
 
 @dataclass(frozen=True)
 class Series:
-    """Slices that bear one SeriesInstanceUID."""
+    """Slices with one SeriesInstanceUID."""
 
     uid: str
     modality: str
@@ -199,7 +205,7 @@ class Series:
 
 
 def read_series(folder: str | Path) -> SeriesVolume:
-    """The series in a folder as a volume (X, Y, Z), X along the rows of the slices, with a header to write NIfTI with.
+    """The series in a folder as a volume (X, Y, Z), X along the rows of the slices, with a header for NIfTI.
 
     Raises:
         DataError, GeometryError: as `read_dicom_series`; several series are listed.
@@ -209,7 +215,9 @@ def read_series(folder: str | Path) -> SeriesVolume:
     _refuse_several(folder, found)
     volume = read_dicom_series(folder)
     header = header_of(volume.array.shape, volume.affine)
-    affine = header.get_sform()  # to the digits of NIfTI, so that the same scan as a NIfTI file gives the same labels
+    affine = (
+        header.get_sform()
+    )  # in the precision of NIfTI, so that the same scan as a NIfTI file gives the same labels
     modality = found[0].modality if found else ""
     return SeriesVolume(volume.array, affine, header, list(volume.notes), folder, list(volume.paths), modality)
 
@@ -217,7 +225,7 @@ def read_series(folder: str | Path) -> SeriesVolume:
 def series_in(folder: str | Path) -> list[Series]:
     """Series of images directly in ``folder``, in the order of their UIDs, from the headers alone.
 
-    Files that are no DICOM or no image of a patient's slice (SEG, reports) are passed over.
+    Files that are not DICOM, or not a slice of a patient (SEG, reports), are ignored.
     """
     slices: dict[tuple[str, str], list[str]] = defaultdict(list)
     for _, header in _images(Path(folder)):
@@ -232,7 +240,7 @@ def series_files(folder: str | Path) -> list[Path]:
 
 
 def series_folder(folder: str | Path) -> Path | None:
-    """The folder itself if it holds one series, None if it holds no DICOM images, nor any of its sub-folders.
+    """The folder itself if it holds one series; None if neither it nor its sub-folders hold DICOM images.
 
     Raises:
         DataError: it holds several series, or its sub-folders hold some; all are listed.
@@ -244,8 +252,8 @@ def series_folder(folder: str | Path) -> Path | None:
         return folder
     below = [f"{sub.name}: {series}" for sub in sorted(folder.iterdir()) if sub.is_dir() for series in series_in(sub)]
     if below:
-        raise DataError(folder, "a series is given by the folder of its slices", f"series in sub-folders: "
-                        f"{listed(below, most=20)}", "Give one of the sub-folders, or several")  # fmt: skip
+        raise DataError(folder, "no DICOM slice in the folder, but in its sub-folders", listed(below, most=20),
+                        "Give one or more of the sub-folders")  # fmt: skip
     return None
 
 
@@ -253,8 +261,8 @@ def _refuse_several(folder: Path, found: list[Series]) -> None:
     if len(found) > 1:
         raise DataError(
             folder,
-            "the folder holds one series",
-            f"{len(found)}: {listed(found, most=20)}",
+            f"holds {len(found)} series",
+            listed(found, most=20),
             "Put each into a folder of its own",
         )
 

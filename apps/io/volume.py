@@ -21,11 +21,12 @@ class Volume:
     """A volume with its place in space.
 
     Attributes:
-        array: image float32, label uint8 or int16; (X, Y, Z), or (X, Y, Z, C) where several channels were asked for.
+        array: image float32, label uint8 or int16; (X, Y, Z), or (X, Y, Z, C) for several channels.
         affine: 4x4 float64, from voxel indices to RAS+ millimetres.
-        header: nibabel header to write a result with: native byte order, the input's sform, qform, codes and units.
-        notes: what was assumed, a line each; empty for a file without oddities.
-        path: the file it came from.
+        header: nibabel header for a result on this grid: native byte order, and the input's sform, qform, codes and
+            units.
+        notes: what was assumed, one line each; usually empty.
+        path: the file that was read.
     """
 
     array: NDArray
@@ -41,12 +42,12 @@ class Volume:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the file states its place in space (an sform or a qform)."""
+        """Whether the file states its position in space (sform or qform)."""
         return bool(self.header["sform_code"] > 0 or self.header["qform_code"] > 0)
 
 
 def header_of(shape: Sequence[int], affine: NDArray[np.float64]) -> nib.Nifti1Header:
-    """Header for float32 voxels that came from no NIfTI file, placed by ``affine`` in mm; NIfTI-2 for long axes."""
+    """Header for float32 voxels that did not come from NIfTI, with ``affine`` in mm; NIfTI-2 if an axis is long."""
     header = nib.Nifti2Header() if max(shape) > np.iinfo(np.int16).max else nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.float32)
@@ -63,7 +64,7 @@ def check_pair(image: Volume, label: Volume, *, tolerance_mm: float = PAIR_TOLER
 
     Raises:
         GeometryError: shapes differ, affines differ by more than ``tolerance_mm`` in an entry, or only one of the two
-            states its place in space.
+            states its position in space.
     """
     first, second = (Grid(v.path, v.array.shape[:3], v.affine, v.is_placed) for v in (image, label))
     check_same_grid(first, second, tolerance_mm)
@@ -92,7 +93,7 @@ class Grid:
     @property
     def spacing(self) -> str:
         """Voxel edge lengths in mm, for a message."""
-        return numbers_text(np.linalg.norm(self.affine[:3, :3], axis=0))
+        return numbers_text(np.linalg.norm(self.affine[:3, :3], axis=0), " x ")
 
 
 def check_same_grid(image: Grid, label: Grid, tolerance_mm: float) -> None:
@@ -100,44 +101,44 @@ def check_same_grid(image: Grid, label: Grid, tolerance_mm: float) -> None:
     if image.shape != label.shape:
         raise GeometryError(
             label.path,
-            "a label has its image's shape",
-            f"label {shape_text(label.shape)} on image {shape_text(image.shape)} ({image.path.name})",
+            "label and image differ in shape",
+            f"label {shape_text(label.shape)}, image {shape_text(image.shape)}: {image.path.name}",
             "Give the label that was drawn on this image, or resample it",
         )
     if image.is_placed != label.is_placed:
         raise GeometryError(
             label.path if image.is_placed else image.path,
-            "its place in space must be known, since that of its image or label is",
-            "sform_code 0 and qform_code 0",
+            f"the position in space is unknown, but that of {(label if label.is_placed else image).path.name} is known",
+            "sform_code 0, qform_code 0",
             "Copy the header of the other file",
         )
-    check_handedness(label.path, "label and image", {"label": label.affine, "image": image.affine},
-                      "Bring the label into its image's orientation")  # fmt: skip
+    check_handedness(label.path, {"label": label.affine, "image": image.affine},
+                      "Flip the label to the orientation of its image")  # fmt: skip
     difference = np.abs(image.affine - label.affine)
     row, column = np.unravel_index(int(difference.argmax()), (4, 4))
     if difference.max() > tolerance_mm:
         what = ("x", "y", "z")[row] + (" of the origin" if column == 3 else f" along axis {column}")
         raise GeometryError(
             label.path,
-            f"label and image affines agree to {tolerance_mm:g} mm",
-            f"a largest difference of {difference.max():.6g} mm, in {what}: label {label.affine[row, column]:.6g}, "
-            f"image {image.affine[row, column]:.6g} ({image.path.name}); spacing {label.spacing} and {image.spacing}",
-            "Resample the label onto the image's grid",
+            f"the affines of label and image differ by more than {tolerance_mm:g} mm",
+            f"by {difference.max():.6g} mm in {what}: label {label.affine[row, column]:.6g}, image "
+            f"{image.affine[row, column]:.6g}; spacing {label.spacing} and {image.spacing} mm; image {image.path.name}",
+            "Resample the label to the image's grid",
         )
 
 
-def check_handedness(path: Path, both: str, affines: Mapping[str, NDArray], remedy: str) -> None:
-    """Refuse two affines one of which is the other's mirror image: then left is right in one of the two."""
+def check_handedness(path: Path, affines: Mapping[str, NDArray], remedy: str) -> None:
+    """Refuse two affines of which one mirrors the other: left would be right in one of the two."""
     if len({np.linalg.det(affine[:3, :3]) > 0 for affine in affines.values()}) > 1:
-        axes = " and ".join(f"{''.join(nib.aff2axcodes(affine))} by the {name}" for name, affine in affines.items())
-        raise GeometryError(path, f"{both} agree in handedness", f"a flip between them: axes {axes}", remedy)
+        axes = " and ".join(f"{''.join(nib.aff2axcodes(affine))} of the {name}" for name, affine in affines.items())
+        raise GeometryError(path, f"{' and '.join(affines)} are mirror images of each other", f"axes {axes}", remedy)
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape for a message, such as ``64x64x30``."""
-    return "x".join(str(n) for n in shape)
+    """A shape for a message, such as ``64 x 64 x 30``."""
+    return " x ".join(str(n) for n in shape)
 
 
-def numbers_text(values: Any) -> str:
+def numbers_text(values: Any, between: str = ", ") -> str:
     """Numbers for a message, to six digits."""
-    return "(" + ", ".join(f"{float(v):.6g}" for v in np.ravel(values)) + ")"
+    return between.join(f"{float(v):.6g}" for v in np.ravel(values))

@@ -1,4 +1,4 @@
-"""What a prediction makes, written on the grid of its scan."""
+"""Voxels written on the grid of a scan."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class DiskError(DataError):
-    """An output that cannot be written: no use in going on."""
+    """An output cannot be written, so it is no use to continue."""
 
 
 def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
-    """Write voxels with the geometry of the input's header, whole or not at all.
+    """Write voxels with the geometry of the input's header, completely or not at all.
 
     Raises:
         DataError: the disk is full, or the folder cannot be written to.
@@ -33,7 +33,7 @@ def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) 
     header.set_slope_inter(1, 0)
     header.set_intent("label" if array.dtype.kind == "u" else "none")
     header["descrip"] = f"{note[:58]}; not for clinical use".encode("ascii", "replace")
-    header["cal_min"] = header["cal_max"] = 0  # the window of the input's intensities
+    header["cal_min"] = header["cal_max"] = 0  # intensity window of the input
     for name in {"aux_file", "db_name"} & set(header.keys()):  # NIfTI-2 has no db_name
         header[name] = b""
     if array.ndim == 4:
@@ -45,7 +45,7 @@ def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) 
 
 @contextlib.contextmanager
 def naming_a_full_disk(target: Path) -> Iterator[None]:
-    """Raise what goes wrong in writing ``target`` as an error of ours.
+    """Raise failures to write ``target`` as an error of ours.
 
     Raises:
         DiskError: the disk is full, or the folder cannot be written to.
@@ -54,5 +54,5 @@ def naming_a_full_disk(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(
-            target, "the output must be written", str(error), "Free disk space, or choose another --output"
+            target, "the output cannot be written", str(error), "Free disk space, or choose another --output"
         ) from error

@@ -202,7 +202,7 @@ def test_what_cannot_be_kept_is_said_and_still_used(cases, tmp_path, caplog):
 @pytest.mark.parametrize("mode", ["auto", "ram", "disk", "none"])
 def test_unreadable_case_is_told_by_the_reader(cases, tmp_path, mode):
     cases[0]["image"] = str(tmp_path / "lost.nii.gz")
-    with pytest.raises(DataError, match=r"lost\.nii\.gz: the file must exist"):
+    with pytest.raises(DataError, match=r"lost\.nii\.gz: no such file"):
         list(CachedDataset(cases, _chain(), mode=mode, cache_dir=tmp_path, progress=False))
 
 

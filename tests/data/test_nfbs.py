@@ -125,11 +125,11 @@ def _edit(path: Path, edit) -> None:
     ("suffix", "edit", "message"),
     [
         (nfbs.MASK, lambda v, a: (v * 2, a), "2"),
-        (nfbs.MASK, lambda v, a: (v * 0.5, a), "whole numbers"),
+        (nfbs.MASK, lambda v, a: (v * 0.5, a), "not integers"),
         (nfbs.MASK, lambda v, a: (v[1:], a), "shape"),
-        (nfbs.MASK, lambda v, a: (v, a @ np.diag([1.1, 1, 1, 1])), "affines agree"),
+        (nfbs.MASK, lambda v, a: (v, a @ np.diag([1.1, 1, 1, 1])), "affines of label and image differ"),
         (nfbs.BRAIN, lambda v, a: (v[:, 1:], a), "shape"),
-        (nfbs.BRAIN, lambda v, a: (v, a + np.eye(4, k=3)), "affines agree"),
+        (nfbs.BRAIN, lambda v, a: (v, a + np.eye(4, k=3)), "affines of label and image differ"),
         (nfbs.IMAGE, lambda v, a: (np.where(v > 400, np.nan, v), a), "finite"),
     ],
 )
@@ -148,15 +148,15 @@ def test_files_that_are_missing_are_named(heads):
     faults = sorted(str(fault).split("/")[-1] for fault in verify(heads, progress=False))
     assert len(faults) == 3
     assert faults[0].startswith("sub-A00028185_ses-NFB3_T1w_brainmask.nii.gz: belongs to no case: its head is missing")
-    assert faults[1].startswith("sub-A00031544_ses-NFB3_T1w_brain.nii.gz: the file must exist")
-    assert faults[2].startswith("sub-A00035072_ses-NFB3_T1w_brainmask.nii.gz: the file must exist")
+    assert faults[1].startswith("sub-A00031544_ses-NFB3_T1w_brain.nii.gz: no such file")
+    assert faults[2].startswith("sub-A00035072_ses-NFB3_T1w_brainmask.nii.gz: no such file")
 
 
 def test_a_real_mask_with_a_few_voxels_between_0_and_1_is_read_with_a_note(shared):
     path = shared / "data" / "nfbs_real" / "sub-A00028185_ses-NFB3_T1w_brainmask.nii.gz"
     mask = read_nifti(path, kind="label", allowed_labels=[0, 1])
     assert mask.array.sum() == 1_319_266  # those that are 1; the others are below one half
-    assert mask.notes == ["14 voxels of the mask lie between 0 and 1 and were rounded"]
+    assert mask.notes == ["14 voxels of the mask were between 0 and 1 and were rounded"]
 
 
 def test_own_heads_need_no_brains(heads):

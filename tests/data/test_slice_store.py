@@ -378,7 +378,7 @@ def test_no_cases_and_unreadable_cases_are_told(cases, store, tmp_path):
     with pytest.raises(DataError, match="no cases given"):
         store([])
     cases[1]["image"] = str(tmp_path / "lost.nii.gz")
-    with pytest.raises(DataError, match=r"lost\.nii\.gz: the file must exist"):
+    with pytest.raises(DataError, match=r"lost\.nii\.gz: no such file"):
         store(cases)
 
 

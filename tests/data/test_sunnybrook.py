@@ -194,7 +194,7 @@ def test_a_frame_that_another_patient_has_too_is_left_out(phantoms):
 
 def test_an_unreadable_frame_is_named_and_left_out(phantoms):
     frame(phantoms, 2, 2).write_text("no picture")
-    assert f"{frame(phantoms, 2, 2)}: a DICOM file has the letters DICM" in found(phantoms)
+    assert f"{frame(phantoms, 2, 2)}: not a DICOM file (no DICM" in found(phantoms)
     assert len(index_sunnybrook(phantoms).frames) == 15
 
 
@@ -254,11 +254,11 @@ def test_data_that_are_not_there_are_told(tmp_path, monkeypatch):
         ("two_inner_files", 1, "two inner contours for frame 20"),
         ("contour_without_frame", 1, "IM-0001-0099-icontour-manual.txt: frame 99 is missing"),
         ("outer_only", 1, "no frame has a sound inner contour"),
-        ("empty_file", 1, "0 points in the file"),
-        ("decimal_comma", 1, "line 1 is two numbers"),
+        ("empty_file", 1, "no points in the file"),
+        ("decimal_comma", 1, "two numbers, x and y, in line 1"),
         ("utf16", 1, "ASCII"),
         ("nan", 1, "line 5"),
-        ("frame_is_text", 1, "IM-0001-0020.dcm: a DICOM file has the letters DICM"),
+        ("frame_is_text", 1, "IM-0001-0020.dcm: not a DICOM file"),
         ("contour_is_dicom", 1, "ASCII"),
     ],
 )

@@ -42,13 +42,13 @@ def test_each_fault_is_named_by_its_file_and_the_check_goes_on(folder):
     _change(folder / "imagesTr/case_6.nii.gz", np.ones((5, 6, 7, 2), np.float32))
     found = {f"{fault.path.parent.name}/{fault.path.name[:6]}": str(fault) for fault in verify(folder, progress=False)}
     rules = {
-        "labelsTr/case_0": "label values are among {0, 1} (4 (210 voxels)",
-        "labelsTr/case_1": "label and image affines agree",
-        "labelsTr/case_2": "label 5x6x8 on image 5x6x7",
-        "labelsTr/case_3": "the file must exist",
-        "imagesTr/case_4": "a name in .gz means gzip data",
-        "imagesTr/case_5": "voxels are finite (210 that are not, the first at (0, 0, 0)",
-        "imagesTr/case_6": "one volume is wanted",
+        "labelsTr/case_0": "expected only the label values 0, 1 (also 4 in 210 voxels)",
+        "labelsTr/case_1": "the affines of label and image differ",
+        "labelsTr/case_2": "label 5 x 6 x 8, image 5 x 6 x 7",
+        "labelsTr/case_3": "no such file",
+        "imagesTr/case_4": "the name ends in .gz, but the data are not gzip",
+        "imagesTr/case_5": "voxels are not finite (210, the first at 0, 0, 0)",
+        "imagesTr/case_6": "expected one volume",
     }
     assert set(found) == set(rules)
     assert all(rule in found[name] for name, rule in rules.items()), found
@@ -65,7 +65,7 @@ def test_same_voxels_under_two_names_and_a_label_without_image(folder):
 def test_channels_are_those_stated(tmp_path, write_dataset):
     folder = write_dataset(tmp_path / "Task05_Prostate", ["prostate_00"], description=False)
     (fault,) = verify(folder, progress=False)
-    assert "2 channels along the fourth axis are wanted" in str(fault)
+    assert "expected 2 channels along the fourth axis" in str(fault)
 
 
 def test_labels_as_nnunet_writes_them(folder):
@@ -96,7 +96,7 @@ def test_odd_label_under_a_hippocampus_name_is_found(shared, hippocampus_data, t
     shutil.copy(odd / "image_118.nii.gz", tmp_path / "imagesTr/hippocampus_118.nii.gz")
     missing, shape = verify(tmp_path, "hippocampus", progress=False)
     assert missing.path.name == "hippocampus_118.nii.gz"
-    assert "512x512x94" in str(shape)
+    assert "512 x 512 x 94" in str(shape)
 
 
 def test_values_of_regions_are_stated_values(tmp_path):

@@ -218,8 +218,8 @@ def test_what_is_no_head_scan_is_refused_with_its_file_and_the_rest_predicted(bu
     for name, words in {
         "empty": "the scan is empty: all voxels have the same value (0)",
         "slice": "three axes of at least 8 voxels (64 x 64 x 1",
-        "series": "one volume is wanted (2",
-        "nan": "voxels are finite",
+        "series": "expected one volume (2",
+        "nan": "voxels are not finite",
         "spacing": "spacing is",
     }.items():
         assert words in next(line for line in error.splitlines() if f"{name}.nii.gz: " in line)

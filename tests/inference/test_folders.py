@@ -253,7 +253,7 @@ def test_full_disk_stops_with_the_file_named_and_leaves_no_part(bundle, scan_fil
 
     monkeypatch.setattr(nib, "save", full)
     assert run(bundle, scan_file, "--output", out) == 1
-    assert "case_001.nii.gz: the output must be written" in capsys.readouterr().err
+    assert "case_001.nii.gz: the output cannot be written" in capsys.readouterr().err
     assert list(out.iterdir()) == []
 
 

@@ -100,7 +100,7 @@ def test_a_folder_of_series_names_them(bundle, series, out, capsys):
 def test_a_faulty_series_is_named_and_the_rest_is_predicted(bundle, series, scan_file, out, capsys):
     sorted(series.iterdir())[5].unlink()
     assert predict(bundle, series, scan_file, output=out) == 1
-    assert "distances between slices are equal" in capsys.readouterr().err
+    assert "the distances between slices differ" in capsys.readouterr().err
     assert (out / "case_001.nii.gz").is_file()
 
 

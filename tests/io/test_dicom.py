@@ -90,7 +90,7 @@ def test_a_frame_loads_as_a_channel_with_its_spacing(control, tmp_path):
 
 def test_a_deflated_file_that_unpacks_without_end_is_refused(shared):
     path = shared / "data" / "bad_inputs" / "dicom" / "made" / "deflate_bomb_32MB.dcm"
-    with pytest.raises(DataError, match="unpacks to at most"):
+    with pytest.raises(DataError, match="unpacks to more than"):
         read_dicom_frame(path, max_pixels=2**20)
 
 
@@ -146,7 +146,7 @@ def bombs(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", ["no_length", "long", "short", "private", "unordered"])
 def test_what_deflates_to_more_than_its_pixels_takes_no_memory(bombs, said_within, name):
     said = said_within(150, read_dicom_frame, bombs / f"{name}.dcm")
-    assert "a deflated image of this size unpacks to at most 16,77" in said
+    assert "unpacks to more than the 16,77" in said
 
 
 def test_a_listing_of_series_unpacks_no_more_than_a_reader(bombs, said_within):
@@ -182,7 +182,7 @@ def compressed(control: pydicom.Dataset, syntax: str, stream: bytes, path: Path)
 def test_rle_that_unpacks_to_more_than_its_pixels_takes_no_memory(control, said_within, tmp_path):
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 2**22  # 128 zeros each: 512 MiB
     said = said_within(150, read_dicom_frame, compressed(control, RLELossless, runs, tmp_path / "a.dcm"))
-    assert "32 x 32 pixels unpack to at most 67,584 bytes (more" in said
+    assert "unpacks to more than 67,584 bytes for 32 x 32 pixels" in said
 
 
 @pytest.mark.parametrize(("kind", "syntax"), [("JPEG2000", JPEG2000Lossless), ("JPEG", JPEGBaseline8Bit)])
@@ -195,7 +195,7 @@ def test_compressed_pixels_of_another_size_than_the_header_are_refused(control, 
         if name == "same":
             assert read_dicom_frame(path).array.shape == (32, 32)
             continue
-        with pytest.raises(DataError, match=r"32 x 32 pixels and 1 sample, as its header.*\(16 x 64 and 1"):
+        with pytest.raises(DataError, match=r"32 x 32 pixels and 1 sample in .*\(16 x 64 and 1"):
             read_dicom_frame(path)
 
 

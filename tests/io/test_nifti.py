@@ -67,7 +67,6 @@ def test_nifti_file_gets_its_verdict(row):
         assert row["verdict"] != "read", refusal
         assert (path.name.split(".")[0] if path.name.startswith("pair_") else path.name) in refusal.where
         assert refusal.rule
-        assert refusal.found
         assert "\n" not in str(refusal)
         return
     assert row["verdict"] != "refuse", "was read"
@@ -108,7 +107,7 @@ def test_hippocampus_label_of_another_body_is_refused_for_every_image(shared, hi
     odd = shared / "data/bad_inputs/hippocampus_odd/label_281.nii.gz"
     label = read_nifti(odd, kind="label", allowed_labels={0, 1, 2})
     for path in sorted((hippocampus_data / "imagesTr").glob("hippocampus_0*.nii.gz"))[:10]:
-        with pytest.raises(GeometryError, match=r"label_281.*512x512x94 on image"):
+        with pytest.raises(GeometryError, match=r"label_281.*label 512 x 512 x 94, image"):
             check_pair(read_nifti(path), label)
 
 
@@ -153,14 +152,14 @@ def test_header_writes_a_result_with_the_same_forms_units_and_codes(image, tmp_p
 def test_channels_are_the_last_axis_and_their_number_is_checked(tmp_path):
     path = _write(tmp_path / "four.nii.gz", np.arange(4 * 60, dtype=np.float32).reshape(3, 4, 5, 4))
     assert read_nifti(path, channels=4).array.shape == (3, 4, 5, 4)
-    with pytest.raises(DataError, match=r"2 channels along the fourth axis are wanted. found 4"):
+    with pytest.raises(DataError, match=r"expected 2 channels along the fourth axis \(4 in shape"):
         read_nifti(path, channels=2)
-    with pytest.raises(DataError, match="one volume is wanted"):
+    with pytest.raises(DataError, match="expected one volume"):
         read_nifti(path)
 
 
 def test_shape_beyond_the_limit_is_refused_before_unpacking(image):
-    with pytest.raises(DataError, match=r"at most 100 voxels. found shape 9x8x7"):
+    with pytest.raises(DataError, match=r"more than 100 voxels \(shape 9 x 8 x 7"):
         read_nifti(image, max_voxels=100)
 
 
@@ -169,7 +168,7 @@ def test_zeros_without_end_before_the_voxels_are_refused_before_unpacking(image)
     plain = bytearray(gzip.decompress(image.read_bytes()))
     plain[108:112] = np.float32(100e6).tobytes()
     image.write_bytes(gzip.compress(bytes(plain[:352]) + bytes(100_000_000 - 352) + bytes(plain[352:]), 1))
-    with pytest.raises(DataError, match=r"vox_offset is at most 67,108,864 bytes.*\(100,000,000"):
+    with pytest.raises(DataError, match=r"vox_offset is above 67,108,864 bytes \(100,000,000"):
         read_nifti(image)
 
 
@@ -186,13 +185,13 @@ def test_a_look_at_a_header_unpacks_no_extension(image, said_within, tmp_path):
         lambda path: _header_voxels({"image": str(path)}, ["image"]),
     ):
         assert said_within(150, look, image) in ("read: (9, 8, 7)", "read: 1", "read: 504")
-    assert "vox_offset is at most" in said_within(150, read_nifti, image)
+    assert "vox_offset is above" in said_within(150, read_nifti, image)
 
 
 def test_not_finite_voxels_are_counted_and_the_first_is_named(tmp_path):
     values = np.zeros((3, 4, 5), np.float32)
     values[1, 2, 3] = values[2, 0, 0] = np.nan
-    with pytest.raises(DataError, match=r"2 that are not, the first at \(1, 2, 3\)"):
+    with pytest.raises(DataError, match=r"some voxels are not finite \(2, the first at 1, 2, 3\)"):
         read_nifti(_write(tmp_path / "nan.nii.gz", values))
 
 
@@ -200,7 +199,7 @@ def test_wrong_label_values_are_counted(tmp_path):
     values = np.zeros((3, 4, 5), np.uint8)
     values[0, 0, :3] = 7
     path = _write(tmp_path / "label.nii.gz", values)
-    with pytest.raises(DataError, match=r"among \{0, 1\}.*\(7 \(3 voxels\)"):
+    with pytest.raises(DataError, match=r"only the label values 0, 1 \(also 7 in 3 voxels"):
         read_nifti(path, kind="label", allowed_labels=(0, 1))
     assert read_nifti(path, kind="label").array[0, 0, 0] == 7
 
@@ -215,7 +214,7 @@ def test_affines_that_differ_are_told_with_both_values(image, tmp_path):
     label = _write(
         tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), nib.load(image).affine + np.eye(4, k=3) * 0.5
     )
-    with pytest.raises(GeometryError, match=r"difference of 0.5 mm, in x of the origin: label 5.5, image 5 \(case_1"):
+    with pytest.raises(GeometryError, match=r"by 0.5 mm in x of the origin: label 5.5, image 5;.* case_1"):
         read_pair(image, label)
 
 
@@ -249,7 +248,7 @@ def test_forms_of_other_directions_are_refused_whatever_the_spacing(tmp_path, tu
         np.testing.assert_allclose(read_nifti(path).affine, sform, atol=1e-6)
         return
     axes = "".join(nib.aff2axcodes(qform))
-    found = f"a flip between them: axes RAS by the sform and {axes} by" if np.linalg.det(turn) < 0 else "mm apart"
+    found = f"mirror images .*axes RAS of the sform and {axes} of the qform" if np.linalg.det(turn) < 0 else "mm apart"
     with pytest.raises(GeometryError, match=found):
         read_nifti(path)
 
@@ -262,7 +261,7 @@ def test_a_flip_in_a_pair_of_files_and_in_nifti_2_is_named(tmp_path):
         image.set_qform(flipped, 1)
         image.header["pixdim"][1:4] *= 1.02
         nib.save(image, tmp_path / name)
-        with pytest.raises(GeometryError, match="axes RAS by the sform and LAS by the qform"):
+        with pytest.raises(GeometryError, match="axes RAS of the sform and LAS of the qform"):
             read_nifti(tmp_path / name)
 
 
@@ -283,14 +282,16 @@ def test_qfac_is_the_sign_of_the_third_axis(tmp_path, qfac, third):
 def test_a_negative_qfac_that_libraries_read_in_two_ways_is_refused(tmp_path):
     path = _two_forms(tmp_path / "a.nii", np.diag([1.5, 2, 3, 1]), np.diag([1.5, 2, 3, 1]), 1.0, (0, 1))
     path.write_bytes(path.read_bytes()[:76] + np.float32(-2).tobytes() + path.read_bytes()[80:])
-    with pytest.raises(GeometryError, match=r"pixdim\[0\], is 1 or -1. found -2"):
+    with pytest.raises(GeometryError, match=r"neither 1 nor -1 \(pixdim\[0\] -2"):
         read_nifti(path)
 
 
 def test_a_flipped_label_is_refused_however_large_the_tolerance(image, tmp_path):
     flip = nib.load(image).affine @ np.diag([-1, 1, 1, 1])
     label = _write(tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), flip)
-    with pytest.raises(GeometryError, match="a flip between them: axes PLS by the label and ALS by the image"):
+    with pytest.raises(
+        GeometryError, match=r"label and image are mirror images .*axes PLS of the label and ALS of the image"
+    ):
         check_pair(read_nifti(image), read_nifti(label, kind="label"), tolerance_mm=10)
 
 
@@ -311,7 +312,7 @@ def test_note_is_logged_once_a_file(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             read_nifti(path)
-    assert [r.getMessage() for r in caplog.records] == [f"{path}: every voxel is 3"]
+    assert [r.getMessage() for r in caplog.records] == [f"{path}: every voxel has the value 3"]
 
 
 def test_loader_gives_what_nibabel_reader_gives(image):
@@ -328,7 +329,7 @@ def test_loader_never_falls_back_to_a_reader_that_takes_the_file(tmp_path):
     values = np.zeros((3, 4, 5), np.float32)
     values[0, 0, 0] = np.nan
     path = _write(tmp_path / "nan.nii.gz", values)
-    with pytest.raises(DataError, match="voxels are finite"):
+    with pytest.raises(DataError, match="voxels are not finite"):
         LoadImaged("image", reader="decathlete.transforms.NiftiReader")({"image": path})
 
 
@@ -361,7 +362,7 @@ def test_orientation_spacing_and_saving_follow_the_metadata(image, tmp_path):
 
 
 def test_label_loader_checks_values(image):
-    with pytest.raises(DataError, match="label values are among"):
+    with pytest.raises(DataError, match="expected only the label values 0, 1"):
         LoadImaged("label", reader=NiftiReader, kind="label", allowed_labels=[0, 1])({"label": image})
 
 
@@ -373,7 +374,7 @@ def test_pair_is_checked_within_a_chain(image, tmp_path):
     keys = ["image", "label"]
     chain = Compose([LoadImaged(keys, reader=NiftiReader), EnsureChannelFirstd(keys), CheckPaird(keys)])
     assert set(chain({"image": image, "label": fits})) == {"image", "label"}
-    for label, rule in ((shifted, "affines agree"), (other, "9x8x6 on image 9x8x7")):
+    for label, rule in ((shifted, "affines of label and image differ"), (other, "label 9 x 8 x 6, image 9 x 8 x 7")):
         with pytest.raises(RuntimeError) as caught:
             chain({"image": image, "label": label})
         assert rule in str(caught.value.__cause__)
@@ -387,7 +388,7 @@ def test_pair_check_does_nothing_with_an_image_alone(image):
 
 def test_file_without_permission_is_told(image, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(DataError, match="the file can be read. found Permission denied".replace(".", r"\.")):
+    with pytest.raises(DataError, match=r"the file cannot be read \(Permission denied"):
         read_nifti(image)
 
 

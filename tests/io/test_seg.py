@@ -152,7 +152,7 @@ def test_classes_without_a_code_are_tissue_with_a_warning(series, tmp_path, capl
     [segment] = pydicom.dcmread(path).SegmentSequence
     assert (segment.SegmentNumber, segment.SegmentLabel) == (1, "Rückenmark")
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
-    assert "no code is known for Rückenmark" in caplog.text
+    assert "no DICOM code is known for Rückenmark" in caplog.text
 
 
 # what old scanners and anonymizers write, and what the SEG's line must say of it
@@ -186,7 +186,7 @@ def test_a_value_that_dicom_forbids_is_left_out_and_named(tmp_path, write_slices
     if told is None:
         assert caplog.text == ""
         return
-    assert f"without values of the slices that DICOM does not allow: {name}: '{told}'" in caplog.text
+    assert f"leaves out values of the slices that DICOM does not allow: {name}: '{told}'" in caplog.text
     assert len(caplog.records) == 1
     assert not seg.get(name)
     kept = {"PatientName": "Made^Up", "PatientID": "made"}
@@ -248,7 +248,7 @@ def test_a_study_of_no_valid_uid_is_referred_to_as_it_is_with_a_warning(tmp_path
 
 
 def test_what_does_not_fit_is_refused(series, tmp_path, write_slices):
-    with pytest.raises(GeometryError, match=r"\(16, 12, 5\) on \(16, 12, 6\)"):
+    with pytest.raises(GeometryError, match=r"16 x 12 x 5 and 16 x 12 x 6"):
         write_dicom_seg(np.zeros((16, 12, 5), int), series.slices, tmp_path / "a.dcm", "spleen", {"spleen": 1})
     folder = write_slices(tmp_path / "no_study", np.zeros((4, 4, 2)), AFFINE, StudyInstanceUID="")
     with pytest.raises(DataError, match="no StudyInstanceUID"):

@@ -168,7 +168,7 @@ def test_watcher_survives_uploads(server):
 def test_label_of_another_grid_is_refused_when_it_comes(server, label_of):
     answer = server.put_label(SECOND, label_of(FIRST))
     assert answer.status == 422
-    assert "a label has its image's shape" in answer.json["detail"]
+    assert "label and image differ in shape" in answer.json["detail"]
     assert answer.json["detail"].startswith(f"{FIRST}.nii.gz: ")  # the user's own name of the file
 
 

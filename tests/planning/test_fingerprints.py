@@ -119,7 +119,7 @@ def change_label(folder, case, old, new):
 def test_a_label_that_is_not_listed_is_named_with_its_voxels(tmp_path):
     folder = write_decathlon(tmp_path / "data", classes=2)
     change_label(folder, 3, 2, 7)
-    with pytest.raises(DataError, match=r"case_3.*among \{0, 1, 2\}.*7 \(180 voxels\)"):
+    with pytest.raises(DataError, match=r"case_3.*label values 0, 1, 2.*7 in 180 voxels"):
         fingerprint(folder)
 
 
@@ -135,7 +135,7 @@ def test_label_values_with_a_gap_are_refused_with_the_number_that_is_missing(tmp
 def test_a_case_with_fewer_channels_is_named(tmp_path):
     folder = write_decathlon(tmp_path / "data", channels=2)
     save(folder / "imagesTr" / "case_2.nii.gz", draw(2)[0][0])
-    with pytest.raises(DataError, match=r"case_2.*2 channels.*are wanted"):
+    with pytest.raises(DataError, match=r"case_2.*expected 2 channels"):
         fingerprint(folder)
 
 
@@ -194,7 +194,7 @@ def test_one_scan_under_two_names_is_named(tmp_path):
 def test_a_label_on_another_grid_is_named(tmp_path):
     folder = write_decathlon(tmp_path / "data")
     save(folder / "labelsTr" / "case_1.nii.gz", draw(1)[1], (1.0, 1.0, 2.5))
-    with pytest.raises(DataError, match=r"case_1.*affines agree"):
+    with pytest.raises(DataError, match=r"case_1.*affines of label and image differ"):
         fingerprint(folder)
 
 

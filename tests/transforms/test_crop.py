@@ -156,7 +156,7 @@ def test_mask_of_another_shape_is_refused_before_the_crop(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         chain({key: tmp_path / f"{key}.nii.gz" for key in keys})
     assert isinstance(caught.value.__cause__, GeometryError)
-    assert "label 9x9x8 on image 9x9x9" in str(caught.value.__cause__)
+    assert "label 9 x 9 x 8, image 9 x 9 x 9" in str(caught.value.__cause__)
 
 
 def bordered(width, value=0.0, channels=1):
