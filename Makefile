@@ -3,22 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# MONAI Label asks for older packages than its code needs, so it gets an environment of its own, without its demands.
-LABEL_VENV := .venv-label
-LABEL_PY := $(LABEL_VENV)/bin/python
-LABEL_STAMP := $(LABEL_VENV)/.installed
-LABEL_NEEDS := cachetools dicomweb-client expiring_dict fastapi filelock girder-client google-auth httpx jsonschema \
-	passlib psutil pydantic-settings pyjwt pynrrd python-multipart requests requests-toolbelt schedule setuptools \
-	shapely SimpleITK timeloop uvicorn watchdog
+LABEL_STAMP := .venv-label/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-
-# An environment is made with $(1), after a look at the interpreter: pip would end in pages about versions.
-define NEW_VENV
-echo "Making $(1) ..."; \
-$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	echo "Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is not one of them: make PYTHON=python3.12 ..."; exit 1; }; \
-$(PYTHON) -m venv --clear $(1)
-endef
 
 .PHONY: help venv label demo bundles test test-slow test-label test-all test-versions lint format wheel clean
 .DEFAULT_GOAL := help
@@ -28,25 +14,23 @@ help: ## this list
 
 venv: $(STAMP) ## virtual environment in .venv with the tested versions
 
-# The stamp is written last: an interrupted call leaves none, and the next one goes on.
+# The stamp is written last: an interrupted call leaves none, and the next one resumes. The interpreter is looked at
+# first: pip would end in pages about versions.
 $(STAMP): constraints.txt setup.cfg setup.py pyproject.toml
 	@rm -f $(STAMP)
-	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
-		$(call NEW_VENV,$(VENV)); fi
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then echo "Making $(VENV) ..."; \
+		$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo \
+			"Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is not one of them: make PYTHON=python3.12 ..."; \
+			exit 1; }; \
+		$(PYTHON) -m venv --clear $(VENV); fi
 	@echo "Installing; the first call downloads about 1 GB ..."
 	$(PY) -m pip install -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
 label: $(LABEL_STAMP) ## environment of `decathlete serve` (MONAI Label) in .venv-label
 
-$(LABEL_STAMP): constraints-label.txt setup.cfg setup.py pyproject.toml
-	@rm -f $(LABEL_STAMP)
-	@if ! $(LABEL_PY) -m pip --version >/dev/null 2>&1; then \
-		$(call NEW_VENV,$(LABEL_VENV)); fi
-	@echo "Installing; the first call downloads about 1 GB and takes 3 GB of disk ..."
-	$(LABEL_PY) -m pip install -c constraints-label.txt -e . $(LABEL_NEEDS)
-	$(LABEL_PY) -m pip install -c constraints-label.txt --no-deps monailabel pydicom-seg dcmqi
-	@touch $(LABEL_STAMP)
+$(LABEL_STAMP): apps/label/constraints-label.txt setup.cfg setup.py pyproject.toml | $(STAMP)
+	DECATHLETE_LABEL_ENV= $(PY) -m decathlete.cli serve --setup
 
 demo: $(STAMP) ## train, score and predict the hippocampus in a few minutes
 	@$(PY) -m decathlete.demo
@@ -87,5 +71,5 @@ wheel: $(STAMP) ## dist/decathlete-*.whl
 	$(PY) -m pip wheel --no-deps -w dist .
 
 clean: ## remove what was built; data, runs and predictions stay
-	rm -rf build dist *.egg-info $(VENV) $(LABEL_VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist *.egg-info $(VENV) .venv-label .mypy_cache .ruff_cache .pytest_cache
 	find apps transforms networks bundles tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

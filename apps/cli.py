@@ -310,9 +310,15 @@ def _view(a: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(a: argparse.Namespace) -> NoReturn:
-    from decathlete.label import serve
+def _serve(a: argparse.Namespace) -> int:
+    from decathlete.label import serve, set_up
 
+    if a.setup:
+        print(f"decathlete: MONAI Label is installed in {set_up()}", file=sys.stderr)
+        if a.studies is None:
+            return 0
+    if a.studies is None:
+        raise UsageError("--studies", "missing", "", "Name a folder of NIfTI images, or a DICOMweb address")
     serve(a.bundle, a.studies, host=a.host, port=a.port, folder=a.folder)
 
 
@@ -530,8 +536,9 @@ def _parser() -> _Parser:
     p.add_argument("--pretrained", metavar="WEIGHTS", help="weights to start from, or a bundle that has them")
 
     p = verb("serve", _serve, "Annotate with bundles in 3D Slicer or OHIF: start MONAI Label's server.")
-    p.add_argument("bundle", nargs="*", metavar="BUNDLE", help="bundles to serve (default: all that came along)")
-    p.add_argument("--studies", required=True, metavar="DIR", help="folder of NIfTI images, or a DICOMweb address")
+    p.add_argument("bundle", nargs="*", metavar="BUNDLE", help="bundles to serve (default: all packaged ones)")
+    p.add_argument("--studies", metavar="DIR", help="folder of NIfTI images, or a DICOMweb address")
+    p.add_argument("--setup", action="store_true", help="install MONAI Label in an environment of its own (once; 3 GB)")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     p.add_argument("--port", type=_whole(1, 65535), default=8000, metavar="N", help="default: 8000")
     p.add_argument("--folder", metavar="DIR", help="for copies of the bundles, weights, runs and logs (default: "

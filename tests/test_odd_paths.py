@@ -185,14 +185,11 @@ def test_training_of_a_copy_is_set_up_where_its_folder_is_odd(work):
     copy = work / "label" / "model" / "hippocampus"
     pairs = [{"image": str(work / f"{n}#.nii.gz"), "label": str(work / f"{n}@::.nii.gz"), "case_id": "$1/0"}
              for n in range(3)]  # fmt: skip
-    start = {
-        "_target_": "decathlete.training.StrictCheckpointLoader",
-        "network": "@network",
-        "path": copy / "models" / "model.pt",
-    }
+    loader, weights = "decathlete.training.StrictCheckpointLoader", copy / "models" / "model.pt"
+    start = {"_target_": loader, "network": "@network", "path": weights}
     values = {"train::dataset::data": inert(pairs), "dataset_dir": work / "data" / ODD, "train::handlers": [start]}
     workflow = BundleWorkflow(copy, "training", output_dir=work / "out" / ODD, **values)
     assert workflow.parser.get_parsed_content("train::dataset::data") == pairs
     assert workflow.parser.get_parsed_content("output_dir") == str(work / "out" / ODD)
     (handler,) = workflow.parser.get_parsed_content("train::handlers")
-    assert Path(handler.path) == copy / "models" / "model.pt"
+    assert Path(handler.path) == weights

@@ -77,7 +77,9 @@ class LabelApp(MONAILabelApp):
 
     def _archive(self) -> Archive:
         if shutil.which("itkimage2segimage") is None:
-            logger.warning("no program itkimage2segimage: DICOM SEG cannot be written; 'make label' installs it")
+            logger.warning(
+                "no program itkimage2segimage: DICOM SEG cannot be written; 'decathlete serve --setup' installs it"
+            )
         user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
         client = DICOMwebClientX(
             url=self.studies.rstrip("/"),

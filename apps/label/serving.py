@@ -14,12 +14,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NoReturn
 
-import decathlete
 from decathlete.bundle import bundle_folder, bundle_names, dicom_modality
-from decathlete.errors import DataError, UsageError, WorkError
+from decathlete.errors import DataError, UsageError
 from decathlete.files import atomic_write
+from decathlete.label.environment import data_root, label_python
 
-ENVIRONMENT = ".venv-label"  # beside the checkout's Makefile
 MAIN = "from decathlete.label.main import LabelApp  # noqa: F401 - MONAI Label looks for it here\n"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -34,35 +33,35 @@ def serve(
     """Become MONAI Label's server over copies of bundles; ends with it.
 
     Args:
-        bundles: folders or names; without any, all that came with the package.
+        bundles: folders or names; without any, all packaged ones.
         studies: folder of NIfTI images, or the address of a DICOMweb server.
-        host: address to listen on; any but this machine's own is warned of.
+        host: address to listen on; with any but this machine's own, a warning is printed.
         port: to listen on.
         folder: for the copies with their weights, the runs and logs; default: ``default_folder()``.
 
     Raises:
-        UsageError: unknown bundle, two of one name, or a port that is taken.
+        UsageError: an unknown bundle, two of the same name, or a port that is in use.
         DataError: no folder of studies.
         WorkError: MONAI Label's environment is missing.
     """
     sources = [bundle_folder(bundle) for bundle in bundles or bundle_names()]
     address = str(studies).startswith(("http://", "https://"))
     if not address and not Path(studies).is_dir():
-        raise DataError(studies, "the studies are a folder of NIfTI images, or the address of a DICOMweb server",
-                        "no such folder", "Make it; an empty one will do")  # fmt: skip
+        raise DataError(studies, "not a folder of NIfTI images or the address of a DICOMweb server", "no such folder",
+                        "Make it; it may be empty")  # fmt: skip
     if not address and not os.access(studies, os.W_OK | os.X_OK):
-        raise DataError(studies, "the studies' folder can be written to: labels lie beside the images", "it cannot",
-                        "Copy the images to a folder of your own")  # fmt: skip
+        raise DataError(studies, "this folder of studies cannot be written to, and labels are saved beside the images",
+                        "", "Copy the images to a folder of your own")  # fmt: skip
     if address and "@" in str(studies):
-        raise UsageError("--studies", "an address holds no password, which logs would show", "one with '@'",
+        raise UsageError("--studies", "the address contains a user name, which logs would show", "'@'",
                          "Set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD")  # fmt: skip
     check_port(host, port)
     python = label_python()
     folder = Path(folder if folder is not None else default_folder()).resolve()
     names = copy_bundles(sources, folder)
     if not is_local(host):
-        print(f"decathlete: warning: whoever reaches port {port} of this machine can read, change and delete studies "
-              "and weights: there is no password. Without --host only this machine can, and others through an SSH "
+        print(f"decathlete: warning: there is no password: anyone who can reach port {port} of this machine can read, "
+              "change and delete studies and weights. Without --host only this machine can; others can use an SSH "
               f"tunnel: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE", file=sys.stderr)  # fmt: skip
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"decathlete: MONAI Label at http://{shown}:{port} (3D Slicer: this address; log: {folder / 'logs'}). "
@@ -76,30 +75,8 @@ def serve(
 
 
 def default_folder() -> Path:
-    """``decathlete/label`` in ``$XDG_DATA_HOME``, by default ``~/.local/share``."""
-    root = os.environ.get("XDG_DATA_HOME")
-    return (Path(root) if root else Path.home() / ".local" / "share") / "decathlete" / "label"
-
-
-def label_python() -> Path:
-    """Interpreter of MONAI Label's environment: this one if it has MONAI Label, else the one of ``make label``.
-
-    ``$DECATHLETE_LABEL_ENV`` names another environment's folder.
-
-    Raises:
-        WorkError: there is none.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("monailabel") is not None:
-        return Path(sys.executable)
-    named = os.environ.get("DECATHLETE_LABEL_ENV")
-    place = Path(named) if named else Path(decathlete.__file__).resolve().parent.parent / ENVIRONMENT
-    python = place.absolute() / "bin" / "python"
-    if not (place / ".installed").is_file() and not (named and python.is_file()):
-        raise WorkError(place, "MONAI Label has an environment of its own", "none",
-                        "Run 'make label' in the checkout, or name one in $DECATHLETE_LABEL_ENV")  # fmt: skip
-    return python
+    """``label`` in the user's data (`data_root`)."""
+    return data_root() / "label"
 
 
 def is_local(host: str) -> bool:
@@ -114,36 +91,38 @@ def check_port(host: str, port: int) -> None:
     """Refuse an address that cannot be listened on.
 
     Raises:
-        UsageError: it is taken, not allowed, or no address of this machine.
+        UsageError: it is in use, not allowed, or no address of this machine.
     """
     if not 1 <= port <= 65535:
-        raise UsageError("--port", "is a number from 1 to 65535", str(port), "Choose another --port")
+        raise UsageError("--port", "expected a number from 1 to 65535", str(port), "Choose another --port")
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
-        raise UsageError(f"{host}:{port}", "the server must be able to listen there", error.strerror or str(error),
+        raise UsageError(f"{host}:{port}", "the server cannot listen there", error.strerror or str(error),
                          "Choose another --port") from None  # fmt: skip
 
 
 def copy_bundles(sources: Sequence[Path], folder: Path) -> list[str]:
     """Copy bundles to ``folder/model`` and return their names; a copy's own weights are kept.
 
-    Configs and docs are the bundle's of today. Weights are copied to where there are none; where a training has put
+    Configs and docs are copied anew each time. Weights are copied where there are none; where a training has left
     others, a line says so.
 
     Raises:
-        UsageError: a name that is no plain one, or two bundles of one name.
+        UsageError: a name that the server's addresses cannot hold, or two bundles of the same name.
         DataError: the folder cannot be written to.
     """
     names = [source.resolve().name for source in sources]
     for name in names:
         if not NAME.fullmatch(name) or ".." in name:
-            raise UsageError(f"bundle '{name}'", "is named by letters, digits, '_', '-' and '.' to be served")
+            raise UsageError(f"bundle '{name}'", "expected a name of letters, digits, '_', '-' and '.'", "",
+                             "Rename its folder")  # fmt: skip
         if names.count(name) > 1:
-            raise UsageError(f"bundle '{name}'", "has a name of its own to be served", f"{names.count(name)} of them")
+            raise UsageError(f"bundle '{name}'", "bundles that are served together must have different names",
+                             f"{names.count(name)} have this one", "Rename a folder")  # fmt: skip
     try:
         for name in ("model", "runs", "logs", "sessions"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -154,7 +133,7 @@ def copy_bundles(sources: Sequence[Path], folder: Path) -> list[str]:
         for name, source in zip(names, sources, strict=True):
             _copy_bundle(source.resolve(), folder.resolve() / "model" / name)
     except OSError as error:
-        raise DataError(folder, "must be a folder that can be written to", error.strerror or str(error),
+        raise DataError(folder, "the server's folder cannot be written to", error.strerror or str(error),
                         "Choose another --folder") from error  # fmt: skip
     return names
 
@@ -167,7 +146,7 @@ def _copy_bundle(source: Path, copy: Path) -> None:
         shutil.rmtree(copy / part, ignore_errors=True)
     shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
     (copy / "models").mkdir(exist_ok=True)
-    for file in (source / "models").glob("*.json"):  # what is known of the training scans; other weights pass it over
+    for file in (source / "models").glob("*.json"):  # statistics of the training scans; other weights ignore them
         shutil.copyfile(file, copy / "models" / file.name)
     for file in sorted((source / "models").glob("*.pt")):
         own = copy / "models" / file.name
@@ -175,8 +154,8 @@ def _copy_bundle(source: Path, copy: Path) -> None:
             with atomic_write(own) as part_file:
                 shutil.copyfile(file, part_file)
         elif _digest(own) != _digest(file):
-            print(f"decathlete: {copy.name}: your own {file.name} is served, not the bundle's; to have that again, "
-                  f"remove {own}", file=sys.stderr)  # fmt: skip
+            print(f"decathlete: {copy.name}: your own {file.name} is served, not the bundle's; to return to that one, "
+                  f"delete {own}", file=sys.stderr)  # fmt: skip
 
 
 def _digest(file: Path) -> bytes:
@@ -184,7 +163,7 @@ def _digest(file: Path) -> bytes:
 
 
 def modality_of(folder: Path, names: Sequence[str]) -> str:
-    """Which series of an archive are listed: those of the bundles' modality, by most of them; CT without any."""
+    """DICOM modality of the series that are listed from an archive: that of most bundles, by default CT."""
     found = []
     for name in names:
         metadata = json.loads((folder / "model" / name / "configs" / "metadata.json").read_text(encoding="utf-8"))
@@ -194,13 +173,13 @@ def modality_of(folder: Path, names: Sequence[str]) -> str:
 
 
 def server_environment(python: Path, folder: Path, host: str, modality: str = "CT") -> dict[str, str]:
-    """Environment of the server's process; what the user has set of MONAI Label's stays."""
+    """Environment variables of the server's process; the user's own settings of MONAI Label stay."""
     environ = dict(os.environ)
     ours: Mapping[str, str] = {
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # each request for an image would start all scorings
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
         "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
-        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "5",  # seconds; two hours would hide what comes meanwhile
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "5",  # seconds; its default of two hours would hide new series
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality}),
     }
     for name, value in ours.items():

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from decathlete.data import make_phantoms
-from decathlete.label.serving import ENVIRONMENT
+from decathlete.label.environment import environment_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "not-for-any-answer-7f3a"
@@ -206,7 +206,7 @@ def running(command: list[str], studies: Path | str, folder: Path, **options: An
 @pytest.fixture(scope="session")
 def label_environment() -> Path:
     """Interpreter of MONAI Label's environment."""
-    python = ROOT / ENVIRONMENT / "bin" / "python"
+    python = environment_folder() / "bin" / "python"
     if not python.is_file():
         pytest.skip("no MONAI Label here: run 'make label'")
     return python

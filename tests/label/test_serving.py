@@ -11,9 +11,9 @@ import pytest
 
 from decathlete.bundle import bundle_folder
 from decathlete.cli import main
-from decathlete.errors import DataError, UsageError, WorkError
+from decathlete.errors import DataError, UsageError
 from decathlete.label import serving
-from decathlete.label.serving import check_port, copy_bundles, default_folder, is_local, label_python
+from decathlete.label.serving import check_port, copy_bundles, default_folder, is_local
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_own_weights_are_kept_and_told_of(bundle, tmp_path, capsys):
     copy_bundles([bundle], tmp_path / "label")
     assert own.read_bytes() == b"trained"
     assert (
-        f"mine: your own model.pt is served, not the bundle's; to have that again, remove {own}"
+        f"mine: your own model.pt is served, not the bundle's; to return to that one, delete {own}"
         in capsys.readouterr().err
     )
     own.unlink()
@@ -69,14 +69,14 @@ def test_uploads_of_an_earlier_server_go(bundle, tmp_path):
 
 def test_two_bundles_of_one_name_are_refused(bundle, tmp_path):
     other = shutil.copytree(bundle, tmp_path / "other" / "mine")
-    with pytest.raises(UsageError, match=r"bundle 'mine': has a name of its own to be served.*\(2 of them"):
+    with pytest.raises(UsageError, match=r"bundle 'mine': .*must have different names \(2 have this one\)"):
         copy_bundles([bundle, other], tmp_path / "label")
 
 
 @pytest.mark.parametrize("name", ["a,b", "a b", ".hidden", "a#b"])
 def test_names_that_addresses_cannot_hold_are_refused(bundle, tmp_path, name):
     other = shutil.copytree(bundle, tmp_path / "other" / name)
-    with pytest.raises(UsageError, match="is named by letters"):
+    with pytest.raises(UsageError, match="expected a name of letters"):
         copy_bundles([other], tmp_path / "label")
 
 
@@ -112,24 +112,13 @@ def test_address_that_is_none_of_this_machine_is_told(host, port):
         check_port(host, port)
 
 
-def test_missing_environment_is_one_line_that_says_make_label(tmp_path, monkeypatch, capsys):
+def test_missing_environment_is_one_line_that_says_how_to_make_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DECATHLETE_LABEL_ENV", str(tmp_path / "none"))
     assert main(["serve", "hippocampus", "--studies", str(tmp_path), "--folder", str(tmp_path / "label")]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert "Run 'make label' in the checkout" in said[0]
+    assert "Make it with 'decathlete serve --setup'" in said[0]
     assert not (tmp_path / "label").exists()
-
-
-def test_environment_that_was_not_finished_is_none(tmp_path, monkeypatch):
-    monkeypatch.delenv("DECATHLETE_LABEL_ENV", raising=False)
-    monkeypatch.setattr(serving, "ENVIRONMENT", str(tmp_path / "half"))
-    (tmp_path / "half" / "bin").mkdir(parents=True)
-    (tmp_path / "half" / "bin" / "python").touch()
-    with pytest.raises(WorkError, match="make label"):
-        label_python()
-    (tmp_path / "half" / ".installed").touch()
-    assert label_python() == tmp_path / "half" / "bin" / "python"
 
 
 def test_missing_studies_and_passwords_in_addresses_are_told(tmp_path, capsys):
@@ -143,7 +132,7 @@ def test_missing_studies_and_passwords_in_addresses_are_told(tmp_path, capsys):
 def test_studies_that_cannot_be_written_to_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert main(["serve", "hippocampus", "--studies", str(tmp_path)]) == 1
-    assert "labels lie beside the images (it cannot). Copy the images" in capsys.readouterr().err
+    assert "labels are saved beside the images. Copy the images" in capsys.readouterr().err
 
 
 def test_unknown_bundle_is_told_with_the_nearest(tmp_path, capsys):
@@ -168,7 +157,7 @@ def test_listening_for_other_machines_is_warned_of(tmp_path, monkeypatch, capsys
     command = ["serve", "hippocampus", "--studies", str(tmp_path), "--folder", str(tmp_path / "label")]
     main(command + (["--host", host] if host else []))
     said = capsys.readouterr().err
-    assert ("there is no password" in said) == (host is not None)
+    assert ("there is no password: anyone" in said) == (host is not None)
     assert len(said.splitlines()) == words
     [(_, words_, environ)] = started
     assert words_[words_.index("--host") + 1] == (host or "127.0.0.1")
