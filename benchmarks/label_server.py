@@ -3,9 +3,9 @@
     python benchmarks/label_server.py --output label_server.json
     python benchmarks/label_server.py --bundle hippocampus --studies data/Task04_Hippocampus/imagesTr --parallel 20
 
-Needs the environment of ``make label``. Without ``--studies`` the images are phantoms. The first prediction loads the
-network; the median of the next ones is the time that a viewer waits. The server answers on this machine, so that no
-network is measured.
+Needs the environment of ``decathlete serve --setup``. Without ``--studies`` the images are phantoms. The first
+prediction loads the network; the median of the next ones is the time that a viewer waits. The server answers on this
+machine, so that no network is measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How undecided a network is about a scan."""
+"""How uncertain a network is about a scan."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from decathlete.errors import DataError
 
 
 def mean_entropy(probabilities: NDArray) -> float:
-    """Mean entropy of probabilities (C, X, Y, Z), 0 to 1, over the voxels that are foreground by 1% or more.
+    """Mean entropy of probabilities (C, X, Y, Z), 0 to 1, over the voxels that are foreground with at least 1%.
 
     Raises:
-        DataError: one class alone.
+        DataError: fewer than two classes.
     """
     if probabilities.shape[0] < 2:
-        raise DataError(
-            "probabilities", "expected a background and a class or more", f"{probabilities.shape[0]} channel(s)"
-        )
+        raise DataError("probabilities", "expected background and at least one class",
+                        f"{probabilities.shape[0]} channel(s)")  # fmt: skip
     here = probabilities[:, 1 - probabilities[0] >= 0.01].astype(np.float64)
     if not here.size:
         return 1.0

@@ -32,7 +32,7 @@ from decathlete.errors import DataError, DecathleteError, listed
 from decathlete.label.classes import Classes
 from decathlete.label.guard import NotFoundError
 from decathlete.label.retraining import Retraining
-from decathlete.label.scoring import Doubt, LabelAgreement
+from decathlete.label.scoring import LabelAgreement, Uncertainty
 from decathlete.label.segmentation import Segmentation
 from decathlete.label.stats import ended
 from decathlete.label.studies import Archive, StudiesFolder
@@ -78,7 +78,7 @@ class LabelApp(MONAILabelApp):
     def _archive(self) -> Archive:
         if shutil.which("itkimage2segimage") is None:
             logger.warning(
-                "no program itkimage2segimage: DICOM SEG cannot be written; 'decathlete serve --setup' installs it"
+                "DICOM SEG cannot be written without itkimage2segimage: 'decathlete serve --setup' installs it"
             )
         user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
         client = DICOMwebClientX(
@@ -92,7 +92,7 @@ class LabelApp(MONAILabelApp):
         return Archive(client, search, cache, self.classes)
 
     def init_infers(self) -> dict[str, InferTask]:
-        """Every bundle; one without weights is told of in ``/info/`` once it has some."""
+        """Every bundle; one without weights is listed as a model in ``/info/`` once it has some."""
         return dict(self._models)
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -100,17 +100,17 @@ class LabelApp(MONAILabelApp):
         return {name: Retraining(folder, Path(self.app_dir, "runs")) for name, folder in self.bundles.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """Random, first, and for every bundle the image about which it is least decided."""
-        doubts = {
-            f"{name}_uncertainty": Epistemic(key=f"{name}_uncertainty", desc=f"The image '{name}' doubts most")
+        """Random, first, and for every bundle the image about which it is least certain."""
+        uncertain = {
+            f"{name}_uncertainty": Epistemic(key=f"{name}_uncertainty", desc=f"'{name}' is least certain about it")
             for name in self.bundles
         }
-        return {"random": RandomImage(), "first": First(), **doubts}
+        return {"random": RandomImage(), "first": First(), **uncertain}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        """Sums and Dice of labels, and the doubt of every bundle."""
-        doubts = {f"{name}_uncertainty": Doubt(model) for name, model in self._models.items()}
-        return {"sum": Sum(), "dice": LabelAgreement(), **doubts}
+        """Sums and Dice of labels, and the uncertainty of every bundle."""
+        uncertain = {f"{name}_uncertainty": Uncertainty(model) for name, model in self._models.items()}
+        return {"sum": Sum(), "dice": LabelAgreement(), **uncertain}
 
     def init_batch_infer(self) -> Callable:
         """Prediction of many images."""
@@ -137,8 +137,8 @@ class LabelApp(MONAILabelApp):
             NotFoundError: no such model or image.
         """
         if request.get("model") not in self._infers:
-            raise NotFoundError(f"model '{str(request.get('model'))[:80]}'", "is a model of this server", "none",
-                                f"Known: {', '.join(sorted(self._infers))}")  # fmt: skip
+            raise NotFoundError(f"model '{str(request.get('model'))[:80]}'", "this server has no such model", "",
+                                f"Choose one of: {', '.join(sorted(self._infers))}")  # fmt: skip
         store = datastore or self.datastore()
         if not Path(request["image"]).is_absolute():  # a file that our routes have received
             store.check_known(request["image"])
@@ -146,14 +146,16 @@ class LabelApp(MONAILabelApp):
 
 
 class RandomImage(Strategy):
-    """An image by chance, the likelier the longer it was not offered; MONAI Label's own fails on the second call within
-    a second."""
+    """A random image, the more likely the longer it was not offered.
+
+    MONAI Label's own strategy fails on the second call within a second.
+    """
 
     def __init__(self) -> None:
-        super().__init__("An image by chance")
+        super().__init__("Random image")
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """The image's id, None where all are labelled."""
+        """The image's id; None if all are labelled."""
         images, now = datastore.get_unlabeled_images(), time.time()
         if not images:
             return None
@@ -163,13 +165,13 @@ class RandomImage(Strategy):
 
 
 class BatchPrediction(BatchInferTask):
-    """MONAI Label's batch, on a machine without GPU too; one image that fails does not stop the rest."""
+    """MONAI Label's batch, also on a machine without a GPU; an image that fails does not stop the others."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore, infer: Callable) -> dict[str, Any]:
         """Image to the result; every result is saved as a label.
 
         Raises:
-            DataError: at the end, names the images that failed.
+            DataError: at the end; names the images that failed.
         """
         failed: dict[str, str] = {}
 
@@ -185,6 +187,7 @@ class BatchPrediction(BatchInferTask):
         request = dict(request) | {"multi_gpu": bool(request.get("multi_gpu", True)) and several}
         result = super().__call__(request, datastore, forgiving)
         if failed:
-            raise DataError(listed(failed), "every image is predicted", next(iter(failed.values())),
-                            f"{len(result) - len(failed)} of {len(result)} are done")  # fmt: skip
+            one = next(iter(failed.values())).rstrip(".")
+            raise DataError(listed(failed), f"{len(failed)} of {len(result)} images could not be predicted", one,
+                            "The others are done. Mend or remove these")  # fmt: skip
         return result

@@ -1,4 +1,4 @@
-"""Scores of images and labels that MONAI Label keeps with them: agreement of two labels, doubt of a network."""
+"""Scores of images and labels that MONAI Label keeps with them: agreement of two labels, uncertainty of a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class LabelAgreement(ScoringMethod):
-    """Dice of each label value between two tags, by default what was submitted and what was predicted.
+    """Dice of each label value between two tags, by default the submitted and the predicted label.
 
     An image gets ``dice``, the mean over its values, and ``dice_of_labels``, value to Dice.
     """
@@ -31,7 +31,7 @@ class LabelAgreement(ScoringMethod):
         super().__init__("Dice of the final and the predicted label, mean over the classes")
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Image to its mean Dice; to the message where a label cannot be read."""
+        """Image to its mean Dice, or to an error where a label cannot be read."""
         tags = [check_tag(str(request.get(name) or tag.value)) for name, tag in _TAGS.items()]
         result: dict[str, Any] = {}
         for image in datastore.list_images():
@@ -57,8 +57,8 @@ class LabelAgreement(ScoringMethod):
 _TAGS = {"y": DefaultLabelTag.FINAL, "y_pred": DefaultLabelTag.ORIGINAL}
 
 
-class Doubt(ScoringMethod):
-    """How undecided a model is about each image without a final label: the entropy of its classes, 0 to 1.
+class Uncertainty(ScoringMethod):
+    """How uncertain a model is about each image without a final label: the entropy of its classes, 0 to 1.
 
     Args:
         task: the model.
@@ -67,18 +67,18 @@ class Doubt(ScoringMethod):
     def __init__(self, task: Segmentation) -> None:
         self.task = task
         self.key = f"{task.name}_uncertainty"
-        super().__init__(f"Entropy of the classes where '{task.name}' sees foreground, 0 to 1")
+        super().__init__(f"Uncertainty of '{task.name}': entropy of the classes where it sees foreground, 0 to 1")
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Counts of the images scored and passed over; the values are with the images, under ``<model>_uncertainty``.
+        """Counts of the images scored and skipped; the values are kept with the images, as ``<model>_uncertainty``.
 
-        Images that these very weights have scored are passed over.
+        Images that the same weights have scored already are skipped.
 
         Raises:
             CheckpointError: the model has no weights.
         """
         most = int(number(request, "max_samples", 0, 0, 10**6))
-        self.task.predictor(device_of(request), self.task.weights.name, False)  # no weights: told before the images
+        self.task.predictor(device_of(request), self.task.weights.name, False)  # raises first if there are no weights
         version = str(self.task.weights.stat().st_mtime_ns)
         images = sorted(datastore.get_unlabeled_images())
         new = [i for i in images if datastore.get_image_info(i).get(f"{self.key}_weights") != version]

@@ -33,5 +33,5 @@ def test_an_image_without_foreground_is_worth_a_look():
 
 
 def test_one_class_has_no_entropy():
-    with pytest.raises(DataError, match="a background and a class"):
+    with pytest.raises(DataError, match="expected background and at least one class"):
         mean_entropy(shares((1.0,)))

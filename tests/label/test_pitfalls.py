@@ -130,7 +130,7 @@ def test_one_damaged_image_does_not_stop_a_batch(server):
     assert server.ask("POST", "/batch/infer/hippocampus").status == 200
     task = server.finish("/batch/infer")
     assert task["status"] == "ERROR"
-    assert "damaged: every image is predicted" in "\n".join(task["details"])
+    assert "damaged: 1 of 9 images could not be predicted" in "\n".join(task["details"])
     wait_for(lambda: server.get("/datastore/")["label_tags"].get("original") == 8)
     bad.unlink()
     wait_for(lambda: server.get("/datastore/")["total"] == 8)
