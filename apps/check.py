@@ -217,6 +217,8 @@ def _check_environment(report: CheckReport) -> None:
     import monai
     import torch
 
+    from decathlete.training.precision import gpu_versions, gpu_warning
+
     versions = f"python {platform.python_version()}, torch {torch.__version__}, monai {monai.__version__}"
     report.say(f"environment  {versions}; {cores()} cores, {free_memory_bytes() / 2**30:.1f} GiB of memory free")
     if not torch.cuda.is_available():
@@ -225,6 +227,10 @@ def _check_environment(report: CheckReport) -> None:
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
         report.say(f"environment  cuda:{number} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    if torch.cuda.is_available():
+        report.say(f"environment  {gpu_versions()}")
+        if warning := gpu_warning():
+            report.say(f"warning      {warning}")
 
 
 def _check_training(report: CheckReport, parser: Any) -> None:

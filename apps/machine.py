@@ -110,12 +110,23 @@ def memory_in_turn() -> Iterator[None]:
 
 
 def free_device_bytes(device: Any) -> float:
-    """As :func:`free_memory_bytes`, for a GPU; for the CPU the same."""
+    """As :func:`free_memory_bytes`, for a GPU, with what torch has reserved there and does not use; for the CPU the same."""
     if str(device).startswith("cuda"):
         import torch
 
-        return float(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
     return free_memory_bytes()
+
+
+def let_segments_grow() -> None:
+    """Ask torch for segments of GPU memory that can grow, unless the environment says how it allocates.
+
+    Tensors of many sizes, such as a validation's volumes, would leave gaps that nothing fits into. To be called before
+    torch first uses a GPU.
+    """
+    if not any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # the name that all versions read
 
 
 def peak_memory_gib(device: Any = "cpu") -> float:

@@ -23,6 +23,7 @@ from decathlete.data.folders import data_folder
 from decathlete.distributed.torchrun import in_torchrun
 from decathlete.errors import DataError, DecathleteError, DeviceError, TrainingError, UsageError
 from decathlete.failures import find_error, is_out_of_memory, short_log
+from decathlete.machine import let_segments_grow
 from decathlete.names import SPECIAL, inert
 from decathlete.quiet import quiet
 from decathlete.threads import share_threads
@@ -144,6 +145,7 @@ def run(
         raise UsageError("--gpus", "expected 1 or more", str(gpus), "Leave it out to train in one process")
     if gpus and not in_torchrun():
         return _launch(run_id, bundle, values, own, gpus, max_restarts)
+    let_segments_grow()
     workflow = None
     logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)  # logs the path of the logging file
     with short_log():

@@ -5,9 +5,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from decathlete import machine
-from decathlete.machine import affinity_cores, cores, free_memory_bytes, peak_memory_gib, total_memory_bytes
+from decathlete.machine import (
+    affinity_cores,
+    cores,
+    free_device_bytes,
+    free_memory_bytes,
+    let_segments_grow,
+    peak_memory_gib,
+    total_memory_bytes,
+)
 
 
 def test_free_memory_is_less_than_the_machine_has():
@@ -122,3 +131,22 @@ def test_the_peak_is_not_that_of_the_process_that_started_this_one():
     command = [sys.executable, "-c", "from decathlete.machine import peak_memory_gib; print(peak_memory_gib())"]
     child = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     assert child < 0.15 < len(taken) / 2**30 < peak_memory_gib()
+
+
+def test_what_torch_has_reserved_and_does_not_use_is_free_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert free_device_bytes("cuda:0") == 140
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_segments_can_grow_unless_the_environment_says_how_torch_allocates(monkeypatch, name):
+    for known in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(known, "")
+        monkeypatch.delenv(known)
+    let_segments_grow()
+    assert os.environ.pop("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True"
+    monkeypatch.setenv(name, "backend:native")
+    let_segments_grow()
+    assert [v for k, v in os.environ.items() if k.endswith("ALLOC_CONF")] == ["backend:native"]

@@ -125,7 +125,13 @@ class CachedDataset(CacheDataset):
         where = str(self.device) if fits else f"memory (more than half of what is free on {self.device})"
         logger.info("%.2f GiB of cases are kept in %s", needed / 2**30, where)
         if fits:
-            self._cache = [convert_to_tensor(item, device=self.device, track_meta=True) for item in self._cache]
+            self._cache = [self._on_device(item) for item in self._cache]
+
+    def _on_device(self, item: Any) -> Any:
+        """A case on the device, but for lists, such as where each class is: crops read single numbers of them."""
+        if isinstance(item, Mapping):
+            return {key: value if isinstance(value, list) else self._on_device(value) for key, value in item.items()}
+        return convert_to_tensor(item, device=self.device, track_meta=True)
 
     def _load_cache_item(self, idx: int) -> Any:
         if idx == 0 and self._first is not None:

@@ -39,23 +39,31 @@ def join_processes(timeout_minutes: float = 30) -> torch.device:
         raise DeviceError("multi_gpu_train", "several processes must be started by torchrun", "LOCAL_RANK is not set",
                           "Run 'torchrun --nproc_per_node 2 -m monai.bundle run training ...'")  # fmt: skip
     if not timeout_minutes > 0:
-        raise ConfigError("join_processes, timeout_minutes", "must be a number above 0", repr(timeout_minutes))
+        raise ConfigError("join_processes, timeout_minutes", "expected a number above 0", repr(timeout_minutes))
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
-    if gpus and local_size > gpus:
+    alone = gpus == 1 and _shows_one_gpu()  # the launcher gave each process a GPU of its own
+    if gpus and local_size > gpus and not alone:
         raise DeviceError("torchrun", "more processes than GPUs", f"{local_size} processes, {gpus} GPUs",
                           f"Pass --nproc_per_node {gpus}")  # fmt: skip
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    device = torch.device("cuda", 0 if alone else local) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         limit = timedelta(minutes=timeout_minutes)
         store, rank, size = process_store(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=limit,
+                                device_id=device if gpus else None)  # fmt: skip
         watch_processes()
     if dist.get_rank() != 0:
         logging.disable(logging.INFO)  # one process logs what all of them do
     return device
+
+
+def _shows_one_gpu() -> bool:
+    """Whether the environment shows this process one GPU, as Slurm's ``--gpus-per-task=1`` does."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip(" ,")
+    return bool(shown) and "," not in shown
 
 
 def leave_processes() -> None:
@@ -92,8 +100,9 @@ def distributed(network: torch.nn.Module, device: torch.device | str) -> torch.n
     wrapped = torch.nn.parallel.DistributedDataParallel(
         network.to(device), device_ids=[device] if device.type == "cuda" else None
     )
-    if norms and device.type != "cuda":
-        wrapped.broadcast_buffers = False  # the first process's, before each forward pass
+    if norms:
+        # else the first process's go to all others before each forward pass; synchronized ones are alike anyway
+        wrapped.broadcast_buffers = False
     return wrapped
 
 
@@ -121,7 +130,7 @@ class ValidationSampler(torch.utils.data.Sampler[int]):
 
 def average_statistics(network: torch.nn.Module) -> None:
     """Replace a network's running statistics by their mean over the processes, where these have different ones."""
-    buffers = [b for b in network.buffers() if b.is_floating_point()]
+    buffers = [b for b in network.buffers() if b.is_floating_point() and not b.is_cuda]  # synchronized there
     if not buffers or getattr(network, "broadcast_buffers", True):
         return
     together = torch.cat([b.detach().flatten() for b in buffers])

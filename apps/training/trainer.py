@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,10 @@ from decathlete.distributed.processes import average_statistics, in_group
 from decathlete.errors import ConfigError, TrainingError
 from decathlete.training.average import WeightAverage
 from decathlete.training.losses import over_processes
-from decathlete.training.precision import amp_dtype, autocast
+from decathlete.training.precision import amp_dtype, autocast, check_convolutions, describe_gpu
 from decathlete.training.schedule import PolySchedule
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(SupervisedTrainer):
@@ -55,11 +58,14 @@ class Trainer(SupervisedTrainer):
             ``{"image": (B, C, *spatial), "label": (B, 1, *spatial)}`` on the device.
         decollate: split each batch into cases for postprocessing and metrics; by default only where there are such.
             Either way ``state.output`` is a list, as MONAI's handlers expect: of cases, or of one whole batch.
+        deterministic: on a GPU, the same weights from the same seed; False lets cuDNN try which of its convolutions are
+            fastest for the patch.
         kwargs: as MONAI's SupervisedTrainer; ``amp=True`` means the fastest type that the device computes in.
 
     Raises:
-        ConfigError: ``max_epochs`` is no positive whole number.
-        ConfigError: a fused optimizer where float16 needs a gradient scaler.
+        ConfigError: ``max_epochs`` is no positive whole number; a fused optimizer where float16 needs a gradient
+            scaler; worker processes that would read cases from a GPU.
+        DeviceError: from ``run``, where the GPU computes wrong convolutions.
         TrainingError: from ``run``, where a loss or a gradient is not finite; names the batch's cases.
     """
 
@@ -82,17 +88,23 @@ class Trainer(SupervisedTrainer):
         prepare_batch: Callable = default_prepare_batch,
         amp: bool = False,
         decollate: bool | None = None,
+        deterministic: bool = True,
         **kwargs: Any,
     ) -> None:
         if isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 1:
             raise ConfigError("max_epochs", "expected a whole number of 1 or more", repr(max_epochs))
         device = torch.device(device)
         self.seed, self.clip_norm, self.channels_last = seed, clip_norm, channels_last
+        self.deterministic, self._format = deterministic, amp_dtype(device, amp)
         self.batch_transform, self.schedule, self.average = batch_transform, schedule, average
         self._prepare = prepare_batch
         self.loss = loss_function  # as given
         self._loss = over_processes(loss_function) if in_group() else loss_function
         self._names: list[str] = []
+        kept = getattr(getattr(train_data_loader, "dataset", None), "device", None)
+        if kept is not None and torch.device(kept).type != "cpu" and getattr(train_data_loader, "num_workers", 0):
+            raise ConfigError("train::dataset::device", "worker processes cannot read cases that are kept on a GPU",
+                              f"num_workers {train_data_loader.num_workers}", "Set num_workers to 0")  # fmt: skip
         needs_scaler = amp_dtype(device, amp) == torch.float16
         if needs_scaler and getattr(optimizer, "_step_supports_amp_scaling", False):
             # it divides by the scale within its step, after the gradients were clipped
@@ -138,6 +150,12 @@ class Trainer(SupervisedTrainer):
     def run(self) -> None:  # type: ignore[override]
         """Train until ``state.max_epochs``; a second call continues from there."""
         self.scaler: Any = torch.amp.GradScaler(self.state.device.type) if self.amp else None
+        if self.state.device.type == "cuda":
+            if self.state.rank == 0:
+                check_convolutions(self.state.device, self._format)
+                logger.info("%s", describe_gpu(self.state.device, self._format, self.deterministic))
+            torch.backends.cudnn.deterministic = self.deterministic
+            torch.backends.cudnn.benchmark = not self.deterministic
         Workflow.run(self)
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict:

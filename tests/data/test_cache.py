@@ -100,10 +100,11 @@ def test_auto_takes_the_disk_where_memory_is_short(cases, tmp_path, monkeypatch,
 def test_cases_go_to_the_device_where_they_fit(cases, monkeypatch, caplog, free, moved):
     """Seen by the tensors that NumPy arrays turn into: a device of its own is rare."""
     monkeypatch.setattr(cache, "free_device_bytes", lambda device: free)
-    weighted = [case | {"weights": np.ones(3)} for case in cases]
+    weighted = [case | {"weights": np.ones(3), "places": [np.arange(3)]} for case in cases]
     with caplog.at_level(logging.INFO):
         dataset = CachedDataset(weighted, _chain(RandFlipd("image", prob=1.0)), mode="ram", device="cpu")
     assert isinstance(dataset[0]["weights"], torch.Tensor if moved else np.ndarray)
+    assert isinstance(dataset[0]["places"][0], np.ndarray)  # a crop reads single numbers of them
     assert isinstance(dataset[0]["image"], MetaTensor)
     assert isinstance(dataset[0]["case_id"], str)
     assert ("half of what is free on cpu is less" in caplog.text) != moved

@@ -12,6 +12,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 
+from decathlete.distributed import processes
 from decathlete.distributed.processes import average_statistics, distributed, sums_over_processes
 from decathlete.errors import ConfigError, DataError, DeviceError
 from decathlete.training import (
@@ -41,6 +42,27 @@ def test_more_processes_than_gpus_are_refused_with_both_numbers(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(DeviceError, match="4 processes, 2 GPUs"):
+        join_processes()
+
+
+def test_a_launcher_may_show_each_process_one_gpu(monkeypatch):
+    class JoinedError(Exception):
+        pass
+
+    def join(*args, **kwargs):
+        raise JoinedError(kwargs["device_id"])
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(processes, "process_store", lambda: None)
+    monkeypatch.setattr(processes.dist, "init_process_group", join)
+    for name, value in {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4", "RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(JoinedError, match="cuda:0"):  # NCCL is told the device
+        join_processes()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # one GPU for all
+    with pytest.raises(DeviceError, match=r"4 processes, 1 GPUs"):
         join_processes()
 
 
@@ -223,7 +245,7 @@ def _train_with_one_case_to_validate(rank: int) -> str:
 def test_monais_sampler_is_refused_where_it_would_leave_a_process_without_a_case(in_two_processes):
     first, second = in_two_processes(_train_with_one_case_to_validate)
     assert first == second
-    assert "validate::sampler: each process needs a case (1 for 2 processes" in first
+    assert "validate::sampler: fewer validation cases than processes (1 and 2). Use" in first
 
 
 def _epochs(rank: int) -> list[list[int]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Events
+from monai.data import DataLoader, Dataset
 from monai.handlers import from_engine
 
 from decathlete.errors import ConfigError, TrainingError
-from decathlete.training import autocast, seed_everything
+from decathlete.training import Trainer, autocast, seed_everything
 from decathlete.training import trainer as trainer_module
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
@@ -128,6 +129,14 @@ def test_a_fused_optimizer_is_refused_where_float16_needs_a_scaler(tmp_path, mon
     monkeypatch.setattr(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, fused=True))
     with pytest.raises(ConfigError, match=r"optimizer: a fused optimizer cannot be .* \(AdamW, fused\). Set fused to"):
         tiny.build(tmp_path)
+
+
+def test_workers_are_refused_where_cases_are_kept_on_a_gpu():
+    cases = Dataset(tiny.blobs())
+    cases.device = torch.device("cuda")
+    loader, network = DataLoader(cases, num_workers=2), tiny.network()
+    with pytest.raises(ConfigError, match=r"train::dataset::device: worker .*\(num_workers 2\). Set num_workers to 0"):
+        Trainer("cpu", 1, loader, network, torch.optim.SGD(network.parameters()), torch.nn.MSELoss())
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
