@@ -5,11 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from monai.transforms import Compose, Resized, Spacingd
 from monai.utils import fall_back_tuple
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 
 from decathlete.errors import DecathleteError
 from decathlete.transforms.resample import ResampleSpacingd
@@ -20,6 +26,10 @@ SLAB_GIB = 0.2  # what restore_to_grid works on at a time
 FLOAT = 4
 MONAIS = 12  # bytes a voxel where MONAI resamples: float64, and float32
 OURS = 8  # axis by axis in float32: what goes in and out, and what lies between two axes
+KEEPS_SHAPE = (
+    _NormBase, nn.GroupNorm, nn.LayerNorm, _DropoutNd,
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
 GRID = 48  # bytes a voxel of MONAI's sampling grid: three float64 coordinates, before and after scaling
 
 
@@ -107,7 +117,8 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     """Bytes that a forward pass without gradients holds for an input of ``shape`` (B, C, *spatial), in float32.
 
     The network runs on shapes alone (torch's meta device); 0 for one that does not (one that looks at values, or
-    takes no such size).
+    takes no such size). For most layers torch would import its compiler there, which takes longer than to predict a
+    small scan: their shapes are computed here.
     """
     sizes: list[int] = []
 
@@ -118,10 +129,52 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     try:
         ghost = copy.deepcopy(network).to("meta").eval()
         for module in ghost.modules():
+            if isinstance(module, _ConvNd):
+                module.forward = partial(_convolved, module)  # type: ignore[method-assign]
+            elif isinstance(module, KEEPS_SHAPE):
+                module.forward = lambda inputs: _empty(inputs.shape)  # type: ignore[method-assign]
             if not list(module.children()):
                 module.register_forward_hook(note)
-        with torch.no_grad():
-            ghost(torch.empty(tuple(shape), device="meta"))
+        with torch.no_grad(), _Joins():
+            ghost(_empty(shape))
     except (RuntimeError, NotImplementedError, TypeError, DecathleteError):
         return 0
     return sum(sorted(sizes)[-LIVE_OUTPUTS:])
+
+
+def _convolved(conv: _ConvNd, inputs: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    """What a convolution returns for an input on the meta device."""
+    spatial = list(output_size or ())[-len(conv.kernel_size) :]
+    given = inputs.shape[-len(conv.kernel_size) :]
+    for axis, n in enumerate(given if not spatial else ()):
+        kernel, stride = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1, conv.stride[axis]
+        padding = conv.padding if isinstance(conv.padding, str) else 2 * conv.padding[axis]
+        padding = {"same": kernel - 1, "valid": 0}.get(padding, padding)  # type: ignore[call-overload]
+        if conv.transposed:
+            spatial.append((n - 1) * stride - padding + kernel + conv.output_padding[axis])
+        else:
+            spatial.append((n + padding - kernel) // stride + 1)
+    batch = inputs.shape[:1] if inputs.ndim == len(given) + 2 else ()
+    return _empty((*batch, conv.out_channels, *spatial))
+
+
+class _Joins(TorchFunctionMode):
+    """Skip connections of tensors on the meta device: their shapes, without torch's own way to them."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.cat and not (kwargs or {}).keys() - {"dim"}:
+            shapes = [list(tensor.shape) for tensor in args[0]]
+            dim = (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
+            joined = shapes[0].copy()
+            joined[dim] = sum(shape[dim] for shape in shapes)
+            if any(shape[:dim] + shape[dim:][1:] != joined[:dim] + joined[dim:][1:] for shape in shapes):
+                raise RuntimeError("sizes that do not fit together")
+            return _empty(joined)
+        if function in (torch.add, Tensor.add, Tensor.__add__, Tensor.__iadd__):
+            if isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
+                return _empty(args[0].shape)
+        return function(*args, **(kwargs or {}))
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    return torch.empty(tuple(shape), device="meta")

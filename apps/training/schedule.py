@@ -18,6 +18,7 @@ BUSY = 0.6  # of the process's share of its cores before; below it, other progra
 EXCESS = 0.25  # of the time that is left; a forecast further off is revised
 SLACK = 0.05  # of the budget; less is not worth a revision
 LOOKS = 50  # at the speed, in a training
+SETTLED = 0.1  # of the budget; so long the rest is not made longer again, since speeds on busy machines jump
 SKIPPED = 5  # first iterations: memory is laid out and kernels are chosen there
 MEASURED = 10  # iterations that a forecast rests on, at least
 MEASURED_SHARE = 0.1  # and at least this share of the budget
@@ -73,6 +74,8 @@ class PolySchedule:
         self._look_at = 0  # iteration of the next look at the speed
         self._core_s = 0.0  # that all cores worked in these times
         self._core_share: float | None = None  # until the forecast
+        self._mean_s = 0.0  # of an iteration, over the last looks
+        self._settled_s = 0.0  # time spent when the rest was fitted last
         self._said_s = 0.0  # what the log says that the training takes
         self._mark: tuple[float, float] | None = None  # wall time and time of all cores, as the last iteration ended
 
@@ -164,6 +167,7 @@ class PolySchedule:
             return
         self._said_s = budget_s
         self._set_total(engine, total)
+        self._mean_s = sum(self._times[SKIPPED:]) / max(1, len(self._times) - SKIPPED)
         self._share_of_cores()
         logger.info(
             "%g minutes: %d iterations (%d epochs) at %.3f s each, forecast from %d of them",
@@ -175,16 +179,20 @@ class PolySchedule:
         """Revise the forecast where the speed since the last look is another one; the first process decides."""
         total, done = self.total or 0, engine.state.iteration
         budget_s = 60 * float(self.minutes or 0)
-        mean = sum(self._times) / len(self._times) + (self._other_s / done if self.deadline else 0.0)
+        latest = sum(self._times) / len(self._times)
+        self._mean_s = (self._mean_s + latest) / 2 if self._mean_s else latest
+        mean = self._mean_s + (self._other_s / done if self.deadline else 0.0)
         left_s, budget_left_s = mean * (total - done), max(0.0, budget_s - self._spent_s())
         over_s = left_s - budget_left_s
         is_slower = over_s > max(EXCESS * budget_left_s, SLACK * budget_s)
-        is_faster = -over_s > max(EXCESS * left_s, SLACK * budget_s)
+        is_faster = (
+            -over_s > max(EXCESS * left_s, SLACK * budget_s) and self._spent_s() - self._settled_s > SETTLED * budget_s
+        )
         cause = self._share_of_cores()
         if self.deadline:
             fitting = done + int(budget_left_s / mean) if is_slower or is_faster else total
             if (fitting := _of_first_process(fitting)) != total:
-                self._fitted = (done, self._part(done))
+                self._fitted, self._settled_s = (done, self._part(done)), self._spent_s()
                 self._set_total(engine, fitting)
                 logger.info("%g minutes: %d iterations instead of %d, at %.3f s each now (%s)",
                             self.minutes, fitting, total, mean, cause)  # fmt: skip

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-from monai.transforms import Compose, Resized, Spacingd
+import subprocess
+import sys
 
-from decathlete.inference.memory import PROCESS_GIB, SLAB_GIB, estimate_gib
+import pytest
+import torch
+from monai.transforms import Compose, Resized, Spacingd
+from torch import nn
+
+from decathlete.inference.memory import PROCESS_GIB, SLAB_GIB, estimate_gib, window_bytes
 from decathlete.transforms import ResampleSpacingd
 
 VOXELS = 512 * 512 * 64  # 2^24
@@ -40,3 +45,35 @@ def test_the_output_of_many_classes_is_the_peak_and_may_lie_in_a_file():
     assert bytes_per_voxel(thick, classes=10, window_edge=16) == pytest.approx(4 + 4 + 40 + 4 * 16 / 64)
     assert bytes_per_voxel(thick, classes=10, window_edge=500) == pytest.approx(4 + 4 + 40 + 4)
     assert bytes_per_voxel(thick, classes=10, window_edge=16, output_on_file=True) == pytest.approx(4 + 16)
+
+
+def test_the_estimate_of_a_window_does_not_load_the_compiler_of_torch():
+    code = (
+        "import sys, torch\n"
+        "from decathlete.inference.memory import window_bytes\n"
+        "from decathlete.networks import ResUNet, UNet\n"
+        "for make in (UNet, ResUNet):\n"
+        "    network = make(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8, 8])\n"
+        "    print(window_bytes(network, (2, 1, 16, 16, 16)) > 0)\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    hide = "import sys\nsys.modules['ignite'] = None  # which loads it by itself\n"
+    command = [sys.executable, "-c", hide + code]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split("\n")[:3] == ["True", "True", "[]"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv3d(2, 5, (3, 1, 3), stride=(2, 1, 1), padding=(1, 0, 2)),
+        nn.Conv3d(2, 5, 3, padding="same"),
+        nn.Conv3d(2, 5, 3, dilation=2),
+        nn.ConvTranspose3d(2, 5, (2, 1, 3), stride=(2, 1, 2), output_padding=(1, 0, 1)),
+        nn.BatchNorm3d(2),
+        nn.LeakyReLU(),
+    ],
+)
+def test_shapes_of_layers_are_those_that_torch_computes(layer):
+    given = torch.rand(2, 2, 9, 8, 7)
+    assert window_bytes(layer, given.shape) == layer(given).numel() * 4

@@ -101,34 +101,35 @@ def test_a_new_budget_is_measured_anew(monkeypatch):
     assert len(seen) == 120
 
 
-def test_a_machine_that_gets_slower_is_said_once_with_its_cause_and_keeps_the_iterations(monkeypatch, caplog):
+def test_a_machine_that_gets_slower_is_said_with_its_cause_and_keeps_the_iterations(monkeypatch, caplog):
     def slow(iteration):
         return 1.0 if iteration <= 41 else 10.0
 
     _, _, seen = budgeted(monkeypatch, minutes=2, speed=slow)
     assert len(seen) == 120
-    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    # the forecast is made after 17 iterations, a look follows every 3: after 44, 41 x 1 s + 79 x 10 s = 13.85 minutes
-    assert line.startswith("2 minutes: the training will take about 13.8 minutes, at 10.000 s for each iteration now")
+    line, *more = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    # a look every 3 iterations, and half of what the one before found: after 44, 41 x 1 s + 3 x 10 s + 76 x 5.5 s
+    assert line.startswith("2 minutes: the training will take about 8.2 minutes, at 5.500 s for each iteration now")
+    assert len(more) == 1  # a further quarter: 13 minutes
     assert "this process got 2% of its 2 cores, 25% before: other programs use them" in line
     assert "--deadline" in line
 
 
 def test_work_that_grows_is_not_called_other_programs(monkeypatch, caplog):
     budgeted(monkeypatch, 2, speed=lambda n: 1.0 if n < 42 else 4.0, core_s=lambda n: 0.5 if n < 42 else 2.0)
-    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    line = next(record.message for record in caplog.records if record.levelname == "WARNING")
     assert "(this process got 25% of its 2 cores)" in line
 
 
-@pytest.mark.parametrize("factor", [3.0, 10.0, 30.0])
-def test_with_a_deadline_a_slow_machine_does_fewer_iterations_in_the_same_time(monkeypatch, factor):
+@pytest.mark.parametrize(("factor", "last"), [(3.0, 0.1), (10.0, 0.2), (30.0, 0.4)])
+def test_with_a_deadline_a_slow_machine_does_fewer_iterations_in_the_same_time(monkeypatch, factor, last):
     policy, engine, seen = budgeted(
         monkeypatch, 10, deadline=True, validation_s=0.0, speed=lambda n: 1.0 if n <= 200 else factor
     )
     assert policy.clock.now <= 600 * 1.2
     assert len(seen) == policy.total == engine.state.iteration == engine.state.total_iterations < 400
     assert seen == sorted(seen, reverse=True)  # the rate falls on, without a step back
-    assert seen[-1] < 0.2  # and to its end
+    assert seen[-1] < last  # and to its end, as far as the few iterations left allow
 
 
 def test_with_a_deadline_a_machine_that_gets_free_again_does_more_iterations(monkeypatch):
