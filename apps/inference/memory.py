@@ -30,6 +30,7 @@ KEEPS_SHAPE = (
     _NormBase, nn.GroupNorm, nn.LayerNorm, _DropoutNd,
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
+SUMS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__)
 GRID = 48  # bytes a voxel of MONAI's sampling grid: three float64 coordinates, before and after scaling
 
 
@@ -170,9 +171,8 @@ class _Joins(TorchFunctionMode):
             if any(shape[:dim] + shape[dim:][1:] != joined[:dim] + joined[dim:][1:] for shape in shapes):
                 raise RuntimeError("sizes that do not fit together")
             return _empty(joined)
-        if function in (torch.add, Tensor.add, Tensor.__add__, Tensor.__iadd__):
-            if isinstance(args[1], Tensor) and args[0].shape == args[1].shape:
-                return _empty(args[0].shape)
+        if function in SUMS and all(isinstance(a, Tensor) and a.shape == args[0].shape for a in args) and not kwargs:
+            return _empty(args[0].shape)
         return function(*args, **(kwargs or {}))
 
 

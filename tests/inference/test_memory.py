@@ -51,16 +51,15 @@ def test_the_estimate_of_a_window_does_not_load_the_compiler_of_torch():
     code = (
         "import sys, torch\n"
         "from decathlete.inference.memory import window_bytes\n"
-        "from decathlete.networks import ResUNet, UNet\n"
-        "for make in (UNet, ResUNet):\n"
-        "    network = make(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8, 8])\n"
-        "    print(window_bytes(network, (2, 1, 16, 16, 16)) > 0)\n"
+        "from decathlete.networks import UNet\n"
+        "network = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8, 8])\n"
+        "print(window_bytes(network, (2, 1, 16, 16, 16)) > 0)\n"
         "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
     )
     hide = "import sys\nsys.modules['ignite'] = None  # which loads it by itself\n"
     command = [sys.executable, "-c", hide + code]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    assert done.stdout.split("\n")[:3] == ["True", "True", "[]"]
+    assert done.stdout.split("\n")[:2] == ["True", "[]"]
 
 
 @pytest.mark.parametrize(
