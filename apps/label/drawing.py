@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from decathlete.label.classes import Classes, values_of_names
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".dcm", ".bin")  # .nrrd is .seg.nrrd too; .bin are the voxels alone, of OHIF
 BACKGROUND = "background"  # a segment of this name is no class
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_PACKED = 1032  # bytes that a byte of gzip can hold
 _HEADER = 2**20  # bytes of a NRRD header, of which a segment takes some hundred
 
 
@@ -66,8 +68,7 @@ class Drawing:
         """
         if not self.segments or self.segments[0].name is not None:
             owners = classes.assign_names([s.name for s in self.segments if s.name is not None], where, bundle)
-            return {b: self._label_map({s: v[s.name] for s in self.segments if s.name in v}, where)
-                    for b, v in owners.items()}  # fmt: skip
+            return {owner: self.label_map(values, where) for owner, values in owners.items()}
         owner = classes.assign_values([s.value for s in self.segments], where, bundle)
         return {owner: self._label_map({s: s.value for s in self.segments}, where)}
 
@@ -141,11 +142,15 @@ def read_seg(file: Path, reference: SimpleITK.Image) -> Drawing:
     import pydicom
     import pydicom_seg  # only MONAI Label's environment has it
 
-    check_inflation(file)
     try:
+        check_inflation(file)
         found = pydicom_seg.SegmentReader().read(pydicom.dcmread(file))
+    except DataError:
+        raise
     except Exception as error:  # a damaged file makes them raise whatever its values lead to
-        raise DataError(file, "cannot be read as DICOM SEG", " ".join(str(error).split())[:120]) from error
+        raise DataError(
+            file, "cannot be read as DICOM SEG", " ".join(str(error).split())[:120], "Export it again"
+        ) from error
     layers, segments = [], []
     for number, about in found.segment_infos.items():
         part = found.segment_image(number)
@@ -169,6 +174,26 @@ def viewer_affine(path: str | Path) -> NDArray[np.float64] | None:
     except RuntimeError:
         return None
     return _affine(reader)
+
+
+def nrrd_fields(file: Path) -> dict[str, str]:
+    """Header of a NRRD file from somebody else, before a library reads it: key to text.
+
+    Raises:
+        DataError: no NRRD, voxels in another file (of the server), or more voxels than the file can hold.
+    """
+    with file.open("rb") as opened:
+        head = re.split(rb"\r?\n\r?\n", opened.read(_HEADER), maxsplit=1)[0].decode("utf-8", "replace")
+    fields = dict(re.findall(r"(?m)^([^#:\r\n]+):=? ?(.*?)\r?$", head))
+    if not head.startswith("NRRD"):
+        raise DataError(file, "cannot be read as NRRD", "other bytes at the start", "Save it again")
+    known = {key.strip().lower().replace(" ", ""): text for key, text in fields.items()}
+    if "datafile" in known:
+        raise DataError(file, "the voxels are in another file", "", "Save header and voxels as one file")
+    sizes = [int(word) for word in known.get("sizes", "").split() if word.isdecimal()]
+    if math.prod(sizes) > file.stat().st_size * _MOST_PACKED:
+        raise DataError(file, "the header states more voxels than the file can hold", known["sizes"], "Save it again")
+    return fields
 
 
 def _without_background(segments: list[Segment]) -> list[Segment]:
@@ -206,7 +231,7 @@ def _read_voxels(file: Path, image: Volume) -> NDArray[Any]:
 
 def _read_nrrd(file: Path, image: Volume) -> tuple[list[NDArray[Any]], dict[tuple[int, int], str]]:
     """Layers on the image's grid, and the name of each (layer, value); no names where the file states none."""
-    fields = _nrrd_fields(file)
+    fields = nrrd_fields(file)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(file))
     reader.SetImageIO("NrrdImageIO")
@@ -217,7 +242,7 @@ def _read_nrrd(file: Path, image: Volume) -> tuple[list[NDArray[Any]], dict[tupl
             raise _misplaced(file, size, image)
         found = reader.Execute()
     except RuntimeError as error:
-        raise DataError(file, "cannot be read as NRRD", " ".join(str(error).split())[-120:], "Save it again") from error
+        raise DataError(file, "cannot be read as NRRD", "damaged or incomplete", "Save it again") from error
     array = SimpleITK.GetArrayFromImage(found)
     array = array.reshape(*array.shape[:3], count).transpose(2, 1, 0, 3)
     if array.dtype.kind == "f" or (array.dtype.kind == "i" and array.min() < 0):
@@ -236,17 +261,6 @@ def _read_nrrd(file: Path, image: Volume) -> tuple[list[NDArray[Any]], dict[tupl
                 raise DataError(file, f"segment '{name[:80]}' states no label value", "", "Save it again") from None
             names[value[::-1]] = name
     return [placed[..., layer] for layer in range(count)], names
-
-
-def _nrrd_fields(file: Path) -> dict[str, str]:
-    with file.open("rb") as opened:
-        head = re.split(rb"\r?\n\r?\n", opened.read(_HEADER), maxsplit=1)[0].decode("utf-8", "replace")
-    fields = dict(re.findall(r"(?m)^([^#:\r\n]+):=? ?(.*?)\r?$", head))
-    if not head.startswith("NRRD"):
-        raise DataError(file, "cannot be read as NRRD", "other bytes at the start", "Save it again")
-    if {"data file", "datafile"} & {key.strip().lower() for key in fields}:  # it would be read from the server's disk
-        raise DataError(file, "the voxels are in another file", "", "Save header and voxels as one file")
-    return fields
 
 
 def _place(array: NDArray[Any], affine: NDArray[np.float64], image: Volume, file: Path) -> NDArray[Any]:

@@ -39,7 +39,7 @@ from decathlete.errors import DataError, UsageError
 from decathlete.files import NIFTI_SUFFIXES, strip_nifti_suffix
 from decathlete.io.volume import header_of
 from decathlete.label.drawing import SUFFIXES as LABEL_SUFFIXES
-from decathlete.label.drawing import known_bundle
+from decathlete.label.drawing import known_bundle, nrrd_fields
 from decathlete.label.guard import NotFoundError, check_info, check_name, check_tag, number, switch
 from decathlete.label.main import LabelApp
 from decathlete.label.retraining import Settings, no_labels
@@ -357,6 +357,7 @@ def received_image(upload: UploadFile, what: str) -> Iterator[Path]:
         if path.suffix != ".nrrd":
             yield path
             return
+        nrrd_fields(path)
         array, affine = read_other(path)
         with tempfile.TemporaryDirectory(prefix="image_") as folder:
             file = Path(folder) / f"{path.stem}.nii.gz"

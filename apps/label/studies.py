@@ -118,7 +118,7 @@ class StudiesFolder(Watching, LocalDatastore):
         self.lock = threading.RLock()
         self.channels = sorted(channels) or [1]
         self.classes = classes or Classes({})
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         _set_damaged_index_aside(Path(folder) / INDEX)
         super().__init__(str(folder), extensions=[f"*{end}" for end in NIFTI_SUFFIXES], auto_reload=watch)
 
@@ -133,9 +133,9 @@ class StudiesFolder(Watching, LocalDatastore):
                 check_content(file)
                 found[file.name] = file.name
             except DataError as error:
-                if str(error) not in self._told:
+                if str(error) not in self._reported:
                     logger.warning("not listed: %s", error)
-                self._told.add(str(error))
+                self._reported.add(str(error))
         return found
 
     def _to_id(self, file: str) -> tuple[str, str]:
@@ -203,6 +203,7 @@ class StudiesFolder(Watching, LocalDatastore):
         before = self.get_label_uri(image_id, tag)
         if before and tag != ORIGINAL:
             self._keep_another(image_id, tag, about)
+        self._about_file(image_id, tag).unlink(missing_ok=True)  # it must never speak of another file
         label_id = super().save_label(image_id, label_filename, tag, label_info)
         self._write_about(image_id, tag, about)
         if before and before != self.get_label_uri(image_id, tag):
@@ -344,7 +345,7 @@ class Archive(Watching, DICOMWebDatastore):
             uids = [str(Dataset.from_json(series)[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID")]
             about = Dataset.from_json(self._client.retrieve_series_metadata(*uids)[0])
             refers = about.get("ReferencedSeriesSequence")
-            image = str(refers[0].SeriesInstanceUID) if refers else None
+            image = str(refers[0].SeriesInstanceUID) if refers else ""
             if image not in listed_images:
                 logger.warning("SEG of series %s: refers to no listed series; left out", uids[1])
                 continue

@@ -341,6 +341,44 @@ def test_another_persons_label_is_kept(served, replay, viewer, label_of, tmp_pat
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", tag) for tag in tags)
 
 
+@pytest.mark.parametrize("oddity", ["no codes", "pixdim", "negative pixdim"])
+def test_an_image_that_viewers_place_elsewhere_can_be_labelled(served, viewer, label_of, tmp_path, oddity):
+    """ITK, by which 3D Slicer reads, goes by pixdim where the sform says otherwise, and has its own origin without
+    codes. What such a viewer gets lies on what it has read, and what it sends is taken."""
+    simple = pytest.importorskip("SimpleITK")
+    kind, server = served
+    source = nib.load(server.studies / "hippocampus_001.nii.gz")
+    header = source.header.copy()
+    header["qform_code"] = 0
+    if oddity == "no codes":
+        header["sform_code"] = 0
+    else:
+        header["pixdim"][1:4] = 1 if oddity == "pixdim" else [1, 1, -1]
+        header["srow_x"][:3] *= 1.25 if oddity == "pixdim" else 1
+    nib.save(nib.Nifti1Image(source.dataobj, None, header), tmp_path / "odd.nii.gz")
+    upload = {"file": ("odd.nii.gz", (tmp_path / "odd.nii.gz").read_bytes())}
+    assert server.ask("PUT", "/datastore/image?image=odd", files=upload).status == 200
+    image = simple.ReadImage(str(server.studies / "odd.nii.gz"))
+    if kind != "without_weights":
+        answer = server.infer(MODEL, "odd", result_extension=".nrrd", result_dtype="uint8")
+        assert answer.status == 200, answer.text
+        (tmp_path / "shown.nrrd").write_bytes(answer.body)
+        shown = simple.ReadImage(str(tmp_path / "shown.nrrd"))
+        for place in ("GetOrigin", "GetSpacing", "GetDirection"):
+            assert np.allclose(getattr(shown, place)(), getattr(image, place)(), atol=1e-4)
+    label = simple.GetImageFromArray(np.asarray(nib.load(label_of("hippocampus_001")).dataobj).transpose(2, 1, 0))
+    label.CopyInformation(image)
+    for ending in (".nii.gz", ".nrrd"):
+        file = tmp_path / f"label{ending}"
+        simple.WriteImage(label, str(file))
+        answer = server.put_label("odd", file)
+        assert answer.status == 200, answer.text
+        kept = nib.load(server.studies / "labels" / "final" / "odd.nii.gz")
+        assert np.allclose(kept.affine, nib.load(server.studies / "odd.nii.gz").affine)
+        assert (np.asarray(kept.dataobj) == simple.GetArrayFromImage(label).transpose(2, 1, 0)).all()
+    server.ask("DELETE", "/datastore/image?id=odd")
+
+
 @pytest.mark.slow
 def test_sequences_over_http_store_no_wrong_voxel(served, replay, viewer, tmp_path):
     kind, server = served

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -190,6 +191,46 @@ def test_labels_that_only_the_archive_has_are_trained_on(series, submitted, star
         [fetched] = (tmp_path / "app" / "dicom").glob(f"*/labels/{uid}.nii.gz")
         assert np.allclose(nib.load(fetched).affine, nib.load(label).affine, atol=1e-3)
         assert (np.asarray(nib.load(fetched).dataobj) == np.asarray(nib.load(label).dataobj)).all()
+
+
+def test_segments_reach_the_archive_by_their_names(archive, series, orthanc, label_environment, tmp_path):
+    """Numbered by their place, from Slicer, and as a DICOM SEG of another program: 'posterior' was drawn first."""
+    label = nib.Nifti1Image.from_bytes(gzip.decompress(archive.infer("hippocampus", series[0]).body))
+    true = np.asarray(label.dataobj)
+    nib.save(nib.Nifti1Image(np.array([0, 2, 1], np.uint8)[true], label.affine), tmp_path / "label.nii.gz")
+    info = {"label_info": [{"name": "posterior", "idx": 1}, {"name": "anterior", "idx": 2}]}
+    seg = archive.ask("POST", f"/infer/hippocampus?image={series[0]}&output=dicom_seg").body
+    for name, content in {"label.nii.gz": (tmp_path / "label.nii.gz").read_bytes(), "label.dcm": seg}.items():
+        before = set(json.loads(orthanc.ask("GET", "/instances")))
+        answer = archive.ask("PUT", f"/datastore/label?image={series[0]}", fields={"params": json.dumps(info)},
+                             files={"label": (name, content)})  # fmt: skip
+        assert answer.status == 200, answer.text
+        [new] = set(json.loads(orthanc.ask("GET", "/instances"))) - before
+        (tmp_path / "seg.dcm").write_bytes(orthanc.ask("GET", f"/instances/{new}/file"))
+        [image] = archive.folder.glob(f"dicom/*/{series[0]}.nii.gz")
+        code = (
+            "import sys; from pathlib import Path; from decathlete.label.studies import label_map\n"
+            "label_map(Path(sys.argv[1]), sys.argv[2], {'anterior': 1, 'posterior': 2}, Path(sys.argv[3]))"
+        )
+        words = [label_environment, "-c", code, tmp_path / "seg.dcm", image, tmp_path / "read.nii.gz"]
+        subprocess.run([str(word) for word in words], check=True, capture_output=True)
+        assert (np.asarray(nib.load(tmp_path / "read.nii.gz").dataobj) == true).all()
+        orthanc.ask("DELETE", f"/instances/{new}")
+
+
+def test_each_bundle_of_an_archive_has_its_own_labels(series, submitted, start_server, orthanc, tmp_path):
+    """Two bundles, one drawing with classes of both: two SEGs, and each trainer finds its own."""
+    with start_server(["nfbs", "hippocampus"], f"{orthanc.address}/dicom-web", tmp_path / "app") as server:
+        assert server.get("/info/")["labels"] == ["brain", "anterior", "posterior"]
+        assert list(server.ask("POST", "/train/", data={}).json) == ["hippocampus"]  # what was submitted before
+        server.ask("DELETE", "/train/")
+        info = json.dumps({"label_info": [{"name": "posterior"}, {"name": "brain"}]})
+        upload = {"label": ("label.nii.gz", submitted[series[0]].read_bytes())}
+        answer = server.ask("PUT", f"/datastore/label?image={series[0]}", fields={"params": info}, files=upload)
+        assert (answer.status, sorted(answer.json["bundles"])) == (200, ["hippocampus", "nfbs"])
+        assert sorted(server.ask("POST", "/train/", data={}).json) == ["hippocampus", "nfbs"]
+        for _ in range(2):
+            server.ask("DELETE", "/train/")
 
 
 def test_segments_of_other_names_are_told(archive, series, label_environment, tmp_path):

@@ -144,8 +144,11 @@ def test_a_segmentation_of_another_place_is_refused(tmp_path, image, voxels):
 def test_a_larger_segmentation_than_its_image_is_refused_before_it_is_read(tmp_path, image):
     huge = nrrd(tmp_path / "l.nrrd", np.zeros((1, 1, 1)), [])
     huge.write_bytes(huge.read_bytes().replace(b"sizes: 1 1 1", b"sizes: 9000 9000 9000"))
-    with pytest.raises(GeometryError, match="label 9000 x 9000 x 9000, image 8 x 9 x 10"):
+    with pytest.raises(DataError, match=r"more voxels than the file can hold \(9000 9000 9000\)"):
         read_drawing(huge, image)
+    larger = nrrd(tmp_path / "m.nrrd", np.zeros((9, 9, 10)), [])
+    with pytest.raises(GeometryError, match="label 9 x 9 x 10, image 8 x 9 x 10"):
+        read_drawing(larger, image)
 
 
 def test_voxels_in_another_file_of_the_server_are_refused(tmp_path, image, voxels):

@@ -27,6 +27,11 @@ def nifti(shape: tuple[int, ...] = (8, 8, 8), value: float = 1) -> bytes:
     return gzip.compress(nib.Nifti1Image(np.full(shape, value, np.float32), np.eye(4)).to_bytes())
 
 
+def nrrd(line: str, size: int = 8) -> bytes:
+    """A header with a line of its own, and a voxel."""
+    return f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {size} {size} {size}\nencoding: raw\n{line}\n\n\1".encode()
+
+
 def header_of_100_gb() -> bytes:
     """A small file that says it holds 3000 x 3000 x 3000 voxels."""
     header = bytearray(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4)).to_bytes())
@@ -88,7 +93,8 @@ def wrong_words() -> Iterator[Row]:
     for params in ['{"image": "/etc/passwd"}', '{"label_tag": "../..", "save_label": true}', '{"device": "tpu"}',
                    '{"model_filename": "../../../outside/secret.pt"}', '{"result_extension": ".sh"}',
                    '{"result_dtype": "object"}', '{"tta": "maybe"}', '{"save_label": []}', "[]", "{", "null",
-                   '{"a": NaN}', deep, '{"device": {"a": 1}}']:  # fmt: skip
+                   '{"a": NaN}', deep, '{"device": {"a": 1}}', '{"foreground": [[1, 2, 3]]}',
+                   '{"anterior": [[1, 2, 3]]}']:  # fmt: skip
         yield "parameters", f"POST /infer/hippocampus?image={FIRST}", 422, {"fields": {"params": params}}
     yield "parameters", f"POST /infer/hippocampus?image={FIRST}&output=exe", 422, {}
     yield "parameters", "POST /infer/hippocampus", 422, {}
@@ -141,6 +147,13 @@ def uploads() -> Iterator[Row]:
         yield "no image", "POST /infer/hippocampus", 422, {"files": {"file": (name, content)}}
     for name, content in [("a.nii.gz", TEXT), ("a.nii.gz", IMAGE), ("a.nii.gz", nifti(value=0.5)), ("a.sh", IMAGE)]:
         yield "no label", f"PUT /datastore/label?image={FIRST}", 422, {"files": {"label": (name, content)}}
+    for name, content in [("a.nrrd", TEXT), ("a.seg.nrrd", b""), ("a.nrrd", nrrd("data file: {outside}/secret.txt")),
+                          ("a.nrrd", nrrd("", 3000)), ("a.dcm", TEXT), ("a.bin", TEXT)]:  # fmt: skip
+        yield "no label", f"PUT /datastore/label?image={FIRST}", 422, {"files": {"label": (name, content)}}
+        yield "no image", "PUT /datastore/image?image=evil", 422, {"files": {"file": (name, content)}}
+    for params in ['{"label_info": 3}', '{"label_info": [1]}', '{"model": "../x"}', '{"model": ["hippocampus"]}']:
+        request = {"files": {"label": ("a.bin", bytes(8))}, "fields": {"params": params}}
+        yield "parameters", f"PUT /datastore/label?image={FIRST}", 422, request
     for name, content in [("a.nii.gz", TEXT), ("../../a.sh", IMAGE)]:
         yield "no image", "PUT /session/", 422, {"files": {"files": (name, content)}}
     yield "archive", "PUT /session/?uncompress=true", 422, {"files": {"files": ("a.nii.gz", IMAGE)}}
@@ -170,7 +183,8 @@ def odd_addresses() -> Iterator[Row]:
     yield "no labels", "GET /datastore/dataset", 422, {}
     for lines in ["-1", "0", "abc", "1" + "0" * 30]:
         yield "parameters", f"GET /logs/?lines={lines}", 422, {}
-    yield "closed", "POST /train/", 422, {}
+    yield "no labels", "POST /train/", 422, {}
+    yield "no labels", "POST /train/", 422, {"data": {"hippocampus": {"max_epochs": "x"}}}
     yield "closed", "POST /scoring/", 422, {}
     yield "method", "PATCH /info/", 405, {}
     yield "method", "TRACE /info/", 405, {}
@@ -216,6 +230,8 @@ def answers(server, outside) -> dict[int, tuple[int, str]]:
     before, said = state_of(server.studies.parent), {}
     for number, (_, line, _, request) in enumerate(TABLE):
         method, path = line.replace("{outside}", str(outside)).split(" ", 1)
+        files = {n: (f, c.replace(b"{outside}", bytes(outside))) for n, (f, c) in request.get("files", {}).items()}
+        request = request | ({"files": files} if files else {})
         try:
             answer = server.ask(method, path.replace(" ", "%20"), **request, timeout=60)
             said[number] = (answer.status, answer.text)

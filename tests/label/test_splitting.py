@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from decathlete.bundle import bundle_folder
 from decathlete.bundle.configs import load
+from decathlete.data import datalist, make_phantoms
 from decathlete.errors import UsageError
 from decathlete.label.guard import check_name
-from decathlete.label.splitting import data_overrides, split
+from decathlete.label.splitting import data_overrides, own_validation, split
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parents[1] / "hostile.py")
 hostile = importlib.util.module_from_spec(_spec)
@@ -69,3 +71,12 @@ def _is_name(text: str) -> bool:
         told = str(error)
     assert told.isprintable()
     return not told
+
+
+def test_a_bundles_own_validation_cases_are_those_of_its_fold(tmp_path):
+    data = make_phantoms("hippocampus", 5, tmp_path)
+    found = own_validation(bundle_folder("hippocampus"), {"dataset_dir": data, "fold": 0})
+    assert found == [
+        {key: case[key] for key in ("image", "label", "case_id")} for case in datalist(data, 0, "validation")
+    ]
+    assert 1 <= len(found) < 5

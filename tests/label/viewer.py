@@ -31,13 +31,13 @@ class Viewer:
     Attributes:
         image: file of the image.
         segments: name and mask (X, Y, Z).
-        told: bundle to what was last accepted of it, name of the class to mask.
+        sent: bundle to what was last accepted of it, name of the class to mask.
         accepted: label maps that were accepted.
     """
 
     image: Path
     segments: list[list] = field(default_factory=list)
-    told: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    sent: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     accepted: int = 0
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Viewer:
         return file
 
     def submit(self, file: Path, person: str, send: Send) -> None:
-        """Send the label map; what must have come of it is kept in ``told``."""
+        """Send the label map; what must have come of it is kept in ``sent``."""
         drawn = [(name, mask) for name, mask in self.segments if mask.any()]
         right = bool(drawn) and all(name in OWNER for name, _ in drawn)
         assert send(self.export(file), self.info(), person) == right, f"{self.info()}: expected {right}"
@@ -97,14 +97,14 @@ class Viewer:
             for name, mask in drawn:
                 if name in classes:
                     classes[name] |= mask
-            self.told[bundle] = classes
+            self.sent[bundle] = classes
 
     def wrong(self, bundle: str, label: Path, values: dict[str, int]) -> int:
         """Voxels of a stored label whose class is another than the one drawn."""
         voxels = np.asarray(nib.load(label).dataobj)
         kept = {name: voxels == value for name, value in values.items()}
         assert set(np.unique(voxels)) <= {0, *values.values()}
-        return sum(int(np.count_nonzero(kept[name] != mask)) for name, mask in self.told[bundle].items())
+        return sum(int(np.count_nonzero(kept[name] != mask)) for name, mask in self.sent[bundle].items())
 
 
 @dataclass
@@ -144,9 +144,9 @@ def sequence(seed: int, image: Path, folder: Path, server: Server, steps: int = 
             file.unlink()
         elif what == "predict":
             viewer.show(*server.predict(name, "hippocampus"))
-        elif viewer.told:
-            server.train(chance.choice(sorted(viewer.told)))
-        wrong += sum(viewer.wrong(bundle, *server.stored(name, bundle)) for bundle in viewer.told)
+        elif viewer.sent:
+            server.train(chance.choice(sorted(viewer.sent)))
+        wrong += sum(viewer.wrong(bundle, *server.stored(name, bundle)) for bundle in viewer.sent)
     return wrong, viewer.accepted
 
 
