@@ -110,7 +110,7 @@ def memory_in_turn() -> Iterator[None]:
 
 
 def free_device_bytes(device: Any) -> float:
-    """As :func:`free_memory_bytes`, for a GPU, with what torch has reserved there and does not use; for the CPU the same."""
+    """As :func:`free_memory_bytes`; on a GPU with what torch has reserved there and does not use."""
     if str(device).startswith("cuda"):
         import torch
 
