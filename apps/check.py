@@ -1,4 +1,4 @@
-"""A bundle or a data folder looked over before anything costs time."""
+"""Checks of a bundle or a data folder before a long run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CheckReport:
 
 
 def check(target: str | Path, dataset_dir: str | Path | None = None) -> CheckReport:
-    """Look over a bundle (configs, data, weights, environment, memory and time to expect), or a folder of data.
+    """Check a bundle (configs, data, weights, environment, expected memory and time), or a folder of data.
 
     Args:
         target: a bundle's folder or name, or a data set's folder.
@@ -114,11 +114,11 @@ def _check_data(report: CheckReport, folder: Path, limit: int | None = None) -> 
     channels, labels = stated(folder)
     faults = verify(folder, limit=limit)
     looked = f"{min(limit, len(cases))} of {len(cases)} cases" if limit else f"{len(cases)} cases"
-    report.say(f"data         {folder}: {looked} looked over, {channels} channel(s), labels {labels or 'not stated'}")
+    report.say(f"data         {folder}: {looked} checked, {channels} channel(s), labels {labels or 'not stated'}")
     for fault in faults:
         report.fault(fault)
     if not faults:
-        report.say("data         every file is readable and finite, every label lies on its image")
+        report.say("data         every file is readable and finite, every label on its image's grid")
 
 
 def _check_sunnybrook(report: CheckReport, folder: Path) -> None:
@@ -134,7 +134,7 @@ def _check_sunnybrook(report: CheckReport, folder: Path) -> None:
         else:
             report.say(f"{finding.severity:<13}{finding}")
     if not any(frame.inner for frame in index.frames):
-        report.fault(f"{folder}: no frame has a sound inner contour, so there is no cavity to learn")
+        report.fault(f"{folder}: no frame has a usable inner contour, so there is nothing to train on")
 
 
 def _check_config(report: CheckReport, folder: Path, name: str) -> Any:
@@ -156,7 +156,7 @@ def _check_config(report: CheckReport, folder: Path, name: str) -> Any:
     for problem in problems:
         report.fault(f"{file}, {problem}")
     if not problems:
-        report.say(f"config       {file.name}: every id and class is there")
+        report.say(f"config       {file.name}: every reference and class exists")
     return parser
 
 
@@ -179,7 +179,7 @@ def _unknown_references(parser: Any) -> Iterator[str]:
         if isinstance(value, str):
             for reference in ReferenceResolver.match_refs_pattern(value):
                 if reference not in parser and reference.partition("::")[0] != "_meta_":
-                    yield f"{name}: refers to '@{reference}', which is no id of the config"
+                    yield f"{name}: refers to '@{reference}', which is not in the config"
 
 
 def _unknown_targets(parser: Any) -> Iterator[str]:
@@ -187,7 +187,7 @@ def _unknown_targets(parser: Any) -> Iterator[str]:
         if name.endswith("_target_") and isinstance(value, str) and not value.startswith(("$", "@", "%")):
             known = locate(value) if "." in value else parser.locator.get_component_module_name(value)
             if not known:
-                yield f"{name}: '{value}' is no class or function that can be imported"
+                yield f"{name}: '{value}' cannot be imported"
 
 
 def _missing_ids(parser: Any, name: str) -> Iterator[str]:
@@ -234,14 +234,14 @@ def _check_environment(report: CheckReport) -> None:
 
 
 def _check_training(report: CheckReport, parser: Any) -> None:
-    """Data, and what the first case tells about memory and time."""
+    """Data, and memory and time estimated from the first case."""
     from decathlete.data.cache import size_bytes
 
     data = Path(str(parser.get_parsed_content("dataset_dir")))
     train = parser.get_parsed_content("train::dataset::data") if "train::dataset::data" in parser else []
     validation = parser.get_parsed_content("validate::dataset::data") if "validate::dataset::data" in parser else []
     fold = parser.get("fold")
-    report.say(f"data         {data}, fold {fold}: {len(train)} cases to train on, {len(validation)} to validate on")
+    report.say(f"data         {data}, fold {fold}: {len(train)} training cases, {len(validation)} validation cases")
     size = sum(Path(p).stat().st_size for case in train + validation for p in _files(case))
     if "image_files" in parser:
         _check_patterns(report, data, parser)
@@ -267,12 +267,12 @@ def _check_training(report: CheckReport, parser: Any) -> None:
         report.say(f"forecast     {needed / 2**30:.2f} GiB for all cases after preprocessing, which {kept} half of the "
                    f"{free / 2**30:.1f} GiB that are free; {minutes:.1f} minutes to prepare them")  # fmt: skip
     if needed > free / 2 and "CacheDataset" in str(parser.get("train::dataset::_target_")):
-        report.say("forecast     use decathlete.data.CachedDataset for train::dataset, which turns to the disk")
+        report.say("forecast     use decathlete.data.CachedDataset for train::dataset, which caches on disk instead")
     _forecast_iterations(report, parser, samples)
 
 
 def _check_patterns(report: CheckReport, data: Path, parser: Any) -> None:
-    """Files that a config tells by patterns."""
+    """Data whose files a config names by patterns."""
     from decathlete.planning import find_layout
 
     classes = [name for name, value in parser.get("labels").items() if value]
@@ -289,13 +289,13 @@ def _check_layout(report: CheckReport, layout: Layout) -> Sequence[CaseFacts]:
     for note in found.notes:
         report.say(f"note         {note}")
     report.say(
-        f"data         {len(found.cases)} cases: every file is readable and finite, every label lies on its image"
+        f"data         {len(found.cases)} cases: every file is readable and finite, every label on its image's grid"
     )
     return found.cases
 
 
 def _note_sides(report: CheckReport, parser: Any, cases: Sequence[CaseFacts] = ()) -> None:
-    """Say where a training mirrors classes that are told apart by left and right."""
+    """Warn where a training mirrors classes that differ only by left and right."""
     from decathlete.planning.sides import find_side
 
     labels, regions = (parser.get(name) for name in ("labels", "regions"))
@@ -303,7 +303,7 @@ def _note_sides(report: CheckReport, parser: Any, cases: Sequence[CaseFacts] = (
     if not axes or not isinstance(labels, Mapping):
         return
     if side := find_side(labels, cases, regions if isinstance(regions, Mapping) else ()):
-        report.say(f"note         training mirrors along axes {axes}, but {side}: it would learn to confuse them. "
+        report.say(f"note         training mirrors along axes {axes}, but {side}, so it would learn to confuse them. "
                    "Set train::augmentation::mirror_axes, and tta_axes of inference.yaml, to []")  # fmt: skip
 
 
@@ -327,13 +327,13 @@ def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None
     needed = step_gib(network, (1, channels, *patch), amp, device)
     if needed is not None and needed > free:
         report.say(f"forecast     training on one patch of {size} takes about {needed:.1f} GiB of memory on {device}, "
-                   f"but {free:.1f} GiB are free: its time is not measured. Train where there is more memory, or lower "
-                   "patch_size")  # fmt: skip
+                   f"but only {free:.1f} GiB are free, so its time is not measured. Use a machine with more "
+                   "memory, or lower patch_size")  # fmt: skip
         return
     needed = step_gib(network, (batch, channels, *patch), amp, device)
     if needed is not None and needed > free:
         report.say(f"forecast     training on {batch} patches of {size} takes about {needed:.1f} GiB of memory on "
-                   f"{device}, but {free:.1f} GiB are free. Train where there is more memory, or lower "
+                   f"{device}, but only {free:.1f} GiB are free. Use a machine with more memory, or lower "
                    "batch_size")  # fmt: skip
     image = torch.randn(1, channels, *patch, device=device)
     seconds: list[float] = []
@@ -350,7 +350,7 @@ def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None
     epochs = parser.get_parsed_content("train::trainer::max_epochs")
     report.say(f"forecast     network of {parameters:.2f} million parameters; a batch of {batch} takes about "
                f"{_short(min(seconds) * batch)} s on {device}, an epoch {_time(epoch)}, {epochs} epochs "
-               f"{_time(epoch * epochs)}; as busy as this machine is now, without augmentation")  # fmt: skip
+               f"{_time(epoch * epochs)}; at this machine's current load, without augmentation")  # fmt: skip
 
 
 def _short(number: float) -> str:
@@ -368,7 +368,7 @@ def _check_weights(report: CheckReport, parser: Any, folder: Path) -> None:
 
     file = folder / "models" / "model.pt"
     if not file.is_file():
-        report.say(f"weights      {file} is not there: train first, or give --checkpoint to predict")
+        report.say(f"weights      {file} does not exist: train first, or pass --checkpoint to predict")
         return
     try:
         load_weights(parser.get_parsed_content("network_def"), file)

@@ -1,4 +1,4 @@
-"""``make demo``: data, a few minutes of training, honest scores, one prediction, and where to look at it all."""
+"""``make demo``: data, a few minutes of training, scores on cases that were not trained on, and a picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> int:
         print(f"decathlete: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("\ndecathlete: interrupted; 'make demo' again resumes from here", file=sys.stderr)
+        print("\ndecathlete: interrupted; run 'make demo' again to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -50,7 +50,7 @@ def asked_minutes() -> float:
 def run_demo(output: Path, minutes: float) -> Path:
     """Train and score a fold of the hippocampus in ``output`` and predict one case; return the overlay's path.
 
-    A finished step is kept, so that running it again is fast; an interrupted training resumes.
+    Finished steps are kept, so running it again is fast; an interrupted training resumes.
     """
     dataset_dir, source = find_data(output)
     say(1, f"data: {source}\n      {dataset_dir}")
@@ -65,13 +65,11 @@ def run_demo(output: Path, minutes: float) -> Path:
     from decathlete.view import overlay
 
     cases = datalist(dataset_dir, FOLD, "validation", TASK)
-    say(3, f"prediction of the {len(cases)} cases that were not trained on, scored on each scan's own grid")
+    say(3, f"prediction of {len(cases)} cases that were not trained on, scored on each scan's own grid")
     predictions = run / "predictions"
     report = predict(BUNDLE, [case["image"] for case in cases], predictions, [weights], overwrite="others")
     if report.failed:
-        raise WorkError(
-            predictions, "not every case could be predicted", f"{len(report.failed)} of {len(cases)} failed"
-        )
+        raise WorkError(predictions, "the demo could not predict every case", f"{len(report.failed)} failed")
     labels = bundle_labels(BUNDLE)
     pairs = {c["case_id"]: (predictions / f"{c['case_id']}.nii.gz", Path(c["label"])) for c in cases}
     rows, failed = score_pairs(pairs, labels)
@@ -117,7 +115,7 @@ def train(run: Path, dataset_dir: Path, minutes: float) -> Path:
     """Weights of a training of fold 0, made now, resumed, or kept from an earlier call."""
     final = run / "model_final.pt"
     if final.is_file():
-        say(2, f"training: done already ({final})")
+        say(2, f"training: already done ({final})")
         return final
     from decathlete.workflow import run as run_bundle
 

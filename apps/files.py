@@ -376,7 +376,12 @@ def check_content(path: str | Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hash of a file's content."""
+    """Hash of a file's content.
+
+    Raises:
+        DataError: something stands in the file's place; see `check_content`.
+    """
+    check_content(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -86,9 +86,9 @@ def test_sound_bundle_with_its_data(bundle, data):
     assert _faults(report) == []
     assert report.ok
     text = "\n".join(report.lines)
-    for part in ("4 cases to train on, 1 to validate on", "every file is readable", "GiB for all cases", "3 epochs"):
+    for part in ("4 training cases, 1 validation cases", "every file is readable", "GiB for all cases", "3 epochs"):
         assert part in text
-    assert "model.pt is not there: train first" in text
+    assert "model.pt does not exist: train first" in text
 
 
 def test_faults_of_a_config_are_all_found(bundle, data):
@@ -97,8 +97,8 @@ def test_faults_of_a_config_are_all_found(bundle, data):
     del train["inferer"]
     _write(bundle / "configs/inference.yaml", INFERENCE, handlers=[{"_target_": "NoSuchHandler"}], train=train)
     found = "\n".join(_faults(check(bundle, dataset_dir=data)))
-    assert "train.yaml, network: refers to '@netwrk_def', which is no id" in found
-    assert "train.yaml, optimizer::_target_: 'torch.optim.Adamm' is no class" in found
+    assert "train.yaml, network: refers to '@netwrk_def', which is not in the config" in found
+    assert "train.yaml, optimizer::_target_: 'torch.optim.Adamm' cannot be imported" in found
     assert "inference.yaml, handlers::0::_target_: 'NoSuchHandler'" in found
 
 
@@ -145,7 +145,7 @@ def test_weights_of_another_network(bundle, data):
 
 def test_data_folder_through_the_command(data, tmp_path, capsys):
     assert main(["check", str(data)]) == 0
-    assert "5 cases looked over, 1 channel(s), labels [0, 1, 2]" in capsys.readouterr().out
+    assert "5 cases checked, 1 channel(s), labels [0, 1, 2]" in capsys.readouterr().out
     folder = Path(shutil.copytree(data, tmp_path / "Task04_Hippocampus"))
     next((folder / "imagesTr").iterdir()).write_bytes(b"")
     assert main(["check", str(folder)]) == 1
@@ -215,7 +215,7 @@ def test_a_decathlon_folder_beside_its_dicom_is_the_decathlons(data, tmp_path, c
     folder = Path(shutil.copytree(data, tmp_path / "own" / "Task04_Hippocampus"))
     (folder / "DICOM").mkdir()
     assert main(["check", str(folder)]) == 0
-    assert "5 cases looked over" in capsys.readouterr().out
+    assert "5 cases checked" in capsys.readouterr().out
 
 
 def test_nnunets_raw_folders_are_looked_over(data, tmp_path, capsys, monkeypatch):

@@ -125,10 +125,10 @@ class Share:
             if settled(file):
                 continue
             with claim(targets[file]["label"]) as mine:
-                if not mine:
-                    passed.append(file)
-                elif not settled(file):  # it may just have been, before it was claimed
+                if mine:  # who takes it looks again: it may have been finished before it was claimed
                     yield file
+                else:
+                    passed.append(file)
 
     def gather(self, result: Any) -> list[Any]:
         """The results of all processes, in the first one; nothing in the others, which wait for its `release`.

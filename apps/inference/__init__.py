@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from decathlete.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from decathlete.inference.folders import PredictReport, predict
+    from decathlete.inference.folders import predict
     from decathlete.inference.inferers import SliceWise, SlidingWindow
+    from decathlete.inference.outcome import PredictReport
     from decathlete.inference.predictor import Prediction, Predictor
 
 __all__ = ["PredictReport", "Prediction", "Predictor", "SliceWise", "SlidingWindow", "predict"]
@@ -16,7 +17,7 @@ __all__ = ["PredictReport", "Prediction", "Predictor", "SliceWise", "SlidingWind
 __getattr__ = lazy_names(
     __name__,
     {
-        "PredictReport": "folders",
+        "PredictReport": "outcome",
         "Prediction": "predictor",
         "Predictor": "predictor",
         "SliceWise": "inferers",

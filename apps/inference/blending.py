@@ -1,4 +1,4 @@
-"""Overlapping windows blended into one volume, which lies where there is room for it."""
+"""Overlapping windows blended into one volume, which is kept where it fits."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from decathlete.machine import free_device_bytes, free_memory_bytes, memory_in_t
 logger = logging.getLogger(__name__)
 
 PLACES = ("device", "cpu", "file")
-SHARE_OF_FREE = 0.8  # the rest is for what comes after: resampling, the next layer's buffers
+FRACTION_OF_FREE = 0.8  # the rest is for what comes after: resampling, the next layer's buffers
 LEFT_OF_ALL = 0.2  # of the machine's memory, for the same of all processes that predict on it at once
 SLAB_VOXELS = 2**24  # of the volume, worked on at a time
 FLOAT = 4
 
 
-class Room:
-    """Zeros, float32, in the first of three places that has room: the device, the machine's memory, a temporary file.
+class Buffer:
+    """Zeros, float32, in the first of three places where they fit: the device, the machine's memory, a temporary file.
 
     What is free is asked before, by one process on the machine at a time, which takes it before the next one asks.
-    Where memory runs out nevertheless, now or later (`retreat`), the next place is taken; values are the same in all of
-    them. The file is memory-mapped and has no name: it goes with the last tensor on it.
+    Where memory runs out nevertheless, now or later (`fall_back`), the next place is taken; values are the same in all
+    of them. The file is memory-mapped and has no name: it goes with the last tensor on it.
 
     Args:
         shape: of the tensor.
@@ -51,9 +51,9 @@ class Room:
     def __init__(self, shape: Sequence[int], device: torch.device, place: str = "auto") -> None:
         self.shape, self.device = tuple(int(n) for n in shape), device
         if place not in ("auto", *PLACES):
-            raise ConfigError("sliding window, output_on", f"must be auto, {', '.join(PLACES)}", repr(place))
+            raise ConfigError("sliding window, output_on", f"expected auto, {', '.join(PLACES)}", repr(place))
         with memory_in_turn():
-            self.place = self._first_with_room() if place == "auto" else place
+            self.place = self._first_that_fits() if place == "auto" else place
             self.tensor = self._allocate()
 
     @property
@@ -61,7 +61,7 @@ class Room:
         """Size of the values."""
         return math.prod(self.shape) * FLOAT
 
-    def retreat(self, error: BaseException) -> None:
+    def fall_back(self, error: BaseException) -> None:
         """Move the values to the next place, because of ``error``; raised again if there is none, or if it is another.
 
         The processor's memory is no other place than that of a device that is the processor.
@@ -70,7 +70,7 @@ class Room:
         if after is None or not is_out_of_memory(error):
             raise error
         self._move(after)
-        logger.warning("memory ran out: the network's output goes on in %s", _SAID[self.place])
+        logger.warning("memory ran out: the network's output continues in %s", _NAMES[self.place])
 
     def _move(self, place: str) -> None:
         before = self.tensor
@@ -87,19 +87,19 @@ class Room:
         later = places[places.index(own) + 1 :]
         return later[0] if later else None
 
-    def _first_with_room(self) -> str:
-        if self.device.type == "cuda" and self.bytes <= SHARE_OF_FREE * free_device_bytes(self.device):
+    def _first_that_fits(self) -> str:
+        if self.device.type == "cuda" and self.bytes <= FRACTION_OF_FREE * free_device_bytes(self.device):
             return "device"
         if self._fits_memory():
             return "cpu"
-        logger.info("the network's output of %.1f GiB is kept in %s", self.bytes / 2**30, _SAID["file"])
+        logger.info("the network's output of %.1f GiB is kept in %s", self.bytes / 2**30, _NAMES["file"])
         return "file"
 
     def _fits_memory(self) -> bool:
         free, total = free_memory_bytes(), total_memory_bytes()
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's on this machine, which begin together
         left = LEFT_OF_ALL * total if total < math.inf else 0
-        return self.bytes <= min(SHARE_OF_FREE * free / processes, free - left)
+        return self.bytes <= min(FRACTION_OF_FREE * free / processes, free - left)
 
     def _allocate(self) -> Tensor:
         while True:
@@ -114,7 +114,7 @@ class Room:
                 self.place = after if self._fits_memory() else "file"
 
 
-_SAID = {"cpu": "the machine's memory", "file": "a temporary file"}
+_NAMES = {"cpu": "the machine's memory", "file": "a temporary file"}
 
 
 def _mapped(shape: tuple[int, ...]) -> Tensor:
@@ -127,20 +127,20 @@ def _mapped(shape: tuple[int, ...]) -> Tensor:
                 os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
     except OSError as error:
-        need = f"the network's output ({size / 2**30:.1f} GiB) must fit into memory or on the disk"
-        raise DataError(folder, need, str(error),
+        wrong = f"the network's output ({size / 2**30:.1f} GiB) fits neither into memory nor on the disk"
+        raise DataError(folder, wrong, str(error),
                         "Free some space, or set DECATHLETE_CACHE to another folder") from error  # fmt: skip
 
 
-def or_retreat(work: Callable[[], Tensor], room: Room | None) -> Tensor:
-    """What ``work`` gives, which may need the memory that a room takes up: it retreats then, if there is one yet."""
+def or_fall_back(work: Callable[[], Tensor], buffer: Buffer | None) -> Tensor:
+    """What ``work`` gives; where it runs out of memory, a buffer that exists falls back to its next place."""
     while True:
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if room is None:
+            if buffer is None:
                 raise
-            room.retreat(error)
+            buffer.fall_back(error)
 
 
 def blend(
@@ -155,15 +155,15 @@ def blend(
 ) -> Tensor:
     """Weighted mean of what ``forward`` gives for overlapping windows, as MONAI's ``sliding_window_inference``.
 
-    Unlike there the result may lie elsewhere than the volumes (`Room`), chosen by its size, and a shortage of memory in
-    the middle of the work moves it rather than ends it.
+    Unlike there the result may lie elsewhere than the volumes (`Buffer`), chosen by its size, and where memory runs out
+    in the middle of the work, it is moved.
 
     Args:
         volumes: (B, C, *spatial), no axis shorter than the window's.
         window: spatial shape of a window.
         forward: windows (n, C, *window) to values (n, D, *window), float32.
-        overlap: share of a window's edge that its neighbour covers too, at least 0 and below 1; one number, or one an
-            axis.
+        overlap: fraction of a window's edge that its neighbour covers too, at least 0 and below 1; one number, or
+            one an axis.
         mode: weights within a window, "gaussian" or "constant".
         sigma_scale: standard deviation of the Gaussian, in edges of the window.
         batch_size: windows that go forward at a time.
@@ -178,16 +178,16 @@ def blend(
     )
     slices = dense_patch_slices(size, window, _steps(size, window, overlap))
     todo = [(b, where) for b in range(len(volumes)) for where in slices]
-    room: Room | None = None
+    buffer: Buffer | None = None
     for start in range(0, len(todo), batch_size):
         part = todo[start : start + batch_size]
         stacked = torch.stack([volumes[(b, slice(None), *where)] for b, where in part])
-        values = or_retreat(lambda: forward(stacked) * weights, room)  # noqa: B023
-        kept = room = room or Room((len(volumes), values.shape[1], *size), volumes.device, place)
-        sums = room.tensor
+        values = or_fall_back(lambda: forward(stacked) * weights, buffer)  # noqa: B023
+        kept = buffer = buffer or Buffer((len(volumes), values.shape[1], *size), volumes.device, place)
+        sums = buffer.tensor
         for value, (b, where) in zip(values.to(sums.device), part, strict=True):
             sums[(b, slice(None), *where)] += value
-    rows = or_retreat(lambda: _rows(weights.to(kept.tensor.device), slices, size), kept)
+    rows = or_fall_back(lambda: _rows(weights.to(kept.tensor.device), slices, size), kept)
     sums = kept.tensor
     for thick, total in _totals(rows, slices, size):
         sums[:, :, thick] /= total
@@ -217,12 +217,12 @@ def _totals(rows: Tensor, slices: Sequence[tuple[slice, ...]], size: Sequence[in
 
 def _steps(size: Sequence[int], window: Sequence[int], overlap: float | Sequence[float]) -> tuple[int, ...]:
     """Voxels from a window to the next, per axis."""
-    shares = [overlap] * len(size) if isinstance(overlap, (int, float)) else list(overlap)
-    if len(shares) != len(size) or not all(0 <= share < 1 for share in shares):
-        raise ConfigError("sliding window, overlap", f"must be at least 0 and below 1, one number or {len(size)}",
+    fractions = [overlap] * len(size) if isinstance(overlap, (int, float)) else list(overlap)
+    if len(fractions) != len(size) or not all(0 <= fraction < 1 for fraction in fractions):
+        raise ConfigError("sliding window, overlap", f"expected one number or {len(size)}, at least 0 and below 1",
                           str(overlap))  # fmt: skip
     return tuple(
-        w if w == n else max(1, int(w * (1 - share))) for n, w, share in zip(size, window, shares, strict=True)
+        w if w == n else max(1, int(w * (1 - fraction))) for n, w, fraction in zip(size, window, fractions, strict=True)
     )
 
 

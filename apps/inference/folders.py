@@ -1,60 +1,34 @@
-"""Prediction of files and folders: a label map beside none of its inputs, on each input's own grid."""
+"""Prediction of files and folders: a label map for each input, on the input's own grid."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from decathlete.bundle.description import Bundle
-from decathlete.bundle.outputs import Outputs
 from decathlete.distributed.faults import reported_once
 from decathlete.distributed.sharing import Share, add_to_json, is_finished
-from decathlete.errors import DataError, DecathleteError, UsageError, listed
-from decathlete.evaluation.statistics import label_statistics
-from decathlete.files import NIFTI_SUFFIXES, check_output_folder, strip_nifti_suffix
+from decathlete.errors import UsageError, listed
+from decathlete.files import NIFTI_SUFFIXES
+from decathlete.inference.cases import Case, plan_cases
 from decathlete.inference.frame_outputs import heartbeats
-from decathlete.inference.inputs import Inputs, find_inputs
-from decathlete.inference.limits import check_fits, check_memory
+from decathlete.inference.inputs import find_inputs
+from decathlete.inference.outcome import PredictReport
 from decathlete.inference.records import FILE, Records
-from decathlete.io.write import DiskError, naming_a_full_disk, write_on_grid
+from decathlete.inference.way import Made, predict_case, read_case
+from decathlete.io.write import DiskError
 from decathlete.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from decathlete.inference.predictor import Prediction, Predictor
-    from decathlete.io.volume import Volume
+    from decathlete.inference.predictor import Predictor
     from decathlete.report.predictions import PredictedCase
 
 logger = logging.getLogger(__name__)
 
 VOLUMES = "volumes.json"
-NAME_BYTES = 255  # longest file name of the file systems in use
-
-
-@dataclass
-class PredictReport:
-    """What became of each input, and of each file of the folders that were given.
-
-    Attributes:
-        done: label maps that were written.
-        skipped: label maps that were there already, made of the same scans with the same weights and options.
-        failed: input to the one line that says why it has no label map, or no DICOM SEG beside it.
-        elsewhere: inputs whose label maps another process was making.
-        left_out: what else lies in a folder that was given, to what kind of entry it is.
-    """
-
-    done: list[Path] = field(default_factory=list)
-    skipped: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
-    elsewhere: list[Path] = field(default_factory=list)
-    left_out: dict[Path, str] = field(default_factory=dict)
 
 
 @reported_once
@@ -78,16 +52,16 @@ def predict(
     """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
 
     Shape, sform, qform, their codes and units are the input's. ``output/volumes.json`` gets the volume in ml of each
-    label and case. Each file is written whole or not at all; an input that fails is named at the end on stderr and does
-    not stop the rest. A bundle whose ``inference.yaml`` has ``outputs`` names its files otherwise, may write the scan
-    cut out by the label map too, and may have the volumes printed (`decathlete.bundle.outputs.Outputs`).
+    label and case. Each file is written completely or not at all; an input that fails is named at the end on stderr and
+    does not stop the rest. A bundle whose ``inference.yaml`` has ``outputs`` may name its files otherwise, write the
+    scan inside its label map too, and have the volumes printed (`decathlete.bundle.outputs.Outputs`).
 
-    ``output/predictions.json`` says of each case what it was made of (`decathlete.inference.records`). A label map that
+    ``output/predictions.json`` says what each case was made of (`decathlete.inference.records`). A label map that
     is there already is kept if it was made of the same scan, by content, with the same weights and options; any other
     fails, and so does one of which nothing is known.
 
     Processes of torchrun share the inputs, and so do jobs that know nothing of each other but the output folder: no
-    two predict one input at a time. The first process of torchrun tells and returns what all of them did.
+    two predict one input at a time. The first process of torchrun reports and returns what all of them did.
 
     Args:
         bundle: a bundle's folder or name.
@@ -108,7 +82,7 @@ def predict(
         field: also write ``<input's name>_field.nii.gz``: float32, the bias field by which the scan was divided.
         dicom_seg: also write ``<input's name>_seg.dcm``, a DICOM SEG on the series, of inputs that are DICOM.
         report: HTML file for volumes, pictures, how far an ensemble's networks and mirrored copies disagree, and which
-            scans look unlike those of training.
+            scans look unlike the training scans.
 
     Raises:
         UsageError: unknown bundle or device, an output that would overwrite an input or lie among the slices of a
@@ -119,89 +93,87 @@ def predict(
         CheckpointError: no weights, or another network's.
     """
     if memory_gib is not None and not memory_gib > 0:
-        raise UsageError("memory", "must be a number of GiB above 0", str(memory_gib))
-    folder = Path(output)
-    described = Bundle(bundle)
-    outputs = described.outputs
-    found = find_inputs(inputs, outputs)
+        raise UsageError("--memory", "expected a number of GiB above 0", str(memory_gib))
+    described, folder = Bundle(bundle), Path(output)
+    outputs, found = described.outputs, find_inputs(inputs, described.outputs)
     if report is not None:
         from decathlete.report.parts import check_page_file
 
         check_page_file(report)
         if Share.processes() > 1:
-            raise UsageError("--report", "one process writes the page", f"{Share.processes()} of torchrun",
-                             "Predict first, then repeat the command with --report alone")  # fmt: skip
-    parts = {"probabilities": save_probabilities, "field": field, "dicom_seg": dicom_seg}
+            raise UsageError("--report", "only one process can write the page", f"{Share.processes()} of torchrun",
+                             "Predict first, then repeat the command with --report in one process")  # fmt: skip
     if dicom_seg:
         _check_dicom(found.files)
-    targets = _targets(found, folder, outputs, parts, Path(statistics) if statistics else None)
+    parts = {"probabilities": save_probabilities, "field": field, "dicom_seg": dicom_seg}
+    reserved = {"volumes": folder / VOLUMES, "records": folder / FILE}
+    reserved |= {"statistics": Path(statistics)} if statistics else {}
+    cases = plan_cases(found, folder, outputs, parts, reserved)
     if not bias_correction:
         if "bias_correction" not in described.config("inference"):
             raise UsageError("--no-bias-correction", f"the bundle '{described.name}' has no such switch",
                              "no id 'bias_correction' in its inference config", "Leave the option out")  # fmt: skip
         overrides = {**(overrides or {}), "bias_correction": False}
 
-    from decathlete.inference.predictor import Predictor  # after the look at the files: a mistake there is told at once
+    from decathlete.inference.predictor import Predictor  # slow to import: mistakes above are reported at once
 
     share = Share()
     predictor = Predictor(bundle, checkpoints, device or share.device(), tta, overrides, field)
     records = Records(folder, predictor.origin, replace=overwrite == "others")
-    done = PredictReport(failed={path: _one_line(path, e) for path, e in found.failed.items()}, left_out=found.left_out)
+    done = PredictReport(left_out=found.left_out)
+    for path, error in found.failed.items():
+        done.fail(path, error)
     pages: list[PredictedCase] | None = None if report is None else []
     volumes: dict[str, Any] = {}
-    figures: dict[str, Any] = {}
-
-    def is_settled(file: Path) -> bool:
-        try:
-            return records.is_present(file, case_name(file, outputs), targets[file])
-        except (DecathleteError, OSError):  # told when its turn comes
-            return True
-
-    files, again = list(targets), overwrite is True
+    measured: dict[str, Any] = {}
+    claimed = share.claimed(
+        list(cases),
+        {file: case.targets for file, case in cases.items()},
+        overwrite is True,
+        lambda file: cases[file].label.is_file() and records.is_settled(cases[file]),
+    )
     try:
-        for file in _progress(
-            share.claimed(files, targets, again, is_settled), predictor.name, len(share.own(files)), share
-        ):
-            target = targets[file]["label"]
-            case = case_name(file, outputs)
+        for case in _progress(claimed, cases, predictor.name, share):
+            made: Made | None = None
             try:
-                if not again and records.is_present(file, case, targets[file]):
-                    done.skipped.append(target)
-                    known = records.statistics(file, case, target) if pages is None else None
-                    figures[case] = known or _figures_of_finished(predictor, file, target, case, pages)
-                else:
-                    figures[case], fault = _predict_one(
-                        predictor, records, file, targets[file], memory_gib, outputs, pages
-                    )
-                    done.done.append(target)
-                    if fault is not None:
-                        done.failed[file] = fault
-                records.add(file, case, target, figures[case])
+                present = records.begin(case, again=overwrite is True)
+                known = records.statistics(case) if present and pages is None else None
+                if not present:
+                    made = predict_case(predictor, records, case, memory_gib, pages is not None)
+                elif known is None:
+                    made = read_case(predictor, case)
+                measured[case.name] = known or (made.statistics if made else {})
+                if pages is not None and made is not None:
+                    pages.append(_page_case(predictor, case.name, made, pages))
+                (done.skipped if present else done.done).append(case.label)
+                if made is not None and made.fault is not None:
+                    done.fail(case.file, made.fault, f"The label map is written: {case.label}")
+                records.add(case, measured[case.name])
             except DiskError:
                 raise
-            except Exception as error:  # whatever is wrong with one input, the others are to be predicted
-                done.failed[file] = _one_line(file, error)
-                logger.debug("%s", file, exc_info=True)
+            except Exception as error:  # whatever is wrong with one input, the others are predicted
+                done.fail(case.file, error)
+                logger.debug("%s", case.file, exc_info=True)
                 continue
             records.save_now_and_then()
-            volumes[case] = _millilitres(figures[case])
+            volumes[case.name] = _millilitres(measured[case.name])
             if outputs.tell_volume:
-                said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes[case].items())
-                ProgressBar.write(f"{case}: {said}", file=sys.stdout)
+                said = ", ".join(f"{name} {ml:,.1f} ml" for name, ml in volumes[case.name].items())
+                ProgressBar.write(f"{case.name}: {said}", file=sys.stdout)
     finally:
         if volumes:
             records.save()
             add_to_json(volumes, folder / VOLUMES)
             if statistics:
-                add_to_json(figures, Path(statistics))
+                add_to_json(measured, Path(statistics))
     done.elsewhere = share.elsewhere
-    if not _gather(done, share):
+    if not done.gather(share):
         return done
-    done.elsewhere = [file for file in done.elsewhere if not is_finished(targets[file]) and file not in done.failed]
+    done.elsewhere = [f for f in done.elsewhere if not is_finished(cases[f].targets) and f not in done.failed]
     if outputs.frames:
-        there = [file for file in files if file not in done.failed or targets[file]["label"] in done.done]
-        heartbeats({file: targets[file]["label"] for file in there}, folder)
-    _say(done, folder, share.size)
+        there = [c for c in cases.values() if c.file not in done.failed or c.label in done.done]
+        heartbeats({case.file: case.label for case in there}, folder)
+    done.say(folder, share.size)
     share.release()
     if report is not None and pages is not None:
         from decathlete.report.predictions import write_prediction_page
@@ -211,210 +183,37 @@ def predict(
     return done
 
 
-def case_name(file: Path, outputs: Outputs) -> str:
-    """What a file's predictions are named after: its name without the suffix of NIfTI, or of a DICOM frame.
-
-    A series has its folder's name.
-    """
-    if file.is_dir():
-        return Path(os.path.abspath(file)).name  # a link's own name: two of them are two cases
-    name = strip_nifti_suffix(file.name)
-    if outputs.frames and name == file.name and file.suffix.lower() in (".dcm", ".ima"):
-        return file.stem
-    return name
-
-
 def _check_dicom(files: Sequence[Path]) -> None:
-    """Refuse to make a DICOM SEG of something else than DICOM, or without what writes it."""
+    """Refuse a DICOM SEG of inputs that are not DICOM, or without the package that writes it."""
     from decathlete.io.seg import check_highdicom
 
     check_highdicom()
     if others := [file for file in files if file.name.lower().endswith(NIFTI_SUFFIXES)]:
-        raise UsageError("--dicom-seg", "a DICOM SEG refers to the DICOM series it was made from", listed(others),
+        raise UsageError("--dicom-seg", "a DICOM SEG needs DICOM inputs", listed(others),
                          "Give the folder of the series")  # fmt: skip
 
 
-def _targets(
-    found: Inputs, folder: Path, outputs: Outputs, parts: Mapping[str, bool], statistics: Path | None
-) -> dict[Path, dict[str, Path]]:
-    """Files of each input, what is in it to its path; every name is checked before anything costs time.
-
-    Inputs whose files cannot be named, or would be another input's too, are put to those that failed.
-    """
-    check_output_folder(folder)
-    targets: dict[Path, dict[str, Path]] = {}
-    owners: dict[Path, list[Path]] = defaultdict(list)
-    sources = {file.resolve() for file in found.files}
-    if folder.resolve() in sources:
-        raise UsageError(folder, "predictions lie outside of the series", "the series's own folder as --output")
-    for file in found.files:
-        files = outputs.files(folder, case_name(file, outputs), **parts)
-        longest = max((target.name for target in files.values()), key=lambda name: len(os.fsencode(name)))
-        if len(os.fsencode(longest)) > NAME_BYTES:
-            found.failed[file] = DataError(
-                file,
-                f"the output's name must fit into {NAME_BYTES} bytes",
-                f"{len(os.fsencode(longest))} for '{longest}'",
-                "Give the input a shorter name",
-            )
-            continue
-        for target in files.values():
-            if target.resolve() in sources:
-                raise UsageError(
-                    target,
-                    "an input is never overwritten",
-                    "an output of the same path",
-                    "Choose another folder for --output",
-                )
-            owners[target].append(file)
-        targets[file] = files
-    for target, files_of in owners.items():
-        for file in files_of if len(files_of) > 1 else ():
-            others = listed(other for other in files_of if other != file)
-            found.failed[file] = DataError(file, "each input needs an output of its own", f"{target}, of {others} too",
-                                           "Rename one, or predict them into two folders")  # fmt: skip
-            targets.pop(file, None)
-    taken = sources | {path.resolve() for path in (*owners, folder / VOLUMES, folder / FILE)}
-    if statistics is not None and statistics.resolve() in taken:
-        raise UsageError(statistics, "the statistics need a file of their own", "an input or output of that path")
-    return targets
-
-
-def _predict_one(
-    predictor: Predictor,
-    records: Records,
-    file: Path,
-    targets: Mapping[str, Path],
-    memory_gib: float | None,
-    outputs: Outputs,
-    pages: list[PredictedCase] | None,
-) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Predict one file or series, write what belongs to it, and add it to a report's cases.
-
-    Returns:
-        Its statistics, and the line that says why it has no DICOM SEG: the label map is there all the same.
-    """
-    from decathlete.inference.frame_outputs import write_contours
-    from decathlete.transforms.masked_scan import write_masked_scan
-
-    probabilities, case = "probabilities" in targets, case_name(file, outputs)
-    records.key(file, case)  # of the scan as it is now, before it is read
-    check_memory(predictor, file, probabilities, memory_gib)
-    volume = predictor.read(file)
-    if file.is_dir():  # a series, whose size is known now
-        check_fits(predictor, file, volume.array.shape, volume.spacing, probabilities, memory_gib)
-    compared = pages is not None and predictor.training_scans is not None
-    prediction = predictor(volume.array, volume.affine, probabilities, file, pages is not None, compared)
-    every = outputs.files(targets["label"].parent, case, **dict.fromkeys(("probabilities", "field", "dicom_seg"), True))
-    note = records.mark(file, case, targets, every, alone=len(targets) == 1 and not outputs.contours)
-    if prediction.probabilities is not None:
-        write_on_grid(np.moveaxis(prediction.probabilities, 0, -1), volume, targets["probabilities"], note)
-    if prediction.field is not None:
-        write_on_grid(prediction.field, volume, targets["field"], note)
-    if "masked" in targets and file.is_dir():
-        write_on_grid(np.where(prediction.label, volume.array, 0), volume, targets["masked"], note)
-    elif "masked" in targets:
-        with naming_a_full_disk(targets["masked"]):
-            write_masked_scan(file, prediction.label, targets["masked"])
-    if outputs.contours:
-        with naming_a_full_disk(targets["label"]):
-            write_contours(prediction.label, targets["label"].parent, case)
-    write_on_grid(prediction.label, volume, targets["label"], note)  # after what is beside it: where it is, so are they
-    fault = None
-    if "dicom_seg" in targets:  # but for the SEG, which a header can make impossible
-        from decathlete.io.seg import write_dicom_seg
-
-        slices = getattr(volume, "slices", [file])
-        try:
-            with naming_a_full_disk(targets["dicom_seg"]):
-                write_dicom_seg(prediction.label, slices, targets["dicom_seg"], predictor.name, predictor.labels)
-        except DiskError:
-            raise
-        except Exception as error:  # whatever is wrong with the headers, the label map is there
-            fault = f"{_one_line(file, error)} The label map is written: {targets['label']}"
-    figures = label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
-    if pages is not None:
-        pages.append(_page_case(predictor, case, volume, prediction, figures, pages))
-    return figures, fault
-
-
-def _page_case(
-    predictor: Predictor,
-    case: str,
-    volume: Volume,
-    prediction: Prediction,
-    figures: Mapping[str, Any],
-    others: Sequence[PredictedCase],
-) -> PredictedCase:
+def _page_case(predictor: Predictor, name: str, made: Made, others: Sequence[PredictedCase]) -> PredictedCase:
     """A case of a report, drawn while its voxels are in memory."""
     from decathlete.report.predictions import PredictedCase
 
-    found = PredictedCase(case, _millilitres(figures), prediction.disagreement)
-    if prediction.figures is not None and predictor.training_scans is not None:
-        found.distance = predictor.training_scans.distance(prediction.figures)
-        found.unlike = predictor.training_scans.unlike(prediction.figures)
+    prediction, scans = made.prediction, predictor.training_scans
+    found = PredictedCase(name, _millilitres(made.statistics), prediction.disagreement)
+    if prediction.figures is not None and scans is not None:
+        found.distance, found.unlike = scans.distance(prediction.figures), scans.unlike(prediction.figures)
     if found.is_worth_drawing(others):
         bits = prediction.disagreement_map
-        found.draw(volume.array, prediction.label, volume.affine, predictor.labels, bits)
+        found.draw(made.volume.array, prediction.label, made.volume.affine, predictor.labels, bits)
     return found
 
 
-def _millilitres(figures: Mapping[str, Any]) -> dict[str, float]:
-    return {name: round(f["volume_ml"], 6) for name, f in figures.items()}
+def _millilitres(statistics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: round(of["volume_ml"], 6) for name, of in statistics.items()}
 
 
-def _figures_of_finished(
-    predictor: Predictor, file: Path, target: Path, case: str, pages: list[PredictedCase] | None
-) -> dict[str, dict[str, Any]]:
-    """Statistics of a label map of an earlier run, which a report shows too."""
-    from decathlete.inference.predictor import Prediction
-    from decathlete.io.nifti import read_nifti
-
-    volume = predictor.read(file)
-    label = read_nifti(target, kind="label")
-    figures = label_statistics(label.array, volume.array, volume.spacing, predictor.labels)
-    if pages is not None:
-        earlier = Prediction(label.array, volume.affine)
-        pages.append(_page_case(predictor, case, volume, earlier, figures, pages))
-    return figures
-
-
-def _progress(files: Iterable[Path], name: str, number: int, share: Share) -> Iterable[Path]:
+def _progress(files: Iterable[Path], cases: Mapping[Path, Case], name: str, share: Share) -> Iterable[Case]:
+    number = len(share.own(list(cases)))
     bar = ProgressBar(files, desc=name, unit="case", total=number, disable=share.rank != 0)
     for file in bar:
         bar.set_postfix_str(file.name if len(file.name) <= 30 else f"{file.name[:27]}...", refresh=True)
-        yield file
-
-
-def _one_line(file: Path, error: Exception) -> str:
-    text = str(error) if isinstance(error, DecathleteError) else f"{file}: {type(error).__name__}: {error}"
-    return " ".join(text.split())
-
-
-def _gather(report: PredictReport, share: Share) -> bool:
-    """Whether this process is to tell of the prediction; its report then holds what all processes did."""
-    failed = [[str(path), text] for path, text in report.failed.items()]
-    paths = [[str(path) for path in part] for part in (report.done, report.skipped, report.elsewhere)]
-    everybody = share.gather([*paths, failed])
-    if share.size > 1 and everybody:
-        for n, part in enumerate((report.done, report.skipped, report.elsewhere)):
-            part[:] = [Path(path) for path in dict.fromkeys(path for process in everybody for path in process[n])]
-        made = set(report.done)  # a process that began late finds cases of its share that others had made by then
-        report.skipped = [path for path in report.skipped if path not in made]
-        report.failed = {Path(path): text for process in everybody for path, text in process[3]}
-    return bool(everybody)
-
-
-def _say(report: PredictReport, folder: Path, processes: int = 1) -> None:
-    parts = [f"{len(report.done)} predicted", f"{len(report.skipped)} present", f"{len(report.failed)} failed"]
-    parts += [f"{len(report.left_out)} left out" + (f" ({_kinds(report.left_out)})" if report.left_out else "")]
-    parts += [f"{len(report.elsewhere)} in work elsewhere"] if report.elsewhere else []
-    parts[-1] += f", by {processes} processes" if processes > 1 else ""
-    print(f"decathlete: {folder}: {', '.join(parts)}. Not for clinical use.", file=sys.stderr)
-    for message in report.failed.values():
-        print(f"decathlete: {message}", file=sys.stderr)
-
-
-def _kinds(left_out: Mapping[Path, str]) -> str:
-    """``3 .json, 1 folder, 32 DICOM``."""
-    return ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(left_out.values()).items()))
+        yield cases[file]

@@ -1,4 +1,4 @@
-"""What belongs to predicted frames of the left ventricle: contours as text, and the volumes of a heartbeat."""
+"""Outputs for frames of the left ventricle: contours as text, and the volumes of a heartbeat."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def heartbeats(labels: Mapping[Path, Path], folder: str | Path) -> dict[Path, An
             of their names go.
 
     Returns:
-        Folder of frames to its `HeartFunction`; what cannot be one is told in a line of the log.
+        Folder of frames to its `HeartFunction`; what cannot be one is reported in a line of the log.
     """
     frames = [path for path in labels if not path.name.lower().endswith(NIFTI_SUFFIXES)]
     if len(frames) < 4:  # two slices at two phases

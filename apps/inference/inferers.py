@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch import Tensor
 
 from decathlete.errors import ConfigError, GeometryError
-from decathlete.inference.blending import Room, blend, or_retreat
+from decathlete.inference.blending import Buffer, blend, or_fall_back
 from decathlete.training.precision import autocast
 
 MOST_WINDOWS = 4  # at a time
@@ -61,9 +61,9 @@ class SlidingWindow(Inferer):
         output_on: str = "auto",
     ) -> None:
         super().__init__()
-        shares = overlap if isinstance(overlap, Sequence) else [overlap]
-        if not all(0 <= share < 1 for share in shares):
-            raise ConfigError(type(self).__name__, "overlap must be from 0 to less than 1", str(overlap))
+        fractions = overlap if isinstance(overlap, Sequence) else [overlap]
+        if not all(0 <= fraction < 1 for fraction in fractions):
+            raise ConfigError(f"{type(self).__name__}, overlap", "expected at least 0 and below 1", str(overlap))
         self.roi_size, self.sw_batch_size, self.overlap, self.mode = roi_size, sw_batch_size, overlap, mode
         self.amp, self.mirror_axes, self.divisible = amp, tuple(mirror_axes or ()), divisible
         self.sigma_scale, self.padding_mode, self.cval = sigma_scale, padding_mode, cval
@@ -112,7 +112,7 @@ class SlidingWindow(Inferer):
 
     def _forward(self, x: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         total: Tensor | None = None
-        shares: list[Tensor] = []
+        soft: list[Tensor] = []
         copies = [c for n in range(len(self.mirror_axes) + 1) for c in itertools.combinations(self.mirror_axes, n)]
         with autocast(x.device, self.amp):
             for axes in copies:
@@ -120,10 +120,10 @@ class SlidingWindow(Inferer):
                 out = finest(network(x.flip(dims) if dims else x, *args, **kwargs)).float()
                 out = out.flip(dims) if dims else out
                 if self.disagreement:
-                    shares.append(out.softmax(1))
+                    soft.append(out.softmax(1))
                 total = out if total is None else total.add_(out)
         mean = total / len(copies) if len(copies) > 1 else total  # type: ignore[operator]
-        return torch.cat([mean, disagreement_bits(shares, 1)], 1) if self.disagreement else mean  # type: ignore
+        return torch.cat([mean, disagreement_bits(soft, 1)], 1) if self.disagreement else mean  # type: ignore
 
 
 class SliceWise(SlidingWindow):
@@ -165,11 +165,11 @@ class SliceWise(SlidingWindow):
         output_on: str = "auto",
     ) -> None:
         if not isinstance(roi_size, Sequence) or len(roi_size) != 2:
-            raise ConfigError("SliceWise, roi_size", "must be two numbers, a window in the slice", str(roi_size))
+            raise ConfigError("SliceWise, roi_size", "expected two numbers, a window in the slice", str(roi_size))
         if axis not in (0, 1, 2):
-            raise ConfigError("SliceWise, axis", "must be 0, 1 or 2", str(axis))
+            raise ConfigError("SliceWise, axis", "expected 0, 1 or 2", str(axis))
         if neighbours != int(neighbours) or neighbours < 0:
-            raise ConfigError("SliceWise, neighbours", "must be a number of slices, 0 or more", str(neighbours))
+            raise ConfigError("SliceWise, neighbours", "expected a number of slices, 0 or more", str(neighbours))
         super().__init__(roi_size, sw_batch_size, overlap, mode, amp, mirror_axes, divisible, sigma_scale, padding_mode,
                          cval, output_on)  # fmt: skip
         self.axis, self.neighbours = axis, int(neighbours)
@@ -177,11 +177,11 @@ class SliceWise(SlidingWindow):
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Float32 logits (B, num_classes, X, Y, Z) of ``inputs`` (B, C, X, Y, Z); a MetaTensor of a MetaTensor."""
         if inputs.ndim != 5:
-            raise GeometryError("SliceWise", "takes volumes, (B, C, X, Y, Z)", f"shape {tuple(inputs.shape)}")
+            raise GeometryError("SliceWise", "expected volumes, (B, C, X, Y, Z)", f"shape {tuple(inputs.shape)}")
         volumes = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).movedim(self.axis + 2, 1)
         count = volumes.shape[1]  # volumes: (B, slices, C, *plane)
         reach = torch.arange(-self.neighbours, self.neighbours + 1)
-        room: Room | None = None
+        buffer: Buffer | None = None
         step = self.windows_at_a_time(self.window(volumes.shape[3:]), inputs.device)
         for number, slices in enumerate(volumes):
             for start in range(0, count, step):
@@ -190,35 +190,35 @@ class SliceWise(SlidingWindow):
                 # (n, 2 * neighbours + 1, C, *plane): slice after slice, each with its channels
                 stack = slices[near].flatten(1, 2)
                 plane = super().__call__
-                logits = or_retreat(lambda: plane(stack, network, *args, **kwargs), room)  # noqa: B023
-                if room is None:
+                logits = or_fall_back(lambda: plane(stack, network, *args, **kwargs), buffer)  # noqa: B023
+                if buffer is None:
                     shape = [len(volumes), logits.shape[1], *inputs.shape[2:]]
-                    room = Room(shape, logits.device, self.output_on)
-                out = room.tensor
+                    buffer = Buffer(shape, logits.device, self.output_on)
+                out = buffer.tensor
                 out[number].movedim(self.axis + 1, 0)[start : start + len(places)] = logits.to(out.device)
-        if room is None:
-            raise GeometryError("SliceWise", "a volume has slices", f"shape {tuple(inputs.shape)}")
+        if buffer is None:
+            raise GeometryError("SliceWise", "a volume without slices", f"shape {tuple(inputs.shape)}")
         return MetaTensor(out).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else out
 
 
-def disagreement_bits(shares: Sequence[Tensor], dim: int) -> Tensor:
+def disagreement_bits(probabilities: Sequence[Tensor], dim: int) -> Tensor:
     """Bits by which predictions disagree, voxel by voxel; ``dim`` has length 1.
 
     The entropy of their mean less the mean of their entropies (mutual information, Houlsby et al. 2011): 0 where all
-    say the same, however unsure they are, 1 where half of them are sure of one class and half of another.
+    say the same, however uncertain they are, 1 where half of them are sure of one class and half of another.
 
     Args:
-        shares: class probabilities, one tensor a prediction.
+        probabilities: class probabilities, one tensor a prediction.
         dim: axis of the classes.
     """
-    mean = torch.stack(list(shares)).mean(0) if len(shares) > 1 else shares[0]
-    own = sum(entropy_bits(p, dim) for p in shares) / len(shares)
+    mean = torch.stack(list(probabilities)).mean(0) if len(probabilities) > 1 else probabilities[0]
+    own = sum(entropy_bits(p, dim) for p in probabilities) / len(probabilities)
     return (entropy_bits(mean, dim) - own).clamp_(min=0)
 
 
-def entropy_bits(shares: Tensor, dim: int) -> Tensor:
+def entropy_bits(probabilities: Tensor, dim: int) -> Tensor:
     """Entropy of class probabilities along ``dim``, which keeps length 1."""
-    return -torch.xlogy(shares, shares).sum(dim, keepdim=True) / math.log(2)
+    return -torch.xlogy(probabilities, probabilities).sum(dim, keepdim=True) / math.log(2)
 
 
 def finest(output: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is to be predicted: files, and what lies in folders; nothing that was given vanishes without a word."""
+"""The inputs of a prediction: files, and the files in folders. Every entry is used, refused or reported as left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Inputs:
 
     Attributes:
         files: inputs in their order, each path once: files, links whose content may be missing, folders of a series.
-        failed: what can be no input, and why.
+        failed: what cannot be an input, and why.
         left_out: every other entry of the folders that were given, and its kind: a suffix, ``hidden``, ``folder``.
     """
 
@@ -41,7 +41,7 @@ def find_inputs(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
     """
     given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not given:
-        raise UsageError("inputs", "at least one file or folder must be given", "none")
+        raise UsageError("inputs", "no file or folder given")
     result, seen = Inputs(), set[Path]()
     queue = [Path(path) for path in reversed(given)]
     while queue:
@@ -54,7 +54,7 @@ def find_inputs(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
                 continue
             found, left_out = _in_folder(path, outputs or Outputs()) if path.is_dir() else ([path], {})
             if not os.path.lexists(path):
-                raise DataError(path, "an input must be a file or a folder", "no such file or folder", "Check the path")
+                raise DataError(path, "no such file or folder", remedy="Check the path")
         except (DecathleteError, OSError) as error:
             result.failed[path] = error
             continue
@@ -97,18 +97,18 @@ def _in_folder(folder: Path, outputs: Outputs) -> tuple[list[Path], dict[Path, s
 
         found = frame_files(folder)
     if found:
-        return found, _left_out(folder, found, "DICOM: give a series as a folder of its own")
+        return found, _left_out(folder, found, "DICOM: put a series into a folder of its own")
     if series := series_folder(folder):
-        return [series], _left_out(folder, series_files(folder), "DICOM that is no slice of the series")
+        return [series], _left_out(folder, series_files(folder), "DICOM that is not part of the series")
     entries = sorted(folder.iterdir())
     for path in entries:
         check_content(path)
     what = f"{len(entries)} other entries" if entries else "an empty folder"
     if dicom := sum(1 for path in entries if path.suffix.lower() in (".dcm", ".ima")):
-        what = f"{dicom} DICOM files, none of them a slice of CT or MR that can be read"
+        what = f"{dicom} DICOM files, none of them a readable slice of CT or MR"
     raise DataError(
         folder,
-        "a folder of inputs must hold NIfTI files (.nii, .nii.gz) or a DICOM series",
+        "no NIfTI files (.nii, .nii.gz) and no DICOM series in this folder",
         what,
         "Give the folder that holds the images themselves",
     )

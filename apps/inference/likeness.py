@@ -1,7 +1,7 @@
-"""Whether a scan looks like those that a network was trained on: its image and its prediction, in some thirty figures.
+"""Whether a scan looks like the training scans, by about thirty features of its image and its prediction.
 
-A Gaussian is fitted to the figures of the training scans, with a shrunk covariance, and kept beside the weights. A scan
-whose Mahalanobis distance is above nearly all of theirs is told, with the figures that are farthest off.
+A Gaussian is fitted to the features of the training scans, with a shrunk covariance, and kept beside the weights. A
+scan whose Mahalanobis distance is above nearly all of theirs is reported, with the features that are farthest off.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = "training_scans.json"  # beside the weights
 MIN_SCANS, MAX_SCANS = 20, 200
 QUANTILE = 0.98  # of the training scans' distances, each to a Gaussian fitted without it
 FOLDS = 10
-LARGEST_Z = 10.0  # what is farther off is that far off
+LARGEST_Z = 10.0  # larger distances count as this one
 SHOWN = 3
 _PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
 _SAMPLE = 10**6  # voxels for percentiles
@@ -36,7 +36,7 @@ _AXES = "xyz"
 
 
 def scan_figures(image: Tensor, logits: Tensor, spacing: Sequence[float]) -> dict[str, float]:
-    """Figures of a scan: extent, intensities, roughness, and of its prediction: volumes, sureness, place, spread.
+    """Features of a scan (extent, intensities, roughness) and of its prediction (volumes, confidence, place, spread).
 
     Args:
         image: (C, *grid), as the network gets it.
@@ -60,10 +60,10 @@ def scan_figures(image: Tensor, logits: Tensor, spacing: Sequence[float]) -> dic
 
 
 def _figures_of_prediction(logits: Tensor) -> dict[str, float]:
-    shares = logits.float().softmax(0)
-    bits, foreground = entropy_bits(shares, 0)[0], 1 - shares[0]
+    probabilities = logits.float().softmax(0)
+    bits, foreground = entropy_bits(probabilities, 0)[0], 1 - probabilities[0]
     total = float(foreground.sum()) + 1e-3
-    figures = {f"log volume of class {n}": float(share.sum().log1p()) for n, share in enumerate(shares[1:], start=1)}
+    figures = {f"log volume of class {n}": float(p.sum().log1p()) for n, p in enumerate(probabilities[1:], start=1)}
     figures["unsureness of the foreground"] = float((bits * foreground).sum()) / (total + 1)
     figures["log unsureness"] = math.log(float(bits.mean()) + 1e-6)
     for axis, letter in enumerate(_AXES[: foreground.ndim]):
@@ -81,10 +81,10 @@ class TrainingScans:
     """What training scans look like.
 
     Attributes:
-        names: of the figures.
+        names: of the features.
         mean, std: of each.
-        precision: inverse of the shrunk covariance of the standardised figures.
-        limit: distance above which a scan is unlike them.
+        precision: inverse of the shrunk covariance of the standardised features.
+        limit: distance above which a scan counts as unlike them.
         scans: their number.
         weights_sha256: of the weights that made the predictions.
     """
@@ -99,7 +99,7 @@ class TrainingScans:
 
     @classmethod
     def fit(cls, figures: Sequence[Mapping[str, float]], weights_sha256: str = "") -> TrainingScans:
-        """Fit the figures of at least `MIN_SCANS` scans.
+        """Fit the features of at least `MIN_SCANS` scans.
 
         Raises:
             DataError: fewer scans.
@@ -116,7 +116,7 @@ class TrainingScans:
         return cls(names, mean.tolist(), std.tolist(), precision.tolist(), limit, len(rows), weights_sha256)
 
     def distance(self, figures: Mapping[str, float]) -> float:
-        """Mahalanobis distance over the root of the number of figures: about 1 for a scan like those of training."""
+        """Mahalanobis distance over the root of the number of features: about 1 for a scan like the training scans."""
         row = np.array([[figures.get(name, math.inf) for name in self.names]])
         return float(_distances(row, np.array(self.mean), np.array(self.std), np.array(self.precision))[0])
 
@@ -130,11 +130,11 @@ class TrainingScans:
             for name, mean, std in zip(self.names, self.mean, self.std, strict=True)
         }
         farthest = sorted(off, key=lambda name: -abs(off[name]))[:SHOWN]
-        told = ", ".join(f"{name} ({off[name]:+.1f} standard deviations)" for name in farthest)
-        return f"distance {distance:.2f}, limit {self.limit:.2f}; farthest off: {told}"
+        shown = ", ".join(f"{_plain(name)} ({off[name]:+.1f} standard deviations)" for name in farthest)
+        return f"distance {distance:.2f}, limit {self.limit:.2f}; farthest off: {shown}"
 
     def save(self, path: str | Path) -> Path:
-        """Write as JSON, whole or not at all."""
+        """Write as JSON, completely or not at all."""
         with atomic_write(path) as part:
             part.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
         return Path(path)
@@ -148,22 +148,27 @@ class TrainingScans:
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            logger.warning("%s cannot be read, scans are not compared with it: %s", path, error)
+            logger.warning("%s cannot be read, so scans are not compared with the training scans: %s", path, error)
             return None
         if found.weights_sha256 != file_sha256(weights):
-            logger.warning("%s belongs to other weights than %s: scans are not compared with it", path, weights)
+            logger.warning("%s belongs to other weights than %s, so scans are not compared with it", path, weights)
             return None
         return found
 
 
+def _plain(name: str) -> str:
+    """A feature's name for people; files of weights keep the older word."""
+    return name.replace("unsureness", "uncertainty")
+
+
 def check_count(scans: int) -> None:
-    """Refuse fewer scans than say what they look like.
+    """Refuse too few scans to describe the training scans.
 
     Raises:
         DataError: fewer than `MIN_SCANS`.
     """
     if scans < MIN_SCANS:
-        raise DataError("training scans", f"at least {MIN_SCANS} are needed to say what they look like", str(scans),
+        raise DataError("--scans", f"expected at least {MIN_SCANS} training scans", str(scans),
                         "Promote without --scans")  # fmt: skip
 
 
@@ -173,15 +178,15 @@ def _gaussian(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     The covariance is shrunk towards a multiple of the unit matrix (Ledoit and Wolf 2004, equation 14).
     """
     mean = rows.mean(0)
-    std = rows.std(0) + 1e-3 * np.abs(mean) + 1e-6  # a figure that is the same in all scans must not divide by 0
+    std = rows.std(0) + 1e-3 * np.abs(mean) + 1e-6  # a feature that is the same in all scans must not divide by 0
     z = (rows - mean) / std
     count, size = z.shape
     covariance = z.T @ z / count
     target = np.trace(covariance) / size * np.eye(size)
     apart = ((covariance - target) ** 2).sum()
     error = sum(((np.outer(row, row) - covariance) ** 2).sum() for row in z) / count**2
-    share = min(error, apart) / apart if apart > 0 else 1.0
-    return mean, std, np.linalg.inv((1 - share) * covariance + share * target)
+    weight = min(error, apart) / apart if apart > 0 else 1.0
+    return mean, std, np.linalg.inv((1 - weight) * covariance + weight * target)
 
 
 def _distances(

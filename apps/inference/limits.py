@@ -1,4 +1,4 @@
-"""Predictions that need more memory than there is, refused before it is taken."""
+"""Predictions that need more memory than there is are refused before it is allocated."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ def check_fits(
     if needed > limit and predictor.memory_gib(shape, spacing, probabilities, output_on_file=True) > limit:
         raise DeviceError(
             file,
-            f"the prediction must fit into {limit:.1f} GiB ({'free on this machine' if free else '--memory'})",
-            f"an estimate of {needed:.1f} GiB for {'x'.join(map(str, shape))} voxels",
+            f"needs about {needed:.1f} GiB of memory, more than "
+            + (f"the {limit:.1f} GiB that are free" if free else f"--memory {limit:g}"),
+            f"for {'x'.join(map(str, shape))} voxels",
             ("Free memory" if free else "Allow more")
             + ", crop the image"
             + (", or leave --save-probabilities out" if probabilities else ""),

@@ -1,4 +1,4 @@
-"""A bundle with its weights, kept loaded: a scan in, a label map on the scan's own grid out."""
+"""A bundle with its weights loaded: it takes scans and returns label maps on the scans' own grids."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Prediction:
         disagreement_map: bits by which the networks of an ensemble and mirrored copies disagree, (X, Y, Z), float32
             (`decathlete.inference.inferers.disagreement_bits`); None unless asked for, or with a lone prediction.
         disagreement: the sum of these bits over the expected number of foreground voxels; nan without any; or None.
-        figures: of scan and prediction, `decathlete.inference.likeness.scan_figures`; None unless asked for.
+        figures: features of scan and prediction, `decathlete.inference.likeness.scan_figures`; None unless asked for.
     """
 
     label: NDArray[Any]
@@ -182,7 +182,7 @@ class Predictor:
             probabilities: return each class's probability too.
             name: what messages call this scan.
             disagreement: return how far the networks of an ensemble, and mirrored copies, disagree.
-            figures: return figures by which a scan may be compared with those of training.
+            figures: return features by which a scan may be compared with the training scans.
 
         Raises:
             DataError: another number of channels, values that are not finite, or no affine.
@@ -233,12 +233,12 @@ class Predictor:
         series = read_series(folder)
         own = self._bundle.modality
         if own in ("CT", "MR") and series.modality != own:
-            raise DataError(folder, f"the bundle '{self.name}' takes {own}", f"a series of {series.modality}",
-                            "Give a series of that kind, or a bundle for this one")  # fmt: skip
+            raise DataError(folder, f"the bundle '{self.name}' expects {own}", f"the series is {series.modality}",
+                            f"Give a series of {own}, or use another bundle")  # fmt: skip
         return series
 
     def keep_output(self, on_file: bool) -> None:
-        """Keep the network's output in a file from now on, or wherever there is room for it (the default).
+        """Keep the network's output in a file from now on, or wherever it fits (the default).
 
         Where the config or an override says ``device``, ``cpu`` or ``file``, that holds.
         """
@@ -312,7 +312,7 @@ class Predictor:
 
     def _parsed(self, name: str) -> Any:
         if name not in self._parser:
-            raise ConfigError(self._config, f"prediction needs '{name}'", "no such id", "See docs/architecture.md")
+            raise ConfigError(self._config, f"prediction needs the id '{name}'", remedy="See docs/architecture.md")
         return self._parser.get_parsed_content(name)
 
     def _checkpoints(self, given: str | Path | Sequence[str | Path] | None) -> list[Path]:
@@ -321,23 +321,23 @@ class Predictor:
             if not Path(own).is_file():
                 raise CheckpointError(
                     own,
-                    f"the bundle '{self.name}' needs weights to predict",
+                    f"the bundle '{self.name}' has no weights",
                     "no such file",
-                    f"Train it ('decathlete run training --config {self._given}') and give --checkpoint RUN, "
+                    f"Train it ('decathlete run training --config {self._given}') and pass --checkpoint RUN, "
                     "or put weights into it with 'decathlete promote'",
                 )
             return [Path(own)]
         paths = [Path(p) for p in ([given] if isinstance(given, (str, Path)) else given)]
         if not paths:
-            raise UsageError("checkpoints", "at least one must be given, or none for the bundle's own", "an empty list")
+            raise UsageError("checkpoints", "empty list", remedy="Give a file, or None for the bundle's own weights")
         return [p / FINAL if p.is_dir() else p for p in paths]
 
     def _mirror(self) -> None:
         if not hasattr(self.inferer, "mirror_axes"):
             raise ConfigError(
                 f"{self._config}, inferer",
-                "mirrored copies need an inferer that takes mirror_axes",
-                type(self.inferer).__name__,
+                "this inferer cannot average mirrored copies",
+                f"{type(self.inferer).__name__} has no mirror_axes",
                 "Use decathlete.inference.SlidingWindow, or SliceWise for a 2D network",
             )
         stated = "tta_axes" in self._parser
@@ -345,16 +345,16 @@ class Predictor:
         if not stated and (side := side_in_names(self.labels)):
             raise ConfigError(
                 f"{self._config}, tta_axes",
-                "classes with a side are mirrored only along axes that the config names",
-                f"no tta_axes, and {side}",
-                "Predict without tta, or name axes in tta_axes",
+                "classes with a side need tta_axes",
+                side,
+                "Predict without --tta, or list the axes to mirror in tta_axes",
             )
         if not axes:
             raise ConfigError(
                 f"{self._config}, tta_axes",
-                "mirrored copies need an axis that training mirrored too",
-                "none",
-                "Predict without tta, or name axes in tta_axes",
+                "no axis to mirror",
+                "training mirrored none",
+                "Predict without --tta, or list the axes to mirror in tta_axes",
             )
         self.inferer.mirror_axes = axes
 
@@ -364,8 +364,8 @@ class Predictor:
         if not found:
             raise UsageError(
                 f"{self._config}, preprocessing",
-                "a bias field needs N4BiasFieldCorrectiond in the chain",
-                "none, or one that is switched off",
+                "no bias field to write",
+                "N4BiasFieldCorrectiond is missing or switched off",
                 "Predict without --field",
             )
         found[-1].field_postfix = FIELD_POSTFIX
@@ -374,7 +374,7 @@ class Predictor:
         transforms = list(chain.flatten().transforms)
         if not transforms or not isinstance(transforms[0], LoadImaged):
             found = type(transforms[0]).__name__ if transforms else "an empty chain"
-            raise ConfigError(f"{self._config}, preprocessing", "must begin with LoadImaged", found)
+            raise ConfigError(f"{self._config}, preprocessing", "expected LoadImaged first", found)
         return transforms[0], transforms[1:]
 
     def _image(self, array: NDArray[Any] | Tensor, affine: NDArray[Any] | Tensor, name: str | Path) -> MetaTensor:
@@ -383,20 +383,20 @@ class Predictor:
         place = np.asarray(affine, dtype=np.float64)
         if voxels.ndim not in (3, 4) or 0 in voxels.shape:
             raise DataError(
-                name, "a scan is (X, Y, Z), or (X, Y, Z, C) with several channels", f"{tuple(voxels.shape)}"
+                name, "expected an array (X, Y, Z), or (X, Y, Z, C) of several channels", f"shape {tuple(voxels.shape)}"
             )
         channels = voxels.shape[3] if voxels.ndim == 4 else 1
         if channels != self.channels:
             raise DataError(
                 name,
-                f"the bundle '{self.name}' takes {self.channels} channel(s) in the last axis",
-                f"{channels}",
-                "Stack the images of a patient to one 4D file, in the order of the bundle's channels",
+                f"the bundle '{self.name}' expects {self.channels} channel(s)",
+                f"{channels} in the scan",
+                "Stack the images of a patient into one 4D file, in the order of the bundle's channels",
             )
         if place.shape != (4, 4) or not np.isfinite(place).all():
-            raise DataError(name, "the affine must be 4x4 and finite", str(place.tolist()))
+            raise DataError(name, "expected a finite 4x4 affine", str(place.tolist()))
         if not bool(torch.isfinite(voxels).all()):
-            raise DataError(name, "every voxel must be finite", f"{int((~torch.isfinite(voxels)).sum())} that are not")
+            raise DataError(name, "voxels that are not finite", f"{int((~torch.isfinite(voxels)).sum())} of them")
         meta = {
             "affine": torch.from_numpy(place.copy()),
             "original_affine": place.copy(),
@@ -430,10 +430,10 @@ class Predictor:
         mean: Tensor | None = None
         within: Tensor | float = 0.0
         for output in outputs:
-            shares = output[:-1].softmax(0) if mirrored else output.softmax(0)
+            fractions = output[:-1].softmax(0) if mirrored else output.softmax(0)
             if disagreement:  # one map of entropies is kept, not every network's classes
-                within = within - entropy_bits(shares, 0) + (output[-1:] if mirrored else 0)
-            mean = shares if mean is None else mean.add_(shares)
+                within = within - entropy_bits(fractions, 0) + (output[-1:] if mirrored else 0)
+            mean = fractions if mean is None else mean.add_(fractions)
         assert mean is not None
         mean.div_(count)
         bits = (entropy_bits(mean, 0) + within / count).clamp_(min=0) if disagreement else None
@@ -456,10 +456,10 @@ class Predictor:
         field = data.get(f"image{FIELD_POSTFIX}")
         shape, affine = tuple(int(n) for n in meta["spatial_shape"]), np.asarray(meta["original_affine"])
         image = data["image"]
-        shares = None
+        soft = None
         if probabilities:
             restored = restore_to_grid(logits, image.affine, affine, shape)
-            shares = restored.softmax(0).cpu().numpy()
+            soft = restored.softmax(0).cpu().numpy()
             del restored
         # Invertd wants the image's history on the prediction, as the evaluator's inferer leaves it
         items = {**data, "pred": MetaTensor(logits).copy_meta_from(image, copy_attr=False)}
@@ -469,22 +469,22 @@ class Predictor:
         if tuple(label.shape) != (1, *shape):
             raise ConfigError(
                 f"{self._config}, postprocessing",
-                f"must end in one channel of labels on the scan's grid, (1, {', '.join(map(str, shape))})",
-                f"{tuple(label.shape)} for {name}",
+                f"expected labels on the scan's grid at the end, (1, {', '.join(map(str, shape))})",
+                f"shape {tuple(label.shape)} for {name}",
                 "Use RestoreGridd with argmax: true",
             )
         dtype = np.uint8 if self.classes <= 256 else np.uint16
         if field is not None:  # of the grid that it was fitted on
             field = restore_to_grid(field, field.affine, affine, shape, fill="border").cpu().numpy()
             field = field[0] if len(field) == 1 else np.moveaxis(field, 0, -1)
-        return Prediction(label[0].cpu().numpy().astype(dtype), affine.copy(), shares, field)
+        return Prediction(label[0].cpu().numpy().astype(dtype), affine.copy(), soft, field)
 
     def _out_of_memory(self, name: str | Path) -> DecathleteError:
         on_cpu = self.device.type == "cpu"
         return DeviceError(
             name,
-            f"the prediction must fit into the memory of {self.device}",
-            f"too little for windows of {getattr(self.inferer, 'roi_size', '?')}",
+            f"out of memory on {self.device}",
+            f"with windows of {getattr(self.inferer, 'roi_size', '?')}",
             "Free memory, or crop the image" if on_cpu else "Try --inferer::sw_batch_size 1, or --device cpu",
         )
 
@@ -505,8 +505,8 @@ def _checked_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(device, "must be a device such as cpu, cuda or cuda:1", str(device)) from error  # type: ignore[arg-type]
+        raise UsageError("--device", "expected a device such as cpu, cuda or cuda:1", f"'{device}'") from error  # type: ignore[arg-type]
     count = torch.cuda.device_count() if chosen.type == "cuda" else math.inf
     if (chosen.index or 0) >= count:
-        raise DeviceError(str(chosen), "the device must be there", f"{count} CUDA devices", "Leave --device out")
+        raise DeviceError("--device", f"this machine has no {chosen}", f"{count} CUDA devices", "Leave --device out")
     return chosen

@@ -1,7 +1,7 @@
-"""What each label map was made of, so that none passes for that of another scan, other weights or other options.
+"""What each label map was made of, so that none is mistaken for one of another scan, weights or options.
 
-A label map bears a mark in its own header, written with it and never apart from it. ``predictions.json`` beside the
-maps holds the whole records; where one is missing, as after a kill, the mark alone decides.
+A label map has a mark in its own header, which is written with it. ``predictions.json`` beside the maps holds the full
+records; where one is missing, as after a kill, the mark alone decides.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 
 from decathlete.distributed.sharing import add_to_json, read_json
-from decathlete.errors import DataError
-from decathlete.files import check_content, file_sha256, files_sha256
+from decathlete.errors import DataError, DecathleteError
+from decathlete.files import file_sha256, files_sha256
+
+if TYPE_CHECKING:
+    from decathlete.inference.cases import Case
 
 FILE = "predictions.json"
 FORMAT = 1
@@ -64,7 +67,7 @@ class Records:
     Args:
         folder: of the label maps.
         origin: `decathlete.inference.Predictor.origin`.
-        replace: label maps that were made otherwise are to be made again, in place of being refused.
+        replace: label maps that were made otherwise are made again instead of being refused.
     """
 
     def __init__(self, folder: Path, origin: Mapping[str, Any], replace: bool = False) -> None:
@@ -76,82 +79,94 @@ class Records:
         self._unsaved: dict[str, Any] = {}
         self._saved_at, self._saving_s = time.monotonic(), 0.0
 
-    def is_present(self, file: Path, case: str, targets: Mapping[str, Path]) -> bool:
-        """Whether all files asked for are there, made of this very scan, with these weights and options.
+    def is_settled(self, case: Case) -> bool:
+        """Whether nothing is left to predict: the outputs are present, or `begin` is going to refuse them."""
+        try:
+            return self._is_present(case)
+        except (DecathleteError, OSError):  # reported when its turn comes
+            return True
+
+    def begin(self, case: Case, again: bool = False) -> bool:
+        """Whether all outputs of a case are present, made of this very scan, with these weights and options.
+
+        If not, the scan's content is noted as it is now, before it is read.
+
+        Args:
+            case: about to be predicted.
+            again: predict it even so.
 
         Raises:
-            DataError: the label map that is there was made otherwise, or nothing tells how; or the scan is not there.
+            DataError: the existing label map was made otherwise, or nothing says how; or the scan is missing.
         """
-        label = targets["label"]
-        if not label.is_file():
+        if not again and self._is_present(case):
+            return True
+        self.key(case)
+        return False
+
+    def _is_present(self, case: Case) -> bool:
+        if not case.label.is_file():
             return False
-        found, key = read_mark(label), self.key(file, case)
+        found, key = read_mark(case.label), self.key(case)
         if found is None or found[0] != key:
             if self.replace:
                 return False
             raise DataError(
-                label,
-                "an existing label map is kept only if it was made from the same scan, weights and options",
-                self._difference(file, case, found[0] if found else None),
+                case.label,
+                "the existing label map was not made from this scan with these weights and options",
+                self._difference(case, found[0] if found else None),
                 "Pass --overwrite, or choose another --output",
             )
-        return all(path.is_file() and (part == "label" or part in found[1]) for part, path in targets.items())
+        return all(path.is_file() and (part == "label" or part in found[1]) for part, path in case.targets.items())
 
-    def key(self, file: Path, case: str) -> str:
-        """16 letters that tell what a label map is made of.
+    def key(self, case: Case) -> str:
+        """16 letters that identify what a label map is made of.
 
         Raises:
-            DataError: the input is not there.
+            DataError: the input is missing.
         """
         weights = sorted(w["sha256"] for w in self.origin["weights"])
-        made_of = [self._input(file, case)[1], weights, self.origin["config_sha256"], self.origin["tta"]]
+        made_of = [self._input(case)[1], weights, self.origin["config_sha256"], self.origin["tta"]]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
-    def mark(self, file: Path, case: str, targets: Mapping[str, Path], every: Mapping[str, Path], alone: bool) -> str:
+    def mark(self, case: Case) -> str:
         """Text for the headers of a case, whose files are about to be written; nothing of another record stays.
 
-        Args:
-            targets: files that are written.
-            every: all files that a case can have.
-            alone: the label map is all that is written.
-
         Raises:
-            DataError: the scan has changed since `key` was asked for, before it was read.
+            DataError: the scan has changed since `begin`.
         """
-        key, label = self.key(file, case), targets["label"]
-        files, stamp, _ = self._inputs[file]
+        key, label, every = self.key(case), case.label, case.possible
+        files, stamp, _ = self._inputs[case.file]
         if _stamp(files) != stamp:
-            raise DataError(file, "a scan stays as it is while it is predicted", "a change since it was read",
-                            "Run the same command again")  # fmt: skip
-        parts = {part for part in targets if part in LETTERS}
+            raise DataError(case.file, "the scan changed while it was predicted", "", "Run the same command again")
+        parts = {part for part in case.targets if part in LETTERS}
         found = read_mark(label) if label.is_file() else None
         if found and found[0] == key:
             parts |= {part for part in found[1] if part in every and every[part].is_file()}
-        elif found and (found[1] or not alone):
+        elif found and (found[1] or len(case.targets) > 1 or case.contours):
             label.unlink()  # it vouches for no file that is written now, even if this process is killed in between
             for part in found[1] & every.keys():
                 every[part].unlink(missing_ok=True)
         letters = "".join(letter for part, letter in LETTERS.items() if part in parts)
         return f"decathlete {self.origin['bundle'][:24]} {key}" + (f"-{letters}" if letters else "")
 
-    def add(self, file: Path, case: str, label: Path, statistics: Mapping[str, Any]) -> None:
-        """Keep the record of a label map that is there, for `save`."""
-        stamp, digest = self._input(file, case)
-        self.new[case] = self._unsaved[case] = {
-            "key": self.key(file, case),
-            "label": label.name,
-            "label_stamp": _stamp([label]),
-            "input": str(file.absolute()),
+    def add(self, case: Case, statistics: Mapping[str, Any]) -> None:
+        """Keep the record of a label map that was written, for `save`."""
+        stamp, digest = self._input(case)
+        self.new[case.name] = self._unsaved[case.name] = {
+            "key": self.key(case),
+            "label": case.label.name,
+            "label_stamp": _stamp([case.label]),
+            "input": str(case.file.absolute()),
             "input_sha256": digest,
             "input_stamp": stamp,
             **self.origin,
             "statistics": dict(statistics),
         }
 
-    def statistics(self, file: Path, case: str, label: Path) -> dict[str, Any] | None:
-        """Figures of a label map that is there; None where they are not known, or the file is another one since."""
+    def statistics(self, case: Case) -> dict[str, Any] | None:
+        """Statistics of a present label map; None where they are not known, or the file has changed since."""
         record = self._record(case)
-        known = record.get("key") == self.key(file, case) and record.get("label_stamp") == _stamp([label])
+        known = record.get("key") == self.key(case) and record.get("label_stamp") == _stamp([case.label])
         return record.get("statistics") if known else None
 
     def save(self) -> None:
@@ -167,12 +182,13 @@ class Records:
         if time.monotonic() - self._saved_at > max(10.0, 20 * self._saving_s):  # a large file is written rarely
             self.save()
 
-    def _record(self, case: str) -> dict[str, Any]:
-        record = self.new.get(case) or self.earlier.get(case)
+    def _record(self, case: Case) -> dict[str, Any]:
+        record = self.new.get(case.name) or self.earlier.get(case.name)
         return record if isinstance(record, dict) else {}
 
-    def _input(self, file: Path, case: str) -> tuple[str, str]:
+    def _input(self, case: Case) -> tuple[str, str]:
         """Stamp and hash of an input; one whose stamp is that of its record is not read again."""
+        file = case.file
         if file not in self._inputs:
             files, record = input_parts(file), self._record(case)
             stamp = _stamp(files)
@@ -183,14 +199,14 @@ class Records:
             self._inputs[file] = files, stamp, digest
         return self._inputs[file][1:]
 
-    def _difference(self, file: Path, case: str, key: str | None) -> str:
-        """What the record of a label map and this run do not share, as words."""
+    def _difference(self, case: Case, key: str | None) -> str:
+        """How the record of a label map and this run differ, in words."""
         if key is None:
-            return "no record of how it was made (by an earlier version, or another tool)"
-        old, new = self._record(case), {**self.origin, "input": str(file.absolute())}
+            return "no record of how it was made: by an earlier version, or another tool"
+        old, new = self._record(case), {**self.origin, "input": str(case.file.absolute())}
         if old.get("key") != key:
-            return f"another record, {key[:SHOWN]} in place of {self.key(file, case)[:SHOWN]}"
-        digest, found = self._input(file, case)[1], []
+            return f"another record, {key[:SHOWN]} instead of {self.key(case)[:SHOWN]}"
+        digest, found = self._input(case)[1], []
         if old.get("bundle") != new["bundle"]:
             found.append(f"it was made with the bundle {old.get('bundle')}, not with {new['bundle']}")
         if (before := old.get("input_sha256", "")) != digest:
@@ -217,10 +233,10 @@ class Records:
 
 
 def read_mark(path: Path) -> tuple[str, set[str]] | None:
-    """Key of a label map and the parts that were made with it; None where it bears no mark."""
+    """Key of a label map and the parts that were made with it; None where it has no mark."""
     try:
         text = nib.load(path).header["descrip"].tobytes()
-    except Exception:  # whatever is there, it is none of ours
+    except Exception:  # whatever is there, it is not ours
         return None
     match = _MARK.match(text)
     if match is None:
@@ -230,11 +246,7 @@ def read_mark(path: Path) -> tuple[str, set[str]] | None:
 
 
 def input_parts(file: Path) -> list[Path]:
-    """Files that an input is made of: the slices of a series, both files of a pair, else the file itself.
-
-    Raises:
-        DataError: a file's content is not there.
-    """
+    """Files that an input is made of: the slices of a series, both files of a pair, else the file itself."""
     files = [file]
     if file.is_dir():
         from decathlete.io.series import series_files
@@ -243,16 +255,16 @@ def input_parts(file: Path) -> list[Path]:
     elif (match := re.fullmatch(r"(.+)\.(hdr|img)(\.gz)?", file.name, re.IGNORECASE)) is not None:
         pair = re.compile(re.escape(match[1]) + r"\.(hdr|img)(\.gz)?", re.IGNORECASE)
         files = sorted(path for path in file.parent.iterdir() if pair.fullmatch(path.name)) or files
-    for path in files:
-        check_content(path)
     return files
 
 
 def _stamp(files: Sequence[Path]) -> str:
     """What changes with the content of files, without reading them: sizes and times, hashed."""
-    stats = [path.stat() for path in files]
-    told = [(path.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in zip(files, stats, strict=True)]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    facts: list[tuple[Any, ...]] = []
+    for path in files:
+        s = path.stat() if path.exists() else None  # a link into nowhere is refused where its content is hashed
+        facts.append((path.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) if s else (path.name,))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _weights(record: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DiskError(DataError):
-    """An output cannot be written, so it is no use to continue."""
+    """An output that cannot be written: the next one could not be written either."""
 
 
 def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:

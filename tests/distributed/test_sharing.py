@@ -19,8 +19,8 @@ import pytest
 from decathlete.distributed.sharing import Share, claim, listed_inputs
 from decathlete.errors import DataError
 from decathlete.inference import predict
-from decathlete.inference.folders import PredictReport, _gather
 from decathlete.inference.inputs import input_files
+from decathlete.inference.outcome import PredictReport
 from decathlete.quiet import quiet
 
 FORK = multiprocessing.get_context("fork")
@@ -126,7 +126,7 @@ def test_a_text_file_lists_inputs_beside_itself(tmp_path):
     with pytest.raises(DataError, match="no path"):
         listed_inputs(tmp_path / "none.txt")
     (tmp_path / "cases.txt").write_text("z.nii.gz\n")
-    with pytest.raises(DataError, match=r"z\.nii\.gz: an input must be a file"):
+    with pytest.raises(DataError, match=r"z\.nii\.gz: no such file"):
         input_files(tmp_path / "cases.txt")
 
 
@@ -184,7 +184,7 @@ def test_a_case_that_one_process_made_and_another_found_counts_once():
         def gather(self, result):
             return [result, [*second["paths"], second["failed"]]]
 
-    assert _gather(first, Two(0, 2))
+    assert first.gather(Two(0, 2))
     assert [path.name for path in first.done] == ["a", "b", "d"]
     assert first.skipped == [Path("c")]
     assert first.failed == {Path("e"): "no image"}

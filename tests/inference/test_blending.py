@@ -17,7 +17,7 @@ from torch import nn
 
 from decathlete.errors import ConfigError, DataError
 from decathlete.inference import SliceWise, SlidingWindow, blending
-from decathlete.inference.blending import Room, blend
+from decathlete.inference.blending import Buffer, blend
 
 CPU = torch.device("cpu")
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
@@ -82,16 +82,16 @@ def test_places_differ_in_nothing(volume):
 def test_a_file_is_taken_where_the_values_exceed_what_is_free(monkeypatch):
     monkeypatch.setattr(blending, "free_memory_bytes", lambda: 4 * 1000.0)
     monkeypatch.setattr(blending, "total_memory_bytes", lambda: 4 * 1000.0)
-    assert Room((800,), CPU).place == "cpu"
-    room = Room((801,), CPU)
-    assert room.place == "file"
-    assert room.tensor.count_nonzero() == 0
+    assert Buffer((800,), CPU).place == "cpu"
+    buffer = Buffer((801,), CPU)
+    assert buffer.place == "file"
+    assert buffer.tensor.count_nonzero() == 0
     monkeypatch.setattr(blending, "total_memory_bytes", lambda: 4 * 1500.0)  # others have taken a third: 300 stay free
-    assert [Room((n,), CPU).place for n in (700, 701)] == ["cpu", "file"]
+    assert [Buffer((n,), CPU).place for n in (700, 701)] == ["cpu", "file"]
     monkeypatch.setattr(blending, "total_memory_bytes", lambda: math.inf)  # a system that does not tell
-    assert [Room((n,), CPU).place for n in (800, 801)] == ["cpu", "file"]
+    assert [Buffer((n,), CPU).place for n in (800, 801)] == ["cpu", "file"]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert [Room((n,), CPU).place for n in (100, 101)] == ["cpu", "file"]
+    assert [Buffer((n,), CPU).place for n in (100, 101)] == ["cpu", "file"]
 
 
 def test_jobs_that_know_nothing_of_each_other_do_not_take_the_same_memory(monkeypatch, tmp_path):
@@ -109,7 +109,7 @@ def test_jobs_that_know_nothing_of_each_other_do_not_take_the_same_memory(monkey
 
     def job():
         together.wait(60)
-        places.put(Room((300,), CPU).place)
+        places.put(Buffer((300,), CPU).place)
 
     monkeypatch.setattr(blending.torch, "zeros", slow)
     together = processes.Barrier(4)
@@ -132,9 +132,9 @@ def test_a_device_that_is_full_leads_to_a_file_where_memory_is_short_too(monkeyp
         return zeros(shape, device=device)
 
     monkeypatch.setattr(blending.torch, "zeros", full)
-    assert Room((10,), torch.device("meta"), "device").place == "cpu"
+    assert Buffer((10,), torch.device("meta"), "device").place == "cpu"
     monkeypatch.setattr(blending, "free_memory_bytes", lambda: 4.0)
-    assert Room((10,), torch.device("meta"), "device").place == "file"
+    assert Buffer((10,), torch.device("meta"), "device").place == "file"
 
 
 def test_an_allocation_that_fails_goes_to_the_next_place(monkeypatch):
@@ -142,7 +142,7 @@ def test_an_allocation_that_fails_goes_to_the_next_place(monkeypatch):
         raise RuntimeError(OUT_OF_MEMORY)
 
     monkeypatch.setattr(blending.torch, "zeros", none_left)
-    assert Room((10,), CPU, "cpu").place == "file"
+    assert Buffer((10,), CPU, "cpu").place == "file"
 
 
 class Hungry(nn.Module):
@@ -163,7 +163,7 @@ class Hungry(nn.Module):
 def test_windows_that_find_no_memory_move_their_sums_and_go_on(volume, caplog):
     hungry = Hungry(network())
     moved = SlidingWindow((8, 8, 4), amp=False)(volume, hungry)
-    assert "memory ran out: the network's output goes on in a temporary file" in caplog.text
+    assert "memory ran out: the network's output continues in a temporary file" in caplog.text
     assert is_mapped(moved)
     calm = Hungry(network())
     calm.calls = 3
@@ -204,11 +204,11 @@ def test_a_full_disk_is_one_line(monkeypatch, cache):
 
     monkeypatch.setattr(blending.os, "posix_fallocate", full)
     with pytest.raises(DataError, match=rf"{cache}: the network's output \(0.0 GiB\).*No space left"):
-        Room((10,), CPU, "file")
+        Buffer((10,), CPU, "file")
 
 
 def test_what_cannot_be_is_refused(volume):
-    with pytest.raises(ConfigError, match="output_on: must be auto, device, cpu, file"):
+    with pytest.raises(ConfigError, match="output_on: expected auto, device, cpu, file"):
         SlidingWindow((8, 8, 4), output_on="moon")(volume, network())
     for overlap in (1.0, -0.1, (0.5, 0.5)):
         with pytest.raises(ConfigError, match="overlap"):
@@ -220,7 +220,7 @@ def test_the_file_goes_with_its_last_tensor(cache):
         with open("/proc/self/maps") as maps:
             return sum(str(cache) in line for line in maps)
 
-    tensor = Room((3, 4, 5), CPU, "file").tensor
+    tensor = Buffer((3, 4, 5), CPU, "file").tensor
     part = tensor[1:]
     del tensor
     part += 1

@@ -222,5 +222,5 @@ def test_slicing_that_cannot_be_is_refused(arguments, words):
 
 
 def test_slices_of_what_is_no_volume_are_refused():
-    with pytest.raises(GeometryError, match="takes volumes"):
+    with pytest.raises(GeometryError, match="expected volumes"):
         SliceWise((8, 8))(torch.zeros(1, 1, 8, 8), plane_network())

@@ -87,7 +87,7 @@ def test_a_series_beside_nifti_files_is_left_out_and_told_how_to_predict_it(
     series.rmdir()
     assert run(bundle, scan_file.parent, "--output", out) == 0
     said = capsys.readouterr().err
-    assert "1 predicted, 0 present, 0 failed, 24 left out (24 DICOM: give a series as a folder of its own)" in said
+    assert "1 predicted, 0 present, 0 failed, 24 left out (24 DICOM: put a series into a folder of its own)" in said
 
 
 def test_predictions_beside_their_scans_are_left_out_by_name(tmp_path):
@@ -130,9 +130,9 @@ def test_bad_folders_and_paths_fail_alone_and_the_rest_is_predicted(bundle, scan
     assert run(bundle, *bad, scan_file, "--output", out) == 1
     said = capsys.readouterr().err
     assert "1 predicted, 0 present, 3 failed" in said
-    assert f"decathlete: {bad[0]}: a folder of inputs must hold NIfTI files (.nii, .nii.gz) or a DICOM series" in said
+    assert f"decathlete: {bad[0]}: no NIfTI files (.nii, .nii.gz) and no DICOM series" in said
     assert "(an empty folder" in said
-    assert f"decathlete: {bad[2]}: an input must be a file or a folder (no such file" in said
+    assert f"decathlete: {bad[2]}: no such file or folder" in said
     assert (out / "case_001.nii.gz").is_file()
 
 
@@ -150,7 +150,7 @@ def test_only_bad_inputs_are_all_named(bundle, out, capsys, tmp_path):
     assert run(bundle, tmp_path / "empty", tmp_path / "nowhere", "--output", out) == 1
     said = capsys.readouterr().err
     assert "0 predicted, 0 present, 2 failed" in said
-    assert f"{tmp_path / 'nowhere'}: an input must be" in said
+    assert f"{tmp_path / 'nowhere'}: no such file" in said
     assert not out.exists()
 
 
@@ -162,8 +162,8 @@ def test_names_that_collide_or_are_too_long_fail_alone(bundle, scan_file, out, c
     assert run(bundle, scan_file, other.parent, "--output", out, "--save-probabilities") == 1
     said = capsys.readouterr().err
     assert "1 predicted, 0 present, 3 failed" in said
-    assert said.count("each input needs an output of its own") == 2
-    assert "must fit into 255 bytes" in said
+    assert said.count("would get the same output") == 2
+    assert "output name longer than 255 bytes" in said
     assert sorted(p.name for p in out.glob("*.nii.gz")) == ["b.nii.gz", "b_probabilities.nii.gz"]
 
 
@@ -174,7 +174,7 @@ def test_a_list_that_names_itself_is_read_once(tmp_path):
 
 
 def test_one_bad_path_alone_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="an input must be a file or a folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         find_inputs(tmp_path / "nowhere")
 
 

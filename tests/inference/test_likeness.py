@@ -143,5 +143,5 @@ def test_promoting_with_a_folder_without_scans_changes_nothing(bundle, threshold
     torch.save(threshold_weights(first=0.5), run / "model_final.pt")
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     assert main(["promote", str(run), str(bundle), "--scans", str(empty)]) != 0
-    assert "must hold NIfTI files" in capsys.readouterr().err
+    assert "no NIfTI files" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before

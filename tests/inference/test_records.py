@@ -42,8 +42,8 @@ def test_a_map_of_other_weights_is_refused_with_both_named(bundle, scan_file, ou
     assert run(bundle, scan_file, "--output", out, "--checkpoint", others) == 1
     said = capsys.readouterr().err
     assert "0 predicted, 0 present, 1 failed" in said
-    assert f"{out / 'case_001.nii.gz'}: an existing label map is kept only if" in said
-    assert f"found it was made with the weights {bundle / 'models' / 'model.pt'} (" in said
+    assert f"{out / 'case_001.nii.gz'}: the existing label map was not made" in said
+    assert f"(it was made with the weights {bundle / 'models' / 'model.pt'} (" in said
     assert f", not with {others} (" in said
     assert "Pass --overwrite, or choose another --output" in said
     assert (out / "case_001.nii.gz").read_bytes() == before
@@ -56,7 +56,7 @@ def test_a_map_of_other_weights_is_refused_with_both_named(bundle, scan_file, ou
     [
         (["--tta"], "(it was made without --tta, this run is with)."),
         (["--patch_size", "[16, 16, 16]"], "(--patch_size was not given, now [16, 16, 16])."),
-        (["--deterministic_transforms::4::_disabled_"], "_disabled_ was not given, now true."),
+        (["--deterministic_transforms::4::_disabled_"], "_disabled_ was not given, now true)."),
     ],
 )
 def test_a_map_of_other_options_is_refused_with_the_option_named(bundle, scan_file, out, capsys, words, difference):
@@ -131,7 +131,7 @@ def test_a_map_of_which_nothing_is_known_is_not_taken_for_ours(bundle, scan_file
     theirs.header["descrip"] = note
     nib.save(theirs, target)
     [message] = predict(bundle, scan_file, out).failed.values()
-    assert "(no record of how it was made (by an earlier version, or another tool))" in message
+    assert "(no record of how it was made: by an earlier version, or another tool)" in message
     assert voxels(target).sum() == 0
     assert predict(bundle, scan_file, out, overwrite=True).done == [target]
 
@@ -142,7 +142,7 @@ def test_a_map_without_its_record_as_a_kill_leaves_it_is_kept_and_recorded(bundl
     for name in ("predictions.json", "volumes.json"):
         (out / name).unlink()
     [message] = predict(bundle, scan_file, out, others).failed.values()
-    assert f"another record, {record['key'][:8]} in place of" in message
+    assert f"another record, {record['key'][:8]} instead of" in message
     assert predict(bundle, scan_file, out).skipped == first.done
     again = json.loads((out / "predictions.json").read_text())["cases"]["case_001"]
     assert again == record

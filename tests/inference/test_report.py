@@ -56,7 +56,7 @@ def test_several_processes_write_no_report(bundle, scan_file, tmp_path):
         check=False, env={**os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"},  # as torchrun sets them
     )  # fmt: skip
     assert done.returncode == 2
-    assert "--report: one process writes the page (2 of torchrun). Predict first, then repeat" in done.stderr
+    assert "--report: only one process can write the page (2 of torchrun). Predict first, then repeat" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -109,10 +109,10 @@ def test_a_series_of_another_modality_is_refused(bundle, series, out, capsys, mo
     image = {"modality": modality}
     (bundle / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": {"inputs": {"image": image}}}))
     assert predict(bundle, series, output=out) == 1
-    assert "the bundle 'threshold' takes MR (a series of CT" in capsys.readouterr().err
+    assert "the bundle 'threshold' expects MR (the series is CT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--memory", "0.01"], "GiB (--memory)")])
+@pytest.mark.parametrize(("words", "said"), [(["--memory", "0.01"], "more than --memory 0.01")])
 def test_work_beyond_the_memory_limit_is_refused(bundle, series, out, capsys, words, said):
     assert predict(bundle, series, *words, output=out) == 1
     assert said in capsys.readouterr().err
@@ -120,10 +120,10 @@ def test_work_beyond_the_memory_limit_is_refused(bundle, series, out, capsys, wo
 
 def test_nifti_has_no_seg_and_a_series_folder_stays_as_it_is(bundle, series, scan_file, out, capsys):
     assert predict(bundle, series, output=series) == 2
-    assert "outside of the series" in capsys.readouterr().err
+    assert "cannot be written into the folder of the series" in capsys.readouterr().err
     if pytest.importorskip("highdicom"):
         assert predict(bundle, series, scan_file, "--dicom-seg", output=out) == 2
-        assert "case_001.nii.gz. Give the folder of the series" in capsys.readouterr().err
+        assert "case_001.nii.gz). Give the folder of the series" in capsys.readouterr().err
 
 
 def test_the_scan_cut_out_by_its_label_map_comes_of_a_series_too(make_bundle, series, scan, out):

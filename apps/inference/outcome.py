@@ -1,0 +1,64 @@
+"""What became of a prediction's inputs, told once for all processes that shared them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from decathlete.distributed.sharing import Share
+from decathlete.errors import DecathleteError
+
+
+@dataclass
+class PredictReport:
+    """What became of each input, and of each file of the folders that were given.
+
+    Attributes:
+        done: label maps that were written.
+        skipped: label maps that were there already, made of the same scans with the same weights and options.
+        failed: input to the one line that says why it has no label map, or no DICOM SEG beside it.
+        elsewhere: inputs whose label maps another process was making.
+        left_out: what else lies in a folder that was given, to what kind of entry it is.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    elsewhere: list[Path] = field(default_factory=list)
+    left_out: dict[Path, str] = field(default_factory=dict)
+
+    def fail(self, file: Path, error: Exception, more: str = "") -> None:
+        """Keep the one line on what went wrong with an input."""
+        text = str(error) if isinstance(error, DecathleteError) else f"{file}: {type(error).__name__}: {error}"
+        self.failed[file] = " ".join(f"{text} {more}".split())
+
+    def gather(self, share: Share) -> bool:
+        """Whether this process reports for all of them; the report then holds what all processes did."""
+        own = (self.done, self.skipped, self.elsewhere)
+        failed = [[str(path), text] for path, text in self.failed.items()]
+        everybody = share.gather([*([str(path) for path in part] for part in own), failed])
+        if share.size > 1 and everybody:
+            for n, part in enumerate(own):
+                part[:] = [Path(path) for path in dict.fromkeys(path for process in everybody for path in process[n])]
+            made = set(self.done)  # a process that began late finds cases of its share that others had made by then
+            self.skipped = [path for path in self.skipped if path not in made]
+            self.failed = {Path(path): text for process in everybody for path, text in process[3]}
+        return bool(everybody)
+
+    def say(self, folder: Path, processes: int = 1) -> None:
+        """Print the counts, and a line for each input that failed, on stderr."""
+        parts = [f"{len(self.done)} predicted", f"{len(self.skipped)} present", f"{len(self.failed)} failed"]
+        parts += [f"{len(self.left_out)} left out" + (f" ({_kinds(self.left_out)})" if self.left_out else "")]
+        parts += [f"{len(self.elsewhere)} in progress elsewhere"] if self.elsewhere else []
+        parts[-1] += f", by {processes} processes" if processes > 1 else ""
+        print(f"decathlete: {folder}: {', '.join(parts)}. Not for clinical use.", file=sys.stderr)
+        for message in self.failed.values():
+            print(f"decathlete: {message}", file=sys.stderr)
+
+
+def _kinds(left_out: Mapping[Path, str]) -> str:
+    """``3 .json, 1 folder, 32 DICOM``."""
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(left_out.values()).items()))
