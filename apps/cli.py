@@ -1,4 +1,4 @@
-"""The ``decathlete`` command: one thin function a verb, each calling one function that a notebook could call too."""
+"""The ``decathlete`` command: one thin function for each verb, which calls a public function of the package."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from decathlete.quiet import quiet
 
 OF_BUNDLES = ("check", "run", "predict", "evaluate", "cross-validate", "serve", "view", "promote")
 AFTER_INTERRUPT = {
-    "run": "; a training goes on with --resume",
-    "data": "; the same command goes on",
-    "new": "; the same command goes on, cases that were read are kept",
-    "cross-validate": "; the same command goes on",
-    "predict": "; the same command goes on, finished cases are kept",
+    "run": "; resume a training with --resume",
+    "data": "; run the same command again to resume",
+    "new": "; run the same command again to resume, the cases read so far are kept",
+    "cross-validate": "; run the same command again to resume",
+    "predict": "; run the same command again to resume, finished cases are kept",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 done, 1 work failed, 2 wrong use."""
+    """Run one verb and return the exit status: 0 done, 1 work failed, 2 invalid command line."""
     try:
         arguments = parse(argv)
     except UsageError as error:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (ours := find_error(error)) is not None:  # raised where MONAI builds a config's parts
             print(f"decathlete: {ours}", file=sys.stderr)
             return ours.exit_status
-        print(f"decathlete: {in_one_line(error)}. The same command with --debug shows where", file=sys.stderr)
+        print(f"decathlete: {in_one_line(error)}. Add --debug to see where", file=sys.stderr)
         return 1
 
 
@@ -73,12 +73,12 @@ def _trust(a: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """A command line's values; ``overrides`` holds the ``--id value`` that are no options of the verb.
+    """A command line's values; ``overrides`` holds each ``--id value`` that is not an option of the verb.
 
-    Options and inputs may come in any order. Ends the process with one line and status 2 where a word fits nowhere.
+    Options and inputs may come in any order. An unknown word ends the process with one line and status 2.
 
     Raises:
-        UsageError: the value of an override is cut short.
+        UsageError: an override's value has a bracket or quote that is not closed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
@@ -105,16 +105,17 @@ class _Parser(argparse.ArgumentParser):
         self.continues: dict[str, Callable[[str], bool]] = {}  # option to whether a word behind its first belongs to it
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} See '{self.prog} --help'.\n")
 
     def refuse(self, word: str) -> NoReturn:
         """End with the nearest known option for a word that none of the arguments takes."""
         close = self.nearest(word) if word.startswith("-") else None
-        hint = ", overrides must be written as --id value" if self.takes_overrides and not word.startswith("-") else ""
-        self.error(f"unknown argument '{word}'" + (f", did you mean '{close}'?" if close else hint))
+        hint = ". Overrides must be written as --id value" if self.takes_overrides and not word.startswith("-") else ""
+        self.error(f"unknown argument '{word}'" + (f". Did you mean '{close}'?" if close else hint))
 
     def nearest(self, word: str, ids: Iterable[str] = ()) -> str | None:
-        """The option that ``word`` resembles most, if one does, and more than any of a config's ``ids``."""
+        """The option most similar to ``word``; None where there is none, or one of ``ids`` is more similar."""
         known = [*self._option_string_actions, *(f"--{name}" for name in ids)]
         close = get_close_matches(word.partition("=")[0].replace("_", "-"), known, n=1)
         return close[0] if close and close[0] in self._option_string_actions else None
@@ -173,7 +174,7 @@ def _check(a: argparse.Namespace) -> int:
 def _run(a: argparse.Namespace) -> int:
     from decathlete.bundle import bundle_folder
 
-    bundle_folder(a.config)  # a wrong name is told before anything heavy is imported
+    bundle_folder(a.config)  # a wrong name is reported before the slow imports
     from decathlete.workflow import run
 
     own = {name: getattr(a, name) for name in ("fold", "minutes", "dataset_dir", "output_dir")}
@@ -292,7 +293,7 @@ def _view(a: argparse.Namespace) -> int:
     options = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
     if a.batch is not None:
         if a.image:
-            a.parser.error(f"give an IMAGE or --batch BUNDLE, not both: '{a.image[0]}'")
+            a.parser.error(f"expected an IMAGE or --batch BUNDLE, not both ('{a.image[0]}')")
         from decathlete.view import batch_montage
 
         size = {"size": options.pop("size")} if "size" in options else {}
@@ -302,8 +303,8 @@ def _view(a: argparse.Namespace) -> int:
     for name in a.overrides:
         a.parser.refuse(f"--{name}")
     if len(a.image) != 1:
-        found = f"give one IMAGE, not {len(a.image)}" if a.image else "give an IMAGE, or --batch BUNDLE"
-        a.parser.error(found)
+        found = f" ({len(a.image)} given)" if a.image else ", or --batch BUNDLE"
+        a.parser.error(f"expected one IMAGE{found}")
     from decathlete.view import film
 
     print(film(a.image[0], a.output, **options))
@@ -322,8 +323,17 @@ def _serve(a: argparse.Namespace) -> int:
     serve(a.bundle, a.studies, host=a.host, port=a.port, folder=a.folder)
 
 
+def _add_bundle(p: argparse.ArgumentParser) -> None:
+    p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder or name")
+
+
+def _add_dataset_dir(p: argparse.ArgumentParser) -> None:
+    text = "the data set's folder (default: its usual place, also in $DECATHLETE_DATA)"
+    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR", help=text)
+
+
 def _add_largest_component(p: argparse.ArgumentParser) -> None:
-    text = "also score with the largest component of each class alone, and say whether it helps"
+    text = "also score the largest component of each class alone, and report whether that is better"
     p.add_argument("--largest-component", "--largest_component", action="store_true", help=text)
 
 
@@ -339,7 +349,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
+        raise argparse.ArgumentTypeError(f"expected a number above 0 ('{text}')")
     return value
 
 
@@ -350,7 +360,7 @@ def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
         value = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else low - 1
         if value < low or (high is not None and value > high):
             limits = f"{low} or more" if high is None else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"must be a whole number, {limits}, not '{text}'")
+            raise argparse.ArgumentTypeError(f"expected a whole number, {limits} ('{text}')")
         return value
 
     return read
@@ -359,7 +369,7 @@ def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
 def _fold(text: str) -> int | str:
     """Number of a fold, or ``all``, for argparse."""
     if text != "all" and not re.fullmatch("[0-9]{1,4}", text):
-        raise argparse.ArgumentTypeError(f"must be the number of a fold, 0 or more, or 'all', not '{text}'")
+        raise argparse.ArgumentTypeError(f"expected the number of a fold, 0 or more, or 'all' ('{text}')")
     return text if text == "all" else int(text)
 
 
@@ -367,7 +377,7 @@ def _modality(text: str) -> str:
     """``CT`` or ``MRI``, for argparse."""
     word = {"MR": "MRI"}.get(text.upper(), text.upper())
     if word not in ("CT", "MRI"):
-        raise argparse.ArgumentTypeError(f"must be CT or MRI, not '{text}'")
+        raise argparse.ArgumentTypeError(f"expected CT or MRI ('{text}')")
     return word
 
 
@@ -375,7 +385,7 @@ def _names(text: str) -> list[str]:
     """``a,b`` for argparse."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise argparse.ArgumentTypeError(f"must be names with commas between, not '{text}'")
+        raise argparse.ArgumentTypeError(f"expected names separated by commas ('{text}')")
     return names
 
 
@@ -386,7 +396,7 @@ def _two_numbers(text: str) -> list[float]:
     except ValueError:
         low = high = float("nan")
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        raise argparse.ArgumentTypeError(f"must be two numbers, such as -160,240, not '{text}'")
+        raise argparse.ArgumentTypeError(f"expected two numbers, such as -160,240 ('{text}')")
     return [low, high]
 
 
@@ -395,7 +405,7 @@ def _range(text: str) -> list[int | None]:
     try:
         first, last = (int(side) if side else None for side in text.split(":"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be two slices, such as 20:60, 20: or :60, not '{text}'") from None
+        raise argparse.ArgumentTypeError(f"expected two slices, such as 20:60, 20: or :60 ('{text}')") from None
     return [first, last]
 
 
@@ -418,125 +428,143 @@ def _parser() -> _Parser:
         sub.set_defaults(function=function)
         return sub
 
-    p = verb("data", _data, "Download a data set, unpack and check it; or make phantoms.")
-    p.add_argument("task", help="a task's name: hippocampus, spleen, ... or Task04_Hippocampus; nfbs or sunnybrook")
-    p.add_argument("--output", default="data", metavar="DIR", help="folder for the data set's folder (default: data)")
-    p.add_argument("--phantom", type=_whole(1), metavar="N", help="make N artificial cases and download nothing")
+    p = verb("data", _data, "Download, unpack and check a data set; or make phantoms (artificial cases).")
+    p.add_argument("task", help="hippocampus, spleen, ... or Task04_Hippocampus, ...; nfbs; sunnybrook")
+    p.add_argument("--output", default="data", metavar="DIR", help="where the data set's folder goes (default: data)")
+    p.add_argument("--phantom", type=_whole(1), metavar="N", help="make N artificial cases instead of downloading")
     p.add_argument("--seed", type=_whole(0), default=0, help="seed of the phantoms (default: 0)")
-    p.add_argument("--verify", action="store_true", help="only check the data set that is there, file by file")
+    p.add_argument("--verify", action="store_true", help="only check a downloaded data set, file by file")
 
-    p = verb("check", _check, "Look over a bundle or a data folder before anything costs time.")
-    p.add_argument("target", metavar="BUNDLE_OR_FOLDER")
-    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR")
+    p = verb("check", _check, "Check a bundle or a data folder before a long run.")
+    p.add_argument("target", metavar="BUNDLE_OR_FOLDER", help="a bundle's folder or name, or a data set's folder")
+    _add_dataset_dir(p)
 
-    p = verb("run", _run, "Train, predict or evaluate as MONAI's `run` does; unknown ids are refused.", True)
+    p = verb("run", _run, "Train, predict or evaluate with a bundle's configs, like MONAI's `run`.", True)
     p.add_argument("run_id", choices=["training", "inferring", "evaluating"], metavar="{training,inferring,evaluating}")
     p.add_argument("--config", required=True, metavar="BUNDLE", help="a bundle's folder or name")
-    p.add_argument("--fold", type=_fold, help="0 to 4, or 'all' to train on every case")
+    p.add_argument("--fold", type=_fold, help="validation fold, 0 to 4, or 'all' to train on all cases")
     p.add_argument(
-        "--minutes", type=_positive, metavar="M", help="wall time of training, in place of a number of epochs"
+        "--minutes", type=_positive, metavar="M", help="time budget of the training, instead of a number of epochs"
     )
     p.add_argument("--deadline", action="store_true", help="keep to --minutes on a busy machine: fewer iterations")
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in output_dir")
-    p.add_argument("--gpus", type=_whole(1), metavar="N", help="processes on this machine, by torchrun")
+    p.add_argument("--resume", action="store_true", help="resume from the last checkpoint in output_dir")
+    p.add_argument("--gpus", type=_whole(1), metavar="N", help="train in N processes on this machine, one for each GPU")
     p.add_argument(
-        "--max-restarts", type=_whole(0), default=0, metavar="N", help="of processes that failed (with --gpus)"
+        "--max-restarts", type=_whole(0), default=0, metavar="N", help="restarts after a process failed (with --gpus)"
     )
-    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR")
-    p.add_argument("--output_dir", "--output-dir", type=Path, metavar="DIR")
+    _add_dataset_dir(p)
+    p.add_argument("--output_dir", "--output-dir", type=Path, metavar="DIR", help="folder of the run")
     p.epilog = "Any other --id value overrides that id of the config, e.g. --train::trainer::max_epochs 2."
 
-    p = verb("predict", _predict, "Write a label map on each input's own grid.", True)
-    p.add_argument("bundle", metavar="BUNDLE")
+    p = verb("predict", _predict, "Segment scans: write a label map for each, on the scan's own grid.", True)
+    _add_bundle(p)
     p.add_argument(
         "input",
         nargs="+",
         metavar="INPUT",
-        help="NIfTI files, folders of them, or folders of one DICOM series each; DICOM frames (sunnybrook)",
+        help="NIfTI files, folders of them, or folders of one DICOM series each; for sunnybrook also DICOM frames",
     )
-    p.add_argument("--output", required=True, metavar="DIR")
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for the label maps")
     p.add_argument(
-        "--checkpoint", nargs="+", metavar="P", help="weights, or a run's folder; several make an ensemble: behind the "
-        "first, words that end in .pt, .pth, .ckpt or .ts, and folders with a model_final.pt"
+        "--checkpoint", nargs="+", metavar="P", help="weights, or a run's folder (default: the bundle's weights); "
+        "several make an ensemble: after the first, files ending in .pt, .pth, .ckpt or .ts, and folders with a "
+        "model_final.pt"
     )  # fmt: skip
     p.continues["--checkpoint"] = _is_weights
-    p.add_argument("--tta", action="store_true", help="average over mirrored copies")
+    p.add_argument("--tta", action="store_true", help="average over mirrored copies of the scan (slower)")
     p.add_argument("--save-probabilities", action="store_true", help="also write each class's probability as NIfTI")
-    p.add_argument("--statistics", metavar="JSON", help="volume and mean intensity per label of every prediction")
-    p.add_argument("--overwrite", action="store_true", help="predict again what is already there")
-    p.add_argument("--no-bias-correction", dest="bias_correction", action="store_false", help="leave out N4 (nfbs)")
-    p.add_argument("--field", action="store_true", help="also write the bias field that N4 found (nfbs)")
-    p.add_argument("--report", metavar="FILE.html", help="also write a page of volumes, pictures and disagreement")
-    p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG that refers to the DICOM series")
-    p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    p.add_argument("--memory", type=_positive, metavar="GIB", help="refuse work whose estimate exceeds this")
+    p.add_argument("--statistics", metavar="JSON", help="write volume and mean intensity of each label to this file")
+    p.add_argument("--overwrite", action="store_true", help="replace existing label maps")
+    p.add_argument(
+        "--no-bias-correction",
+        dest="bias_correction",
+        action="store_false",
+        help="skip N4 (nfbs)",
+    )
+    p.add_argument("--field", action="store_true", help="also write the bias field (nfbs)")
+    p.add_argument("--report", metavar="FILE.html", help="also write a page with volumes, pictures and warnings")
+    p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG for DICOM inputs")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
+    p.add_argument(
+        "--memory",
+        type=_positive,
+        metavar="GIB",
+        help="refuse scans that need more (default: what is free)",
+    )
     p.epilog = (
-        "Any other --id value overrides that id of inference.yaml, e.g. --overlap 0.25. The word behind an --id is its "
-        "value; to switch one on before an INPUT, write --id=true."
+        "Any other --id value overrides that id of inference.yaml, e.g. --overlap 0.25. The word after an --id is its "
+        "value; to set one to true before an INPUT, write --id=true."
     )
 
-    p = verb("evaluate", _evaluate, "Score predictions on each case's original grid.")
-    p.add_argument("bundle", metavar="BUNDLE")
-    p.add_argument("--prediction", required=True, metavar="DIR")
-    p.add_argument("--label", required=True, metavar="DIR")
+    p = verb("evaluate", _evaluate, "Compare label maps with references, on each scan's own grid.")
+    _add_bundle(p)
+    p.add_argument("--prediction", required=True, metavar="DIR", help="folder of the label maps to score")
+    p.add_argument("--label", required=True, metavar="DIR", help="folder of the references")
     p.add_argument("--output", metavar="DIR", help="folder for metrics.csv and summary.json (default: PREDICTION)")
-    p.add_argument("--report", metavar="FILE.html", help="also write a page of tables, points and pictures")
+    p.add_argument("--report", metavar="FILE.html", help="also write a page with tables, plots and pictures")
     p.add_argument("--image", metavar="DIR", help="scans for the report's pictures (default: imagesTr beside labelsTr)")
     _add_largest_component(p)
 
-    p = verb("cross-validate", _cross_validate, "Train the folds and pool their scores.", True)
-    p.add_argument("bundle", metavar="BUNDLE")
+    p = verb(
+        "cross-validate",
+        _cross_validate,
+        "Train all folds of a bundle and score them together.",
+        True,
+    )
+    _add_bundle(p)
     p.add_argument("--folds", default="0-4", help="such as 0-4 or 0,2 (default: 0-4)")
-    p.add_argument("--minutes", type=_positive, metavar="M", help="wall time of each fold's training")
-    p.add_argument("--dataset_dir", "--dataset-dir", type=Path, metavar="DIR")
+    p.add_argument("--minutes", type=_positive, metavar="M", help="time budget of each fold's training")
+    _add_dataset_dir(p)
     p.add_argument("--output", metavar="DIR", help="folder of the runs (default: runs/<bundle>)")
-    p.add_argument("--reference", metavar="CSV", help="compare case by case (columns case, label, dice)")
+    p.add_argument("--reference", metavar="CSV", help="compare with these scores (columns case, label, dice)")
     _add_largest_component(p)
     p.epilog = "Any other --id value overrides that id of the config, as in 'decathlete run training'."
 
-    p = verb("explore", _explore, "Study what thresholds can do, before a network: a page, tables and pictures.")
+    p = verb("explore", _explore, "Study how well thresholds segment, before a network: a page, tables, pictures.")
     p.add_argument("study", choices=["sunnybrook"], metavar="{sunnybrook}")
+    _add_dataset_dir(p)
+    p.add_argument("--output", required=True, metavar="DIR", help="folder for the page")
+
+    p = verb("promote", _promote, "Copy a run's weights into a bundle; the old ones are backed up.")
+    p.add_argument("run", metavar="RUN", help="folder of a training")
+    p.add_argument("bundle", metavar="BUNDLE_FOLDER", help="the bundle's folder")
+    p.add_argument("--checkpoint", default="model_final.pt", help="file of the run to copy (default: model_final.pt)")
+
     p.add_argument(
-        "--dataset_dir",
-        "--dataset-dir",
-        type=Path,
+        "--scans", metavar="DIR", help="the training scans: predict --report then marks scans that look unlike them"
+    )
+
+    p = verb("new", _new, "Make a bundle for your own data: check it, plan the training, write the configs.")
+    p.add_argument("name", metavar="NAME", help="name of the bundle")
+    p.add_argument(
+        "--data",
+        required=True,
         metavar="DIR",
-        help="the data set's folder (default: its usual one)",
+        help="folder with imagesTr and labelsTr (MSD, nnU-Net)",
     )
-    p.add_argument("--output", required=True, metavar="DIR")
-
-    p = verb("promote", _promote, "Put a run's weights into a bundle, with a backup of the old ones.")
-    p.add_argument("run", metavar="RUN")
-    p.add_argument("bundle", metavar="BUNDLE_FOLDER")
     p.add_argument(
-        "--checkpoint", default="model_final.pt", help="file of the run to take (default: its final model_final.pt)"
+        "--images",
+        nargs="+",
+        metavar="GLOB",
+        help="image files in DIR, a pattern for each channel; * is the case",
     )
-
-    p.add_argument(
-        "--scans", metavar="DIR", help="the training scans, so that predict --report knows what they look like"
-    )
-
-    p = verb("new", _new, "Check a data set of your own, plan a training for it, and write its bundle.")
-    p.add_argument("name", metavar="NAME", help="of the bundle")
-    p.add_argument("--data", required=True, metavar="DIR", help="imagesTr and labelsTr, as MSD or nnU-Net have them")
-    p.add_argument("--images", nargs="+", metavar="GLOB", help="image files in DIR, one a channel; * is the case")
     p.continues["--images"] = lambda word: "*" in word
     p.add_argument("--labels", metavar="GLOB", help="label files in DIR, such as '*/seg.nii.gz'")
     p.add_argument("--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
-    p.add_argument("--memory", type=_positive, metavar="GIB", help="to plan for (default: what is free)")
-    p.add_argument("--device", help="cpu or cuda, to plan for (default: cuda if there is one)")
+    p.add_argument("--memory", type=_positive, metavar="GIB", help="memory to plan for (default: the free memory)")
+    p.add_argument("--device", help="device to plan for, cpu or cuda (default: cuda if available)")
     p.add_argument("--channels", type=_names, metavar="A,B", help="names of the channels")
     p.add_argument("--classes", type=_names, metavar="A,B", help="names of the classes 1, 2, ...")
     p.add_argument(
-        "--modality", type=_modality, help="CT or MRI (default: as dataset.json says, else by the intensities)"
+        "--modality", type=_modality, help="CT or MRI (default: from dataset.json, else from the intensities)"
     )
-    p.add_argument("--accept", action="store_true", help="take what looks wrong but need not be: few cases, spacings")
-    p.add_argument("--overwrite", action="store_true", help="replace the configs of a bundle that is there")
+    p.add_argument("--accept", action="store_true", help="accept what may be a mistake: few cases, unusual spacings")
+    p.add_argument("--overwrite", action="store_true", help="replace the configs of an existing bundle")
     p.add_argument("--explain", action="store_true", help="print the plan and write nothing")
-    p.add_argument("--pretrained", metavar="WEIGHTS", help="weights to start from, or a bundle that has them")
+    p.add_argument("--pretrained", metavar="WEIGHTS", help="weights to start from, or a bundle with weights")
 
-    p = verb("serve", _serve, "Annotate with bundles in 3D Slicer or OHIF: start MONAI Label's server.")
-    p.add_argument("bundle", nargs="*", metavar="BUNDLE", help="bundles to serve (default: all packaged ones)")
+    p = verb("serve", _serve, "Start MONAI Label's server, to annotate with bundles in 3D Slicer or OHIF.")
+    p.add_argument("bundle", nargs="*", metavar="BUNDLE", help="bundles to serve (default: all packaged bundles)")
     p.add_argument("--studies", metavar="DIR", help="folder of NIfTI images, or a DICOMweb address")
     p.add_argument("--setup", action="store_true", help="install MONAI Label in an environment of its own (once; 3 GB)")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
@@ -544,7 +572,7 @@ def _parser() -> _Parser:
     p.add_argument("--folder", metavar="DIR", help="for copies of the bundles, weights, runs and logs (default: "
                    "~/.local/share/decathlete/label)")  # fmt: skip
 
-    text = "Make the film of a scan with its contours, or a sheet of slices or of a training batch."
+    text = "Make a film or a sheet of slices of a scan with its labels, or show a training batch."
     p = verb("view", _view, text, True)
     p.usage = (
         "decathlete view IMAGE [--label L] [--prediction P] --output FILE [option ...]\n"
@@ -552,17 +580,17 @@ def _parser() -> _Parser:
     )
     p.add_argument("image", nargs="*", metavar="IMAGE", help="a NIfTI file")
     p.add_argument("--output", required=True, metavar="FILE", help=".gif or .mp4 for a film, .png for a sheet")
-    p.add_argument("--label", metavar="L", help="reference, drawn as outline")
-    p.add_argument("--prediction", metavar="P", help="prediction, drawn as fill")
+    p.add_argument("--label", metavar="L", help="reference label map, drawn as outlines")
+    p.add_argument("--prediction", metavar="P", help="predicted label map, drawn as filled areas")
     p.add_argument("--axis", type=lambda t: int(t) if t.isdigit() else t, help="sagittal, coronal or axial (default)")
-    p.add_argument("--window", type=_two_numbers, metavar="LOW,HIGH", help="intensities shown black and white")
-    p.add_argument("--slices", type=_range, metavar="FROM:TO", help="first and last, counted from 1 as in the title")
-    p.add_argument("--fps", type=_positive, metavar="N", help="slices a second (default: 10)")
+    p.add_argument("--window", type=_two_numbers, metavar="LOW,HIGH", help="intensities shown as black and as white")
+    p.add_argument("--slices", type=_range, metavar="FROM:TO", help="first and last slice, from 1 as in the title")
+    p.add_argument("--fps", type=_positive, metavar="N", help="slices per second (default: 10)")
     p.add_argument("--channel", type=_whole(0), metavar="N", help="channel of the image, from 0 (default: 0)")
     p.add_argument(
         "--size", type=_whole(16, 4096), metavar="PX", help="longer side of a picture (default: 512; on a sheet 300)"
     )
-    p.add_argument("--batch", metavar="BUNDLE", help="show a training batch after augmentation; --id value as in 'run'")
+    p.add_argument("--batch", metavar="BUNDLE", help="show an augmented training batch; --id value as in 'run'")
     return parser
 
 

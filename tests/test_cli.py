@@ -48,13 +48,13 @@ def test_version_is_printed(capsys):
         (("dat",), "invalid choice: 'dat'"),
         (("data",), "required: task"),
         (("data", "hippocampus", "--verbose"), "unknown argument '--verbose'"),
-        (("data", "hippocampus", "--phantm", "3"), "did you mean '--phantom'?"),
-        (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "did you mean '--prediction'?"),
+        (("data", "hippocampus", "--phantm", "3"), "Did you mean '--phantom'?"),
+        (("evaluate", "hippocampus", "--pred", "x", "--label", "y"), "Did you mean '--prediction'?"),
         (("run", "trainig", "--config", "x"), "invalid choice: 'trainig'"),
         (("run", "training"), "required: --config"),
-        (("run", "training", "--config", "hippocampus", "--minutes", "-1"), "--minutes: must be a number above 0"),
+        (("run", "training", "--config", "hippocampus", "--minutes", "-1"), "--minutes: expected a number above 0"),
+        (("cross-validate", "hippocampus", "--minutes", "abc"), "--minutes: expected a number above 0"),
         (("run", "training", "--config", "hippocampus", "--deadline"), "--deadline needs --minutes"),
-        (("cross-validate", "hippocampus", "--minutes", "abc"), "--minutes: must be a number above 0"),
     ],
 )
 def test_wrong_use_ends_with_status_2(words, text, capsys):
@@ -78,7 +78,7 @@ def test_unknown_name_is_one_line_with_status_2(words, capsys, tmp_path, monkeyp
 
 def test_word_without_an_id_is_refused(capsys):
     assert status("run", "training", "--config", "hippocampus", "--fold", "0", "7") == 2
-    assert "overrides must be written as --id value" in capsys.readouterr().err
+    assert "Overrides must be written as --id value" in capsys.readouterr().err
 
 
 def test_unforeseen_error_is_one_line_and_a_traceback_with_debug(capsys, monkeypatch):
@@ -87,9 +87,7 @@ def test_unforeseen_error_is_one_line_and_a_traceback_with_debug(capsys, monkeyp
 
     monkeypatch.setattr("decathlete.data.fetch", fetch)
     assert status("data", "spleen") == 1
-    assert capsys.readouterr().err.splitlines() == [
-        "decathlete: KeyError: 'spleen'. The same command with --debug shows where"
-    ]
+    assert capsys.readouterr().err.splitlines() == ["decathlete: KeyError: 'spleen'. Add --debug to see where"]
     with pytest.raises(KeyError):
         status("data", "spleen", "--debug")
 
@@ -117,7 +115,7 @@ def test_interrupt_is_said_without_a_traceback(capsys, monkeypatch):
 
     monkeypatch.setattr("decathlete.data.fetch", fetch)
     assert status("data", "heart") == 130
-    assert capsys.readouterr().err == "decathlete: interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "decathlete: interrupted; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "much"])
@@ -125,7 +123,7 @@ def test_memory_must_be_a_number_above_0(value, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["predict", "hippocampus", "scan.nii.gz", "--output", "out", "--memory", value])
     assert stop.value.code == 2
-    assert "--memory: must be a number above 0" in capsys.readouterr().err
+    assert "--memory: expected a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -186,13 +184,13 @@ def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("data hippocampus --phantom -1", "--phantom: must be a whole number, 1 or more, not '-1'"),
-        ("data hippocampus --phantom 1.5", "--phantom: must be a whole number"),
-        ("data hippocampus --phantom 1 --seed x", "--seed: must be a whole number, 0 or more"),
-        ("run training --config hippocampus --fold -1", "--fold: must be the number of a fold"),
-        ("run training --config hippocampus --fold first", "or 'all', not 'first'"),
-        ("run training --config hippocampus --gpus 0", "--gpus: must be a whole number, 1 or more"),
-        ("run training --config hippocampus --max-restarts -1", "--max-restarts: must be a whole number, 0 or more"),
+        ("data hippocampus --phantom -1", "--phantom: expected a whole number, 1 or more ('-1')"),
+        ("data hippocampus --phantom 1.5", "--phantom: expected a whole number"),
+        ("data hippocampus --phantom 1 --seed x", "--seed: expected a whole number, 0 or more"),
+        ("run training --config hippocampus --fold -1", "--fold: expected the number of a fold"),
+        ("run training --config hippocampus --fold first", "or 'all' ('first')"),
+        ("run training --config hippocampus --gpus 0", "--gpus: expected a whole number, 1 or more"),
+        ("run training --config hippocampus --max-restarts -1", "--max-restarts: expected a whole number, 0 or more"),
         ("run training --config hippocampus --lr [1,", "--lr: a bracket or quote is not closed"),
         (
             "run training --config hippocampus --max_epochs some",
@@ -205,12 +203,12 @@ def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
         ("run training --config hippocampus --amp maybe", "amp (command line): expected true or false ('maybe'"),
         ("run training --config hippocampus --device gpu", "--device: expected a device such as cpu"),
         ("cross-validate hippocampus --folds a", "folds: must be numbers such as 0-4"),
-        ("new x --data {} --modality X-ray", "--modality: must be CT or MRI, not 'X-ray'"),
-        ("new x --data {} --memory x", "--memory: must be a number above 0"),
-        ("serve --studies {} --port 99999", "--port: must be a whole number, from 1 to 65535"),
-        ("view {} --output a.gif --window nan,1", "--window: must be two numbers"),
-        ("view {} --output a.gif --size 3", "--size: must be a whole number, from 16 to 4096"),
-        ("view {} --output a.gif --channel -1", "--channel: must be a whole number, 0 or more"),
+        ("new x --data {} --modality X-ray", "--modality: expected CT or MRI ('X-ray')"),
+        ("new x --data {} --memory x", "--memory: expected a number above 0"),
+        ("serve --studies {} --port 99999", "--port: expected a whole number, from 1 to 65535"),
+        ("view {} --output a.gif --window nan,1", "--window: expected two numbers"),
+        ("view {} --output a.gif --size 3", "--size: expected a whole number, from 16 to 4096"),
+        ("view {} --output a.gif --channel -1", "--channel: expected a whole number, 0 or more"),
         ("predict hippocampus {} --output o --overlap [1,", "--overlap: a bracket or quote is not closed"),
         ("predict hippocampus {} --output o --overlap much", "overlap (override): expected a number, such as 0.5"),
         ("predict hippocampus {} --output o --overlap 2", "overlap"),
@@ -219,7 +217,7 @@ def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
             "overlap (override): expected a number, such as 0.5 (true",
         ),
         ("predict hippocampus {} --output o --amp {}", "Write --amp=true"),
-        ("predict hippocampus {} --output o --device gpu", "must be a device such as cpu"),
+        ("predict hippocampus {} --output o --device gpu", "expected a device such as cpu"),
         ("predict hippocampus --amp {} --output o", "required: INPUT"),
     ],
 )

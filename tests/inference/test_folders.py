@@ -47,10 +47,10 @@ def test_other_options_override_the_config(bundle, scan_file, out, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--overwite", "true"), "unknown argument '--overwite', did you mean '--overwrite'?"),
+        (("--overwite", "true"), "unknown argument '--overwite'. Did you mean '--overwrite'?"),
         (("--patch_sze", "2"), "Did you mean 'patch_size'?"),  # nearer than any option
         (("--inferer::sw_batch_sze", "2"), "Did you mean 'inferer::sw_batch_size'?"),
-        (("7",), "overrides must be written as --id value"),
+        (("7",), "Overrides must be written as --id value"),
         (("--overlap", "0.5", "0.5"), "unknown argument '0.5'"),
     ],
 )
