@@ -165,7 +165,7 @@ def test_metadata_of_another_kind_is_told_in_one_line(tiny, text):
 
 def test_missing_and_empty_data_say_how_to_get_them(tiny, tmp_path):
     with pytest.raises(
-        DataError, match=r"no data found \(no such folder, set by --dataset_dir\)\. Run '.* hippocampus'"
+        DataError, match=r"\(no such folder, set by --dataset_dir\)\. Run 'decathlete data hippocampus'"
     ):
         run("training", tiny, {"dataset_dir": "elsewhere/Task04_Hippocampus"})
     (tmp_path / "empty").mkdir()

@@ -62,7 +62,7 @@ def datalist(
         path
         for case in cases
         for key in ("image", "label")
-        for path in _paths(case.get(key))
+        for path in paths_of(case.get(key))
         if not os.path.isfile(path)  # also False for a name that no file system takes
     ]
     if missing:
@@ -106,7 +106,7 @@ def list_cases(folder: str | Path, part: Literal["training", "test"] = "training
     else:
         cases = [_from_entry(folder, entry, n, part) for n, entry in enumerate(_entries(folder, description, part))]
         # a link whose content was not fetched counts as there: it must become an error, not a case left out
-        files = [_paths(case["image"]) + _paths(case.get("label")) for case in cases]
+        files = [paths_of(case["image"]) + paths_of(case.get("label")) for case in cases]
         there = [case for case, paths in zip(cases, files, strict=True) if any(map(is_file_or_broken_link, paths))]
         if len(there) < len(cases):
             logger.warning(
@@ -127,7 +127,7 @@ def data_hash(cases: Iterable[Mapping[str, Any]]) -> str:
     lines = []
     for case in cases:
         for key in ("image", "label", "inner", "outer", "tissues"):  # inner, outer: files of contours
-            for path in map(Path, _paths(case.get(key))):
+            for path in map(Path, paths_of(case.get(key))):
                 lines.append(f"{key}/{path.name}:{_digest(path)}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
@@ -231,5 +231,6 @@ def _from_folders(folder: Path, images: str, labels: str | None) -> list[Case]:
     return cases
 
 
-def _paths(entry: str | list[str] | None) -> list[str]:
+def paths_of(entry: str | list[str] | None) -> list[str]:
+    """Files of an entry of a case: one, a list of them, or none."""
     return [] if entry is None else [entry] if isinstance(entry, str) else entry

@@ -464,7 +464,7 @@ def _count(label: np.ndarray, where: str) -> tuple[list[int], np.ndarray]:
 def _prune(cache_dir: Path, days: float) -> None:
     """Delete the entries that were neither written nor read in the last ``days``, and what killed processes left.
 
-    What cannot be deleted, or is written just now, stays.
+    What cannot be deleted, or is being written, is kept.
     """
     oldest = time.time() - days * 86400
     for shard in (cache_dir / "slices").glob("[0-9a-f][0-9a-f]"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.data import nfbs
-from decathlete.data.cases import list_cases
+from decathlete.data.cases import list_cases, paths_of
 from decathlete.data.kinds import read_description
 from decathlete.data.tasks import Task, get_task, task_of_folder
 from decathlete.errors import DataError, one_line
@@ -58,7 +58,7 @@ def verify(
     folder = Path(folder)
     channels, labels = stated(folder, task)
     cases = list_cases(folder) + list_cases(folder, "test")
-    strays, brains = list(_strays(folder, cases)), nfbs.has_brains(folder)
+    lost, brains = list(strays(folder, cases)), nfbs.has_brains(folder)
     if limit is not None and limit < len(cases):
         cases = [cases[n * len(cases) // limit] for n in range(limit)]
     faults: list[Fault] = []
@@ -80,7 +80,7 @@ def verify(
                 faults.append(Fault(label.path, str(error)))
         if image is not None and brains:
             _check_on(faults, image, nfbs.brain_of(case["label"]))
-    return faults + strays
+    return faults + lost
 
 
 def _check_on(faults: list[Fault], image: Volume, path: str) -> None:
@@ -121,7 +121,7 @@ def stated(folder: str | Path, task: Task | str | None = None) -> tuple[int, lis
 
 
 def _read(faults: list[Fault], entry: str | list[str], **wanted: Any) -> Volume | None:
-    paths = [entry] if isinstance(entry, str) else entry
+    paths = paths_of(entry)
     if len(paths) > 1:
         wanted["channels"] = 1
     volumes = []
@@ -133,7 +133,7 @@ def _read(faults: list[Fault], entry: str | list[str], **wanted: Any) -> Volume 
     return volumes[0] if volumes else None
 
 
-def _strays(folder: Path, cases: list[dict[str, Any]]) -> Iterator[Fault]:
+def strays(folder: Path, cases: list[dict[str, Any]]) -> Iterator[Fault]:
     """Labels that belong to no case."""
     for path in nfbs.masks_without_head(folder):
         yield Fault(path, "belongs to no case: its head is missing")
@@ -141,4 +141,8 @@ def _strays(folder: Path, cases: list[dict[str, Any]]) -> Iterator[Fault]:
     if (folder / "labelsTr").is_dir():
         for path in nifti_files(folder / "labelsTr"):
             if path.name not in known:
-                yield Fault(path, "belongs to no case: its image is missing, or not listed in dataset.json")
+                yield Fault(
+                    path,
+                    "belongs to no case: its image is missing, or not listed in dataset.json. "
+                    "Add it, or remove the label",
+                )

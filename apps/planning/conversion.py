@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from decathlete.data.cases import Case
+from decathlete.data.cases import Case, paths_of
 from decathlete.data.kinds import OTHER_SUFFIXES
 from decathlete.errors import DataError, UsageError, listed
 from decathlete.files import atomic_write, file_sha256
@@ -123,12 +123,12 @@ class _Record:
 
 
 def _digests(entry: str | list[str]) -> list[str]:
-    return [file_sha256(path) for path in ([entry] if isinstance(entry, str) else entry)]
+    return [file_sha256(path) for path in paths_of(entry)]
 
 
 def _convert(case: Case, key: str, target: Path) -> None:
     entry = case[key]
-    volumes = [read_other(path) for path in ([entry] if isinstance(entry, str) else entry)]
+    volumes = [read_other(path) for path in paths_of(entry)]
     array, affine = volumes[0]
     for path, (other, its) in zip(entry[1:] if isinstance(entry, list) else (), volumes[1:], strict=True):
         if other.shape != array.shape or np.abs(its - affine).max() > 1e-3:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete.data.cache import cache_folder, content_hash, describe_case, load_entry, package_versions, save_entry
-from decathlete.data.cases import Case
+from decathlete.data.cases import Case, paths_of
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, listed
 from decathlete.io.nifti import read_nifti, read_nifti_header
@@ -164,7 +164,7 @@ def take_fingerprint(layout: Layout, accept: bool = False, progress: bool = True
     if modality is None:
         modality = "CT" if minimum < AIR_HU else "MRI"
         words = f"intensities from {minimum:g}" + (", below " if modality == "CT" else ", none below ") + f"{AIR_HU:g}"
-        notes.append(f"modality is not stated: assumed {modality}, {words}; --modality corrects it")
+        notes.append(f"modality is not stated: assumed {modality} because of {words}; --modality corrects it")
     if layout.ignore and all(str(layout.ignore[0]) not in f["voxels"] for f in facts):
         notes.append(f"no case holds the ignored value {layout.ignore[0]}")
     present = {int(v) for f in facts for v in f["voxels"]}
@@ -233,7 +233,7 @@ def _facts_of(case: Case, channels: int, allowed: Sequence[int] | None, ignore: 
 
 def _measure(case: Case, channels: int, allowed: Sequence[int] | None, ignore: Sequence[int]) -> dict[str, Any]:
     label = read_nifti(case["label"], kind="label", allowed_labels=allowed)
-    volumes = [_image(path, channels if isinstance(case["image"], str) else 1) for path in _files(case["image"])]
+    volumes = [_image(path, channels if isinstance(case["image"], str) else 1) for path in paths_of(case["image"])]
     for volume in volumes:
         check_pair(volume, label)
     image = np.stack([v.array for v in volumes], -1) if len(volumes) > 1 else volumes[0].array
@@ -290,10 +290,6 @@ def _image(path: str, channels: int) -> Volume:
     return read_nifti(path, channels=channels)
 
 
-def _files(entry: str | list[str]) -> list[str]:
-    return [entry] if isinstance(entry, str) else entry
-
-
 def _nonzero_shape(image: NDArray) -> NDArray[np.int64]:
     mask = (image != 0).any(-1)
     sides = []
@@ -342,7 +338,7 @@ def _twice(cases: Sequence[Case], facts: Sequence[Mapping[str, Any]]) -> list[Fa
     seen: dict[str, Path] = {}
     faults = []
     for case, f in zip(cases, facts, strict=True):
-        path = Path(_files(case["image"])[0])
+        path = Path(paths_of(case["image"])[0])
         first = seen.setdefault(f["digest"], path)
         if first != path:
             faults.append(Fault(path, f"holds the same voxels as {first.name}: one scan under two names. Remove one"))
@@ -356,7 +352,7 @@ def _odd_spacings(cases: Sequence[Case], facts: Sequence[Mapping[str, Any]]) -> 
     for case, f in zip(cases, facts, strict=True):
         ratios = np.array(f["spacing"]) / median
         if ratios.min() > SPACING_FACTOR or ratios.max() < 1 / SPACING_FACTOR:
-            path = Path(_files(case["image"])[0])
+            path = Path(paths_of(case["image"])[0])
             found = f"has spacing {_triple(f['spacing'])} mm where the others have {_triple(median)}"
             faults.append(Fault(path, f"{found}: another unit, it seems. Correct the header"))
     return faults
@@ -383,7 +379,7 @@ def _odd_orders(cases: Sequence[Case], facts: Sequence[Mapping[str, Any]], chann
             for n in map(int, np.flatnonzero(brighter != (brighter.mean() > 0.5))):
                 low, high = sorted((medians[n, a], medians[n, b]))
                 if high > 2 * max(low, 1e-6):
-                    path = Path(_files(cases[n]["image"])[0])
+                    path = Path(paths_of(cases[n]["image"])[0])
                     faults.append(Fault(path, f"has channels {channels[a]} and {channels[b]} in another order than the "
                                         f"others, it seems: medians of the foreground {medians[n, a]:.3g} and "
                                         f"{medians[n, b]:.3g}, elsewhere {usual[a]:.3g} and {usual[b]:.3g}. Exchange "

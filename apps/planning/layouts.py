@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from decathlete.data.cases import Case, list_cases
+from decathlete.data.cases import Case, list_cases, paths_of
 from decathlete.data.folds import split
 from decathlete.data.kinds import CHANNEL, IMAGE_SUFFIXES, WORDS, kind_of, read_description
 from decathlete.data.tasks import task_of_folder
-from decathlete.data.verification import Fault
+from decathlete.data.verification import Fault, strays
 from decathlete.errors import DataError, UsageError, listed
-from decathlete.files import NIFTI_SUFFIXES, check_content, is_file_or_broken_link, nifti_files
+from decathlete.files import NIFTI_SUFFIXES, check_content, is_file_or_broken_link
 from decathlete.names import check_name, plain_text, same_name
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Layout:
     @property
     def files(self) -> list[Path]:
         """All files of all cases."""
-        return [Path(p) for case in self.cases for key in ("image", "label") for p in _paths(case[key])]
+        return [Path(p) for case in self.cases for key in ("image", "label") for p in paths_of(case[key])]
 
 
 def find_layout(
@@ -180,15 +180,8 @@ def _by_decathlon(folder: Path) -> Layout:
             raise
         found = listed(sorted(p.name for p in folder.iterdir())) or "an empty folder"
         raise DataError(folder, "no known layout of images and labels", found, _HINT) from None
-    faults = [*_missing(cases)]
-    known = {Path(case["label"]).name for case in cases}
-    if (folder / "labelsTr").is_dir():
-        faults += [
-            Fault(path, "belongs to no case: its image is missing, or not listed in dataset.json. Add it, or "
-                  "remove the label")
-            for path in nifti_files(folder / "labelsTr") if path.name not in known
-        ]  # fmt: skip
-    return Layout(folder, "msd", cases=tuple(cases), faults=tuple(faults))
+    faults = (*_missing(cases), *strays(folder, cases))
+    return Layout(folder, "msd", cases=tuple(cases), faults=faults)
 
 
 def _by_patterns(folder: Path, images: tuple[str, ...], labels: str) -> Layout:
@@ -323,7 +316,7 @@ def _walk(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 def _missing(cases: Iterable[Case]) -> Iterable[Fault]:
     for case in cases:
         for key in ("image", "label"):
-            for path in _paths(case[key]):
+            for path in paths_of(case[key]):
                 try:
                     check_content(path)
                 except DataError as error:
@@ -332,10 +325,6 @@ def _missing(cases: Iterable[Case]) -> Iterable[Fault]:
                 if not os.path.isfile(path):
                     yield Fault(Path(path), f"{case['case_id']} has no {key}: no such file. Add it, or remove the "
                                 "case")  # fmt: skip
-
-
-def _paths(entry: str | list[str]) -> list[str]:
-    return [entry] if isinstance(entry, str) else entry
 
 
 def _channel_names(folder: Path, description: Mapping[str, Any]) -> tuple[str, ...]:

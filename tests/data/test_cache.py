@@ -107,7 +107,7 @@ def test_cases_go_to_the_device_where_they_fit(cases, monkeypatch, caplog, free,
     assert isinstance(dataset[0]["places"][0], np.ndarray)  # a crop reads single numbers of them
     assert isinstance(dataset[0]["image"], MetaTensor)
     assert isinstance(dataset[0]["case_id"], str)
-    assert ("half of what is free on cpu is less" in caplog.text) != moved
+    assert ("more than half of what is free on cpu" in caplog.text) != moved
 
 
 def test_each_case_is_transformed_once(cases, tmp_path):

@@ -305,7 +305,9 @@ def test_two_processes_do_not_download_the_same(task, server, tmp_path):
 
 def test_damaged_archive_and_archive_of_something_else(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(DataError, match="the archive is damaged"):
+    with pytest.raises(
+        DataError, match=r"the archive is damaged \(file could not be opened successfully\)\. Remove it"
+    ):
         unpack(tmp_path / "a.tar", tmp_path / "Task04_Hippocampus", progress=False)
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         tar.addfile(_member("readme", size=2), io.BytesIO(b"hi"))

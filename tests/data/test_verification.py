@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from decathlete.data import verify
-from decathlete.data.verification import stated
+from decathlete.data.verification import Fault, stated
 from decathlete.errors import DataError
 
 NAMES = [f"case_{n}" for n in range(7)]
@@ -112,3 +112,10 @@ def test_files_whose_content_was_not_fetched_are_faults(folder):
     assert len(said) == 2
     assert f"{folder / 'imagesTr/case_1.nii.gz'}: the file's content is missing (a link to" in said[0]
     assert f"{folder / 'labelsTr/case_2.nii.gz'}: the file's content is missing (only a git-annex" in said[1]
+
+
+def test_a_fault_as_an_error_names_its_file_once(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    for message in (f"{path}: the affine is singular. Correct it.", "the affine is singular. Correct it."):
+        error = Fault(path, message).as_error("Look at the data")
+        assert str(error) == f"{path}: the affine is singular. Correct it. Look at the data."

@@ -219,7 +219,7 @@ def test_what_is_no_head_scan_is_refused_with_its_file_and_the_rest_predicted(bu
     assert "1 predicted, 0 present, 5 failed" in error
     for name, words in {
         "empty": "the scan is empty: all voxels have the same value (0)",
-        "slice": "three axes of at least 8 voxels (64 x 64 x 1",
+        "slice": "at least 8 voxels on each of three axes (64 x 64 x 1",
         "series": "expected one volume (2",
         "nan": "voxels are not finite",
         "spacing": "spacing is",
@@ -244,7 +244,7 @@ def test_an_empty_mask_is_said_aloud(bundle, head, out, caplog, tmp_path):
     state["bias"][1] = -1000
     torch.save(state, tmp_path / "blind.pt")
     predict(bundle, head, out, tmp_path / "blind.pt")
-    assert f"{head}: no brain was found: the mask is empty" in caplog.text
+    assert f"{head}: no brain found, the mask is empty" in caplog.text
 
 
 # --- the config

@@ -98,7 +98,7 @@ def test_ct_is_guessed_from_air_and_said(tmp_path):
         save(folder / "imagesTr" / f"case_{i}.nii.gz", image[0])
     found = fingerprint(folder)
     assert found.modality == "CT"
-    assert "taken for CT by intensities from -1000" in found.notes[0]
+    assert "assumed CT because of intensities from -1000" in found.notes[0]
 
 
 def test_classes_without_names_get_the_values_that_are_there(tmp_path):
