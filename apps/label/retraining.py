@@ -17,7 +17,7 @@ from monailabel.utils.others.generic import device_list
 
 from decathlete.bundle.checkpoints import BEST, FINAL
 from decathlete.bundle.configs import load
-from decathlete.errors import DataError
+from decathlete.errors import DataError, DecathleteError
 from decathlete.label.adoption import Pair, adopt
 from decathlete.label.guard import number, switch
 from decathlete.label.segmentation import device_of
@@ -132,7 +132,10 @@ class Retraining(TrainTask):
         result = adopt(self.folder, output / FINAL, (held_out or training)[:MOST_COMPARED], settings.device)
         dice = result["dice_after" if result["adopted"] else "dice_before"]
         if result["adopted"] and held_out:
-            dice = self._score(output, held_out[:MOST_COMPARED], settings.device)
+            try:
+                dice = self._score(output, held_out[:MOST_COMPARED], settings.device)
+            except DecathleteError as error:  # such as a bundle without evaluate.yaml; the weights are served already
+                logger.warning("%s: no summary.json: %s", self.folder.name, error)
         stats = read_stats(self._stats) | {"current_time": elapsed(start)}
         write_stats(self._stats, ended(stats) | ({} if dice is None else {"best_metric": dice}))
         return result | {"held_out": bool(held_out), "run": output.name}
