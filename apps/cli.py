@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from decathlete import __version__
 from decathlete.errors import DecathleteError, UsageError
+from decathlete.lazy import predict_only
 from decathlete.quiet import quiet
 
 OF_BUNDLES = ("check", "run", "predict", "evaluate", "cross-validate", "serve", "view", "promote")
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"decathlete: {error}", file=sys.stderr)
         return error.exit_status
     quiet()
+    if argv is None and arguments.verb == "predict":  # this process ends with it
+        predict_only()
     try:
         if getattr(arguments, "trust", False):
             _trust(arguments)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -27,3 +29,16 @@ def test_unknown_name_is_told_as_by_any_module():
         exec("from decathlete.data import nope")
     with pytest.raises(AttributeError, match=r"module 'decathlete\.data' has no attribute 'nope'"):
         _ = import_module("decathlete.data").nope
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("declare", "found"), [("predict_only()", []), ("pass", ["ignite"])])
+def test_a_process_that_only_predicts_starts_without_what_trainings_need(declare, found):
+    code = (
+        "import sys\nfrom decathlete.lazy import import_monai, predict_only\n"
+        f"{declare}\nimport_monai()\nimport decathlete.inference.predictor, decathlete.report.predictions\n"
+        "print([name for name in ('ignite', 'mlflow') if name in sys.modules][:1])\n"
+        "import ignite\nprint(ignite.__name__)"  # not hidden for ever
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines() == [str(found), "ignite"]

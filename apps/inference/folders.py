@@ -20,6 +20,7 @@ from decathlete.inference.outcome import PredictReport
 from decathlete.inference.records import FILE, Records
 from decathlete.inference.way import Made, predict_case, read_case
 from decathlete.io.write import DiskError
+from decathlete.lazy import import_monai
 from decathlete.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def predict(
                              "no id 'bias_correction' in its inference config", "Leave the option out")  # fmt: skip
         overrides = {**(overrides or {}), "bias_correction": False}
 
+    import_monai()
     from decathlete.inference.predictor import Predictor  # slow to import: mistakes above are reported at once
 
     share = Share()
