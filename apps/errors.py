@@ -90,6 +90,11 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(words[:most]) + more
 
 
+def shape_text(shape: Iterable[object]) -> str:
+    """Return a shape as it is written in messages: ``"4 x 5 x 6"``."""
+    return " x ".join(map(str, shape))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"did you mean 'x'? Known: a, b, c"`` for a word that is not among ``known``."""
     names = sorted(known)

@@ -38,7 +38,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"data": ("data",), "metrics": ("evaluation.metrics",)},
     {
         "evaluation": ("evaluation",),
-        "drawing": ("report.parts", "view.canvas", "view.figure", "view.panels", "view.scan"),
+        "drawing": ("drawing",),
     },
     {"training": ("training",), "inference": ("inference",)},
     {"report": ("report",), "view": ("view",), "planning": ("planning",), "explore": ("explore",)},

@@ -1,4 +1,4 @@
-"""Scores of many cases as a table of rows, a summary with intervals, and the two files that hold them."""
+"""Scores of many cases: rows, a summary with intervals, and the two files ``metrics.csv`` and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -34,29 +34,31 @@ DEFINITIONS = {
     "grid": "each case's original grid, that of its reference file",
     "dice": "2 |P and R| / (|P| + |R|)",
     "iou": "|P and R| / |P or R|",
-    "nsd_1mm": "share of the surface voxels of P and R that lie within 1 mm of the other surface; a surface voxel has "
-    "a face neighbour outside the mask, or beyond the image",
+    "nsd_1mm": "fraction of the surface voxels of P and R within 1 mm of the other surface; a surface voxel has a face "
+    "neighbour outside the mask, or beyond the image",
     "hd95_mm": "larger of the two directed 95th percentiles of surface voxel distances in mm, linearly interpolated",
     "volume_ml": "voxels times voxel volume / 1000",
-    "empty": "class in neither P nor R: missing, left out of every statistic; in one only: dice, iou and nsd 0, hd95 "
+    "empty": "class in neither P nor R: missing, left out of every statistic; in only one: dice, iou and nsd 0, hd95 "
     "infinite",
-    "infinite": "written as null; mean, std and interval are then null, median counts it, mean_of_finite leaves it out",
-    "mean": "a class: mean over cases; 'mean' of all classes: mean of the class means, its median and std over the "
-    "cases' means of their classes",
+    "infinite": "written as null; mean, std and interval are then null, median includes it, mean_of_finite does not",
+    "mean": "of a class: mean over cases; of all classes: mean of the class means, with median and std over the cases' "
+    "means of their classes",
     "ci95": f"percentile bootstrap of the mean over cases, {RESAMPLES} resamples, seed {SEED}; null for one case",
 }
+
+METRIC_HEADS = ("Dice", "IoU", "NSD 1 mm", "HD95 mm", "volume ml", "reference ml")  # of `METRICS` in tables
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Summary:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         rows: one per case and class: ``case``, ``class`` and `METRICS` (and ``fold`` after a cross-validation).
-        values: what ``summary.json`` holds, with nan and inf as floats.
-        failed: message of each case that could not be scored.
+        values: the content of ``summary.json``, with NaN and inf as floats.
+        failed: case to message for those that could not be scored.
         metrics_csv, summary_json: the files.
     """
 
@@ -68,7 +70,7 @@ class Summary:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over classes of the mean Dice over cases."""
+        """Mean Dice: over the cases of each class, then over the classes."""
         return self.values["mean"]["dice"]["mean"]
 
     def metrics(self) -> dict[str, float]:
@@ -77,7 +79,7 @@ class Summary:
         return {"val_mean_dice": self.mean_dice, **of_classes}
 
     def table(self) -> str:
-        """The metrics as aligned plain text."""
+        """The results as aligned plain text."""
         return table(self.values)
 
 
@@ -89,7 +91,7 @@ def score_case(
     labels: Mapping[int, str],
     scored: Scored | None = None,
 ) -> list[Row]:
-    """One row per class, or per region, for two label maps (X, Y, Z) on one grid with ``spacing`` in mm."""
+    """One row per class or region of two label maps (X, Y, Z) on one grid with ``spacing`` in mm."""
     rows = []
     for name, ours, theirs in judged_masks(pred, label, labels, scored or Scored()):
         found = score(ours, theirs, spacing)
@@ -101,7 +103,7 @@ def score_case(
 def judged_masks(
     pred: NDArray[Any], label: NDArray[Any], labels: Mapping[int, str], scored: Scored
 ) -> Iterator[tuple[str, Mask, Mask]]:
-    """Each class's, or region's, name and masks in two label maps, without the voxels that nobody judged."""
+    """Name and two masks of each class or region in two label maps, without the voxels to ignore."""
     if scored.ignore:
         judged = ~np.isin(label, scored.ignore)
         pred, label = pred * judged, label * judged
@@ -110,7 +112,7 @@ def judged_masks(
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Statistics per class and over classes, with the worst cases; see `DEFINITIONS`."""
+    """Statistics per class and over classes, and the worst cases; see `DEFINITIONS`."""
     cases, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "class"))
     scores = {metric: _matrix(rows, cases, classes, metric) for metric in METRICS}
     weights = _resamples(len(cases))
@@ -129,7 +131,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def case_scores(rows: Sequence[Row], metric: str = "dice") -> dict[str, float]:
-    """Case to the mean over its classes; nan where no class is known."""
+    """Case to the mean over its classes; NaN if no class has a value."""
     cases, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "class"))
     means = _mean_of_known(_matrix(rows, cases, classes, metric), axis=1)
     return dict(zip(cases, map(float, means), strict=True))
@@ -138,13 +140,13 @@ def case_scores(rows: Sequence[Row], metric: str = "dice") -> dict[str, float]:
 def write_report(
     rows: Sequence[Row], output: str | Path, failed: Mapping[str, str] | None = None, **facts: Any
 ) -> Summary:
-    """Write ``metrics.csv`` and ``summary.json`` into a folder, each whole or not at all.
+    """Write ``metrics.csv`` and ``summary.json`` into a folder, each completely or not at all.
 
     Args:
         rows: from `score_case`; a ``fold`` in them becomes the first column and is summarised too.
-        output: folder.
+        output: the folder.
         failed: case to message.
-        facts: what else the summary states, such as the hash of the data.
+        facts: other entries of the summary, such as the hash of the data.
     """
     output = Path(output)
     rows = list(rows)
@@ -161,7 +163,7 @@ def write_report(
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as CSV: a missing score is an empty field, an infinite one ``inf``."""
+    """Write rows as CSV; a missing score is an empty field, an infinite one is ``inf``."""
     columns = (("fold",) if rows and "fold" in rows[0] else ()) + COLUMNS
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -173,7 +175,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """Rows of a ``metrics.csv``.
 
     Raises:
-        DataError: no such file, or another table.
+        DataError: no such file, or a table with other columns.
     """
 
     def numbers(row: Row) -> Row:
@@ -184,26 +186,26 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_table(path: str | Path, columns: Sequence[str], convert: Callable[[Row], Row]) -> list[Row]:
-    """Rows of a CSV with a header, each as ``convert`` makes it of its texts.
+    """Rows of a CSV file with a header, each converted from text by ``convert``.
 
     Raises:
-        DataError: no such file, or a row that ``convert`` fails on.
+        DataError: no such file, or ``convert`` fails on a row.
     """
     path = Path(path)
     try:
         return [convert(row) for row in csv.DictReader(StringIO(read_text(path), newline=""))]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         found = f"{type(error).__name__}: {error}"
-        raise DataError(path, f"must be a table with the columns {', '.join(columns)}", found) from error
+        raise DataError(path, f"expected a CSV file with the columns {', '.join(columns)}", found) from error
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """Aligned lines: a class each and the mean of the classes, with the interval of the Dice; ``-``: not known.
+    """Aligned text: a line per class and their mean, with the interval of the Dice; ``-``: not known.
 
     Args:
-        values: of a `Summary`, or as read from ``summary.json``.
+        values: of a `Summary`, or read from ``summary.json``.
     """
-    text = aligned(figure_lines(values))
+    text = aligned(table_lines(values))
     if "folds" in values:
         folds = [(n, shown(f["dice"], 4), str(f["cases"])) for n, f in values["folds"].items()]
         text += "\n\n" + aligned([("fold", "Dice", "cases"), *folds])
@@ -211,10 +213,9 @@ def table(values: Mapping[str, Any]) -> str:
     return f"{text}\n\nlowest Dice: {worst}" if worst else text
 
 
-def figure_lines(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of `table`: a line of heads, a class each, and the mean of several classes."""
-    heads = ("class", "Dice", "95% interval", "IoU", "NSD 1 mm", "HD95 mm", "volume ml", "reference ml", "cases")
-    lines: list[tuple[str, ...]] = [heads]
+def table_lines(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of `table`: heads, a line per class, and the mean of several classes."""
+    lines: list[tuple[str, ...]] = [("class", "Dice", "95% interval", *METRIC_HEADS[1:], "cases")]
     groups = dict(values["classes"])
     if len(groups) > 1:
         groups["mean"] = values["mean"]
@@ -227,7 +228,7 @@ def figure_lines(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of what computed the figures, and the command that was typed."""
+    """Versions of the software that computed the scores, and the command line."""
     versions = {"decathlete": __version__, "python": platform.python_version()}
     for package in ("numpy", "scipy", "nibabel", "monai", "torch"):
         try:
@@ -246,7 +247,7 @@ def _matrix(rows: Sequence[Row], cases: list[str], classes: list[str], metric: s
 
 
 def _resamples(cases: int) -> NDArray[np.float64]:
-    """How often each case is drawn in each resample, shape (resamples, cases)."""
+    """How often each case is in each resample, shape (resamples, cases)."""
     rng = np.random.default_rng(SEED)
     return rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES).astype(np.float64)
 
@@ -270,7 +271,7 @@ def _statistics(scores: NDArray[np.float64], weights: NDArray[np.float64]) -> di
         return result | {"mean": math.inf, "n_infinite": int(infinite.sum()), "mean_of_finite": mean_of_finite}
     if known.size:
         present = ~np.isnan(scores)
-        with np.errstate(invalid="ignore"):  # a resample may hold no case that has the class
+        with np.errstate(invalid="ignore"):  # a resample may have no case with the class
             means = (weights @ np.where(present, scores, 0)) / (weights @ present)
         resampled = _mean_of_known(means, axis=1)
         result["std"] = float(np.std(known))
@@ -280,7 +281,7 @@ def _statistics(scores: NDArray[np.float64], weights: NDArray[np.float64]) -> di
 
 
 def _mean_of_known(values: NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64]:
-    """Mean without nan; nan where nothing is known. numpy's own warns there."""
+    """Mean without NaN; NaN if there is no other value, where numpy's ``nanmean`` would warn."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(axis=axis) / known.sum(axis=axis)
@@ -299,12 +300,12 @@ def _field(value: Any) -> str:
 
 
 def shown(value: float | None, digits: int) -> str:
-    """A figure with so many digits; ``-``: not known."""
+    """A number with that many decimals; ``-``: not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def aligned(lines: Iterable[Sequence[str]]) -> str:
-    """Lines of cells as columns: the first to the left, the others to the right."""
+    """Lines of cells as columns: the first aligned to the left, the others to the right."""
     lines = list(lines)
     widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
     return "\n".join(
@@ -314,7 +315,7 @@ def aligned(lines: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Values as JSON knows them: nan and inf become null."""
+    """Values for JSON: NaN and inf become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

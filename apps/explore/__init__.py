@@ -1,4 +1,4 @@
-"""Studies of a data set that come before a network: what can simpler means do?"""
+"""Studies of a data set before any training: what simpler methods reach."""
 
 from __future__ import annotations
 

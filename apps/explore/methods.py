@@ -1,4 +1,4 @@
-"""Ways to find the blood inside the outer contour without learning: thresholds, clusters, edges, filling."""
+"""Methods without learning that find the blood inside the outer contour: thresholds, clusters, edges, filling."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from skimage import exposure, feature, filters, measure, morphology, segmentatio
 Mask = NDArray[np.bool_]
 Values = NDArray[np.floating]
 
-LOCAL_WINDOW = 0.6  # width of a local threshold's window, as a share of the outer contour's
-# tried on the five public patients: with smaller ones the edges stay open, and the flood stops at the coil's shading
+LOCAL_WINDOW = 0.6  # width of a local threshold's window, as a fraction of the outer contour's
+# chosen on the five public patients: with smaller values edges stay open, and the flood stops at the coil's shading
 CANNY_SIGMA_PX, CANNY_GAP_PX = 1.5, 3
 FLOOD_TOLERANCE = 2.0  # standard deviations inside the outer contour
 _EM_STEPS, _EM_TOLERANCE = 200, 1e-6
@@ -40,7 +40,7 @@ THRESHOLDS: dict[str, Callable[[Values], float]] = {
 
 
 def kmeans_threshold(values: Values) -> float:
-    """Middle between the centres of two clusters; started at the quartiles, so the same each time."""
+    """Middle between the centres of two clusters; starts at the quartiles, so it is the same each time."""
     low, high = np.percentile(values, (25, 75))
     for _ in range(_EM_STEPS):
         middle = (low + high) / 2
@@ -52,9 +52,9 @@ def kmeans_threshold(values: Values) -> float:
 
 
 def mixture_threshold(values: Values) -> float:
-    """Value between two Gaussians' means at which both are as likely, fitted by expectation maximisation.
+    """Value between the means of two Gaussians at which both are equally likely, fitted by expectation maximisation.
 
-    Nan where the fit has no such value: one component wins everywhere between the means.
+    NaN if there is no such value: one component is the more likely one everywhere between the means.
     """
     values = np.asarray(values, dtype=np.float64)
     middle = kmeans_threshold(values)
@@ -69,10 +69,10 @@ def mixture_threshold(values: Values) -> float:
     for _ in range(_EM_STEPS):
         density = weight * np.exp(-((values[:, None] - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
         total = density.sum(axis=1) + 1e-300
-        share = density / total[:, None]
-        count = share.sum(axis=0) + 1e-12
-        weight, mean = count / len(values), (share * values[:, None]).sum(axis=0) / count
-        variance = (share * (values[:, None] - mean) ** 2).sum(axis=0) / count + least
+        probability = density / total[:, None]
+        count = probability.sum(axis=0) + 1e-12
+        weight, mean = count / len(values), (probability * values[:, None]).sum(axis=0) / count
+        variance = (probability * (values[:, None] - mean) ** 2).sum(axis=0) / count + least
         before, likelihood = likelihood, float(np.log(total).mean())
         if likelihood - before < _EM_TOLERANCE:
             break
@@ -84,7 +84,7 @@ def mixture_threshold(values: Values) -> float:
 
 
 def stretched_otsu(values: Values) -> float:
-    """Otsu after the 2nd to 98th percentile was stretched over the whole range, as a value before the stretching."""
+    """Otsu after stretching the 2nd to 98th percentile to the full range, as a value before the stretching."""
     low, high = np.percentile(values, (2, 98))
     if high <= low:
         return math.nan
@@ -93,19 +93,19 @@ def stretched_otsu(values: Values) -> float:
 
 
 def equalized_otsu(values: Values) -> float:
-    """Otsu after the histogram was equalized, as a value before that: about the median, whatever the picture shows."""
+    """Otsu after equalizing the histogram, as a value before that: about the median, whatever the image shows."""
     equalized = exposure.equalize_hist(values)
     below = values[equalized <= filters.threshold_otsu(equalized)]
     return float(below.max()) if len(below) else math.nan
 
 
 def threshold_masks(image: Values, inside: Mask) -> dict[str, tuple[Mask, float]]:
-    """Blood by each of `THRESHOLDS`, with the threshold; nan and an empty mask where there is none."""
+    """Blood by each of `THRESHOLDS`, with the threshold; NaN and an empty mask if no threshold is found."""
     found = {}
     for name, find in THRESHOLDS.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on an image with few different values, which is no news here
+                warnings.simplefilter("ignore")  # about images with few different values, which are handled below
                 value = float(find(image[inside]))
         except (RuntimeError, ValueError, IndexError):  # no two peaks, or too few values
             value = math.nan
@@ -114,7 +114,7 @@ def threshold_masks(image: Values, inside: Mask) -> dict[str, tuple[Mask, float]
 
 
 def other_masks(image: Values, inside: Mask) -> dict[str, Mask]:
-    """Blood by what needs neighbours: local thresholds, edges, flood filling."""
+    """Blood by methods that look at neighbouring pixels: local thresholds, edges, flood filling."""
     columns = np.flatnonzero(inside.any(axis=1))
     width = int(LOCAL_WINDOW * (columns[-1] - columns[0] + 1)) // 2 * 2 + 1
     unit = _unit(image, inside)  # Sauvola's formula knows the range of the values
@@ -128,7 +128,7 @@ def other_masks(image: Values, inside: Mask) -> dict[str, Mask]:
 
 
 def canny_mask(image: Values, inside: Mask) -> Mask:
-    """What closed edges surround: edges by Canny inside the outer contour, gaps closed, holes filled."""
+    """The area inside closed edges: Canny edges inside the outer contour, gaps closed, holes filled."""
     within = ndimage.binary_erosion(inside, iterations=2)  # the outer contour's own edge surrounds everything
     edges = feature.canny(_unit(image, inside), sigma=CANNY_SIGMA_PX) & within
     closed = ndimage.binary_closing(edges, morphology.disk(CANNY_GAP_PX))
@@ -136,7 +136,7 @@ def canny_mask(image: Values, inside: Mask) -> Mask:
 
 
 def flood_mask(image: Values, inside: Mask) -> Mask:
-    """What is connected to the brightest place and differs from it by less than two standard deviations."""
+    """The pixels connected to the brightest place that differ from it by less than two standard deviations."""
     smooth = ndimage.gaussian_filter(np.asarray(image, dtype=np.float64), 1.0)
     deep = ndimage.binary_erosion(inside, iterations=4)
     where = np.where(deep if deep.any() else inside, ndimage.gaussian_filter(smooth, 2.0), -np.inf)
@@ -146,7 +146,7 @@ def flood_mask(image: Values, inside: Mask) -> Mask:
 
 
 def postprocessed(mask: Mask) -> dict[str, Mask]:
-    """The mask in each of `POSTPROCESSING`: papillary muscles are dark, and count as cavity in the inner contour."""
+    """The mask after each of `POSTPROCESSING`: papillary muscles are dark, but inside the inner contour."""
     parts, count = measure.label(mask, return_num=True)
     largest = mask if count < 2 else parts == 1 + np.bincount(parts.ravel())[1:].argmax()
     return dict(zip(POSTPROCESSING, (mask, ndimage.binary_fill_holes(mask), _hull(mask), _hull(largest)), strict=True))
@@ -159,7 +159,7 @@ def iou(a: Mask, b: Mask) -> float:
 
 
 def dice_of(value: float) -> float:
-    """Dice that belongs to an intersection over union."""
+    """The Dice for an intersection over union."""
     return 2 * value / (1 + value)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the threshold study, PNG files for people."""
+"""The charts of the threshold study as PNG files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def draw_densities(pair: Pair, study: Study, path: Path) -> None:
 
 
 def draw_montage(pair: Pair, masks: Mapping[str, Mask], path: Path) -> None:
-    """Every method's mask on one frame, with the inner contour."""
+    """The mask of every method on one frame, with the inner contour."""
     columns = 6
     rows = -(-(len(masks) + 1) // columns)
     figure = _figure(2.1 * columns, 2.3 * rows)
@@ -65,13 +65,13 @@ def draw_montage(pair: Pair, masks: Mapping[str, Mask], path: Path) -> None:
             panel.imshow(fill, interpolation="nearest")
         panel.plot(*np.vstack([pair.inner_points, pair.inner_points[:1]]).T, color=INNER, lw=1.2)
         panel.set_title(name if mask is None else f"{name}\nIoU {iou(mask, pair.inner):.2f}", fontsize=7)
-    figure.suptitle(f"{pair.frame.case_id}, the pair with the median plain Otsu: fill by method, line drawn by hand",
-                    fontsize=10)  # fmt: skip
+    title = f"{pair.frame.case_id}, the pair with the median IoU of plain Otsu. Fill: method, line: drawn contour"
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 
 def draw_shares(study: Study, path: Path) -> None:
-    """Share of the pairs above the bar, by method and postprocessing."""
+    """Percentage of the pairs above the bar, by method and postprocessing."""
     methods = sorted(study.methods, key=lambda m: study.share(m, POSTPROCESSING[3]))
     table = 100 * np.array([[study.share(method, kind) for kind in POSTPROCESSING] for method in methods])
     figure = _figure(8.5, 0.33 * len(methods) + 1.4)
@@ -82,8 +82,8 @@ def draw_shares(study: Study, path: Path) -> None:
     for (row, column), value in np.ndenumerate(table):
         panel.text(column, row, f"{value:.0f}%", ha="center", va="center", fontsize=8,
                    color="black" if value > 55 else "white")  # fmt: skip
-    panel.set_title(f"Share of {len(study.pairs)} pairs with IoU above {GOOD_IOU} (the source: {SOURCE_SHARE:.0%})",
-                    fontsize=10)  # fmt: skip
+    title = f"Percentage of {len(study.pairs)} pairs with IoU above {GOOD_IOU} (the source: {SOURCE_SHARE:.0%})"
+    panel.set_title(title, fontsize=10)
     _save(figure, path)
 
 
@@ -105,7 +105,7 @@ def draw_sizes(study: Study, path: Path) -> None:
 
 
 def draw_steps(study: Study, path: Path) -> None:
-    """Brightness step across the inner contours by shift: where coordinates count from."""
+    """Brightness step across the inner contours by shift, which shows whether coordinates count from 0 or 1."""
     figure = _figure(6.2, 5)
     panel = figure.subplots()
     half = (SHIFTS[1] - SHIFTS[0]) / 2
@@ -115,7 +115,7 @@ def draw_steps(study: Study, path: Path) -> None:
     for number, who in enumerate(who for who in study.steps if who != "all"):
         panel.plot(*study.best_shift(who), "osD^vP*"[number % 7], color="white", mec="black", ms=8, ls="", label=who)
     panel.plot(*study.best_shift("all"), "x", color="red", ms=11, mew=2.5, label="all")
-    panel.plot(0, 0, "+", color="red", ms=11, mew=2, label="as written, from 0")
+    panel.plot(0, 0, "+", color="red", ms=11, mew=2, label="as written (from 0)")
     panel.set(xlabel="contours moved along x, pixels", ylabel="contours moved along y, pixels")
     panel.legend(fontsize=7, loc="upper right", framealpha=0.8)
     figure.colorbar(shown, ax=panel, label="step from inside to outside, standard deviations")
@@ -124,7 +124,7 @@ def draw_steps(study: Study, path: Path) -> None:
 
 
 def in_words(p: float) -> str:
-    """A p value in few letters; below what a float holds it says so."""
+    """A p value as short text, also if it is too small for a float."""
     return f"{p:.2g}" if p > 1e-300 else "< 1e-300"
 
 
@@ -152,4 +152,4 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: Path) -> None:
     figure.text(0.995, 0.004, "not for clinical use", ha="right", va="bottom", fontsize=5, color="0.4")
     with atomic_write(path) as part:
-        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})  # the version would change the bytes
+        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})  # same file in all versions

@@ -1,4 +1,4 @@
-"""What the threshold study finds: its pairs and its rows, from which tables, pictures and page are made."""
+"""The results of the threshold study, from which tables, pictures and page are made."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from decathlete.data.sunnybrook import Frame, SunnybrookIndex
 from decathlete.explore.methods import POSTPROCESSING, Mask
 
 GOOD_IOU = 0.75  # the source's bar
-SOURCE_SHARE = 0.65  # of pairs above it, as the source reports
-SUBSET = 50  # pixels of each tissue in the second test: of all of them, any difference is "significant"
-BEST = "best threshold, told the answer"
-SOURCE_RASTERIZER = "Pillow, rim as background (the source)"
+SOURCE_SHARE = 0.65  # of the pairs above the bar, as the source reports
+SUBSET = 50  # pixels of each tissue in the second test: with all of them, any difference is "significant"
+BEST = "best threshold, chosen with the reference"
+SOURCE_RASTERIZER = "Pillow, rim left out (the source)"
 SHIFTS = np.arange(-3.0, 3.25, 0.25)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A frame with both contours, cut to the surroundings of the outer one.
+    """A frame with both contours, cropped to the surroundings of the outer one.
 
     Attributes:
         frame: its files.
@@ -48,12 +48,14 @@ class Pair:
 
 @dataclass
 class Study:
-    """What was found.
+    """The results.
 
     Attributes:
-        rows: a row a pair, method and postprocessing: its threshold, IoU and Dice.
-        pairs: a row a pair: counts, means, the two tests.
-        dependence: a row a way of counting, for Otsu: ``origin, rasterizer`` and the shares by postprocessing.
+        index: the data set.
+        rows: one row per pair, method and postprocessing: threshold, IoU and Dice.
+        pairs: one row per pair: counts, means, the two tests.
+        dependence: one row per way of reading the contours, for Otsu: ``origin``, ``rasterizer``, and the share of
+            pairs above the bar by postprocessing.
         steps: brightness step across the inner contours, by patient and for ``all``, (shift in x, shift in y).
     """
 
@@ -65,7 +67,7 @@ class Study:
 
     @property
     def methods(self) -> list[str]:
-        """Names, in the order in which they were tried."""
+        """Their names, in the order in which they were tried."""
         return list(dict.fromkeys(row["method"] for row in self.rows))
 
     def ious(self, method: str, postprocessing: str = POSTPROCESSING[0]) -> NDArray[np.float64]:
@@ -75,17 +77,17 @@ class Study:
         )
 
     def share(self, method: str, postprocessing: str = POSTPROCESSING[0], above: float = GOOD_IOU) -> float:
-        """Share of the pairs whose IoU lies above ``above``."""
+        """Share of the pairs whose IoU is above ``above``, 0 to 1."""
         return float((self.ious(method, postprocessing) > above).mean())
 
     def best_shift(self, who: str) -> tuple[float, float]:
-        """Shift (x, y) in pixels at which the step of ``who`` is largest."""
+        """Shift (x, y) in pixels with the largest brightness step, for a patient or ``all``."""
         at = np.unravel_index(self.steps[who].argmax(), self.steps[who].shape)
         return float(SHIFTS[at[0]]), float(SHIFTS[at[1]])
 
 
 def area_column(postprocessing: str) -> str:
-    """Name of the column of pairs.csv with the area of Otsu's mask, as a share of the inner contour's."""
+    """Column of pairs.csv with the area of Otsu's mask divided by the inner contour's."""
     return f"otsu_area_{postprocessing.replace(' ', '_')}"
 
 

@@ -1,4 +1,4 @@
-"""Can thresholds tell blood from muscle? The study of the Sunnybrook pairs, from the folder to a page."""
+"""Can thresholds tell blood from muscle? A study of the Sunnybrook pairs, from the data folder to a page."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ ONE_FOR_ALL, ONE_FOR_ALL_STRETCHED = "one threshold for all, stored values", "on
 def explore_sunnybrook(dataset_dir: str | Path, output: str | Path, progress: bool = True) -> Path:
     """Write the study of all pairs with both contours and return its page, ``output/index.html``.
 
-    Beside it come ``scores.csv`` (a row a pair, method and postprocessing), ``pairs.csv`` (a row a pair: tests),
-    ``shares.csv`` (a row a method), ``dependence.csv``, ``summary.json``, and pictures. The same data give the same
-    bytes.
+    Beside the page: ``scores.csv`` (a row per pair, method and postprocessing), ``pairs.csv`` (a row per pair: tests),
+    ``shares.csv`` (a row per method and postprocessing: share of pairs above the bar), ``dependence.csv``,
+    ``summary.json``, and pictures. The same data give the same bytes.
 
     Args:
-        dataset_dir: the Sunnybrook set's folder.
+        dataset_dir: folder of the Sunnybrook data set.
         output: folder for the results; files of an earlier study are replaced.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Raises:
-        DataError: the folder holds no pair of sound contours.
+        DataError: the folder has no frame with two valid contours.
         UsageError: the output folder cannot be written to.
     """
     output = Path(output)
     check_output_folder(output)
     index = index_sunnybrook(dataset_dir)
     if not index.pairs:
-        raise DataError(dataset_dir, "the study needs frames with both contours", "none that are sound",
-                        f"Run 'decathlete check {dataset_dir}'")  # fmt: skip
+        raise DataError(dataset_dir, "no frame with two valid contours",
+                        remedy=f"Run 'decathlete check {dataset_dir}'")  # fmt: skip
     study, pairs = Study(index), []
     masks: dict[str, dict[str, Mask]] = {}
     for frame in ProgressBar(index.pairs, desc="thresholds", unit="pair", disable=not progress):
@@ -90,13 +90,18 @@ def explore_sunnybrook(dataset_dir: str | Path, output: str | Path, progress: bo
 
 
 def read_pair(frame: Frame, origin: float = CONTOUR_ORIGIN) -> Pair:
-    """The frame with its masks, cut out.
+    """The frame with its masks, cropped.
+
+    Args:
+        frame: its files.
+        origin: coordinates of the first pixel's centre in the contour files.
 
     Raises:
-        DataError: a file cannot be read, or one of the contours is missing.
+        DataError: a file cannot be read, or a contour is missing.
     """
     if frame.inner is None or frame.outer is None:
-        raise DataError(frame.image, "a pair has both contours", "one of them, or none")
+        missing = "outer" if frame.inner else "inner"
+        raise DataError(frame.image, f"the {missing} contour of this frame is missing")
     read = read_dicom_frame(frame.image)
     points = {path: read_contour(path) - origin for path in (frame.inner, frame.outer)}
     inner, outer = (contour_mask(points[p], read.array.shape, 0.0, p) for p in (frame.inner, frame.outer))
@@ -115,7 +120,7 @@ def read_pair(frame: Frame, origin: float = CONTOUR_ORIGIN) -> Pair:
 
 
 def two_samples(pair: Pair) -> dict[str, float]:
-    """Two-sample Kolmogorov-Smirnov test of blood against muscle: of all pixels, and of 50 each drawn at random."""
+    """Two-sample Kolmogorov-Smirnov test of blood against muscle: all pixels, and 50 random ones of each."""
     blood, muscle = pair.image[pair.inner], pair.image[pair.muscle]
     every = stats.ks_2samp(blood, muscle, method="asymp")
     rng = np.random.default_rng(zlib.crc32(pair.frame.case_id.encode()))  # the same pixels each time
@@ -132,9 +137,9 @@ def two_samples(pair: Pair) -> dict[str, float]:
 def contour_steps(index: SunnybrookIndex) -> dict[str, NDArray[np.float64]]:
     """Brightness step from inside to outside across the inner contours, for contours moved by `SHIFTS` along x and y.
 
-    One pixel inside minus one pixel outside along the normal, in units of the frame's standard deviation near the
-    contour, mean over each contour and then over the contours. Coordinates are taken as written, the first pixel's
-    centre at (0, 0), so a largest step at (-1, -1) says that they count from 1.
+    The step is one pixel inside minus one pixel outside along the normal, divided by the frame's standard deviation
+    near the contour; mean over each contour, then over the contours. Coordinates are taken as written, with the first
+    pixel's centre at (0, 0), so the largest step at (-1, -1) means that they count from 1.
     """
     steps: dict[str, list[NDArray[np.float64]]] = {}
     dx, dy = np.meshgrid(SHIFTS, SHIFTS, indexing="ij")
@@ -155,11 +160,11 @@ def contour_steps(index: SunnybrookIndex) -> dict[str, NDArray[np.float64]]:
 
 
 def dependence(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Otsu's shares above the bar under other readings of the same contours: origin and rasterizer."""
+    """Share of pairs above the bar with Otsu, for other readings of the same contours: origin and rasterizer."""
     from skimage.draw import polygon2mask
 
     rasterizers: dict[str, Callable[[NDArray[np.float64], Sequence[int]], Mask]] = {
-        "most covered pixels (here)": lambda points, shape: contour_mask(points, shape, 0.0),
+        "pixels mostly inside (here)": lambda points, shape: contour_mask(points, shape, 0.0),
         "skimage.draw.polygon": lambda points, shape: polygon2mask(shape, points),
         SOURCE_RASTERIZER: _without_rim,
     }
@@ -203,7 +208,7 @@ def write_tables(study: Study, output: Path) -> None:
         _write_csv(rows, output / f"{name}.csv")
     summary = {
         "pairs": len(study.pairs),
-        "definition": f"share of frames with both contours whose IoU with the inner contour lies above {GOOD_IOU}",
+        "definition": f"share of frames with both contours whose IoU with the inner contour is above {GOOD_IOU}",
         "source_share": SOURCE_SHARE,
         "shares": {m: {k: study.share(m, k) for k in POSTPROCESSING} for m in study.methods},
         "contour_origin": CONTOUR_ORIGIN,
@@ -215,7 +220,7 @@ def write_tables(study: Study, output: Path) -> None:
 
 
 def _try_all(study: Study, pair: Pair) -> dict[str, Mask]:
-    """Add the pair's rows for all methods that need this pair only; returns the masks before postprocessing."""
+    """Add the rows of all methods that need this pair alone; returns the masks before postprocessing."""
     tried = threshold_masks(pair.image, pair.outer)
     masks = {name: mask for name, (mask, _) in tried.items()} | other_masks(pair.image, pair.outer)
     values = np.unique(pair.image[pair.outer])
@@ -247,7 +252,7 @@ def _try_all(study: Study, pair: Pair) -> dict[str, Mask]:
 
 
 def _one_threshold_for_all(study: Study, pairs: Sequence[Pair]) -> None:
-    """Add the rows of one threshold for every frame, chosen on the other patients: on stored and normalized values."""
+    """Add the rows of one threshold for all frames, chosen on the other patients, for stored and normalized values."""
     for name, scale in ((ONE_FOR_ALL, lambda pair: pair.image), (ONE_FOR_ALL_STRETCHED, _normalized)):
         images = [scale(pair) for pair in pairs]
         inside = np.concatenate([image[pair.outer] for image, pair in zip(images, pairs, strict=True)])
@@ -282,19 +287,19 @@ def _add(study: Study, pair: Pair, method: str, mask: Mask, threshold: float) ->
 
 
 def _normalized(pair: Pair) -> NDArray[np.float64]:
-    """Values with the mean 0 and the standard deviation 1 inside the outer contour."""
+    """Values with mean 0 and standard deviation 1 inside the outer contour."""
     values = pair.image[pair.outer]
     return (pair.image - values.mean()) / max(values.std(), 1e-12)
 
 
 def _typical(study: Study, pairs: Sequence[Pair]) -> Pair:
-    """Pair whose plain Otsu is the median one."""
+    """The pair with the median IoU of plain Otsu."""
     scores = study.ious("Otsu")
     return pairs[int(np.argsort(scores, kind="stable")[len(scores) // 2])]
 
 
 def _even_points(contour: NDArray[np.float64], count: int = 128) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Points at even distances along a closed contour, and its outward normals there, smoothed over steps of pixels."""
+    """Evenly spaced points along a closed contour, and its outward normals there, smoothed over pixel steps."""
     closed = np.vstack([contour, contour[:1]])
     lengths = np.linalg.norm(np.diff(closed, axis=0), axis=1)
     along = np.concatenate([[0], lengths.cumsum()])
@@ -315,7 +320,7 @@ def _box(points: NDArray[np.float64], margin: int = 8) -> tuple[slice, slice]:
 
 
 def _without_rim(points: NDArray[np.float64], shape: Sequence[int]) -> Mask:
-    """Filled by Pillow with the outline drawn as background, as the source's masks were."""
+    """Filled by Pillow with the outline drawn as background, as in the source."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("L", (shape[0], shape[1]), 0)

@@ -98,7 +98,7 @@ def predict(
     described, folder = Bundle(bundle), Path(output)
     outputs, found = described.outputs, find_inputs(inputs, described.outputs)
     if report is not None:
-        from decathlete.report.parts import check_page_file
+        from decathlete.drawing.pages import check_page_file
 
         check_page_file(report)
         if Share.processes() > 1:

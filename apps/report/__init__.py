@@ -1,4 +1,4 @@
-"""What was predicted or scored as one HTML file that needs no network."""
+"""Predictions and scores as one HTML file that loads nothing from the network."""
 
 from __future__ import annotations
 

@@ -302,8 +302,8 @@ class TensorBoard:
     def _draw(self, evaluator: Any) -> None:
         if self._writer is None or self._drawn >= self.pictures:
             return
+        from decathlete.drawing.panels import overlay_planes
         from decathlete.training.trainer import case_names
-        from decathlete.view.panels import overlay_planes
 
         output = evaluator.state.output
         batch = evaluator.state.batch

@@ -1,4 +1,4 @@
-"""A scan slice by slice with its contours, as a film or as a sheet of slices."""
+"""The slices of a scan with outlines and fills, as a film or as a sheet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from decathlete.errors import DecathleteError, UsageError, WorkError, nearest
-from decathlete.files import atomic_write, check_output_folder
-from decathlete.progress import ProgressBar
-from decathlete.view.canvas import (
+from decathlete.drawing.canvas import (
     DIM,
     MARGIN,
     ROW,
@@ -34,15 +31,19 @@ from decathlete.view.canvas import (
     sheet,
     shortened,
     text_width,
+    window_note,
     with_letters,
 )
-from decathlete.view.panels import gray_window
-from decathlete.view.scan import LETTERS, PLANES, Scan, class_dice, class_names, load_scan
+from decathlete.drawing.scan import LETTERS, PLANES, Scan, class_dice, class_names, load_scan
+from decathlete.drawing.slices import foreground_counts, gray_window
+from decathlete.errors import DecathleteError, UsageError, WorkError, nearest
+from decathlete.files import atomic_write, check_output_folder
+from decathlete.progress import ProgressBar
 
 CT_SOFT = (-160.0, 240.0)  # HU: level 40, width 400
 CT_LUNG = (-1350.0, 150.0)  # HU: level -600, width 1500
 LUNG_HU = (-950, -600)  # aerated lung; air around a patient is darker
-GIF_GRAYS = 64  # no eye tells them from 256 in noisy tissue, and the file has half the size
+GIF_GRAYS = 64  # looks the same as 256 in noisy tissue, at half the file size
 GUTTER = 24  # pixels around the picture, for the orientation letters
 HEADER = 40
 FILM_SIZE, TILE_SIZE = 512, 300  # longer side of a picture in pixels
@@ -66,7 +67,7 @@ def film(
     size: int | None = None,
     tiles: int = 12,
 ) -> Path:
-    """Write the film of a volume, or a sheet of its slices, and return its path.
+    """Write a film of a volume, or a sheet of its slices, and return its path.
 
     Shown in the radiologist's way with true proportions: reference as outline, prediction as fill, a colour per class,
     orientation letters, a scale bar, the slice's number and its place in mm, and each class's Dice over the whole
@@ -75,15 +76,15 @@ def film(
     Args:
         image: NIfTI file, or array or tensor (X, Y, Z), (C, X, Y, Z) or (X, Y).
         output: ``.gif`` (loops), ``.mp4`` (needs ffmpeg), or ``.png`` for a sheet of slices spread evenly over the
-            volume, or over the part that has foreground. Written whole or not at all.
+            volume, or over the part that has foreground. Written completely or not at all.
         label: reference on the image's grid: file, or label values (X, Y, Z) with or without a leading axis.
         prediction: predicted label values likewise.
         axis: across the slices, in RAS order: 0 or ``sagittal``, 1 or ``coronal``, 2 or ``axial``.
-        fps: slices per second. GIF counts in hundredths of a second and shows 50 at most.
+        fps: slices per second. A GIF counts in hundredths of a second and shows 50 slices per second at most.
         channel: channel of the image that is shown.
         window: intensities that are shown black and white, in the image's units; default: percentiles 0.5 and 99.5,
-            and for CT the window of soft tissue, or of the lung where that surrounds what is labelled.
-        slices: first and last slice, counted from 1 as in the title; None for either end.
+            and for CT the window of soft tissue, or of the lung if the labelled part lies in it.
+        slices: first and last slice, counted from 1 as in the title; None: from the first, or to the last.
         labels: value to name of the classes; default: ``labels`` of a ``dataset.json`` beside the files' folder.
         case_id: default: the image file's name.
         affine: voxel to RAS mm of arrays, 4x4; default: the image's own if it is a MetaTensor, else 1 mm in RAS order.
@@ -91,25 +92,27 @@ def film(
         tiles: slices on a sheet.
 
     Raises:
-        UsageError: a suffix, axis, window, rate, size or slice that cannot be, or a place that cannot be written to.
-        DataError: a file cannot be read, or has no such channel.
+        UsageError: an invalid suffix, axis, window, rate, size or slice, or an output that cannot be written.
+        DataError: a file cannot be read, or the image has no such channel.
         GeometryError: image and label maps are not on one grid.
         WorkError: an ``.mp4`` without ffmpeg, or one that ffmpeg cannot write.
     """
     output = Path(output)
     suffix = output.suffix.lower()
     if suffix not in _KINDS:
-        raise UsageError(output, f"the output must end in {', '.join(_KINDS)}", repr(output.suffix))
+        found = f"'{output.suffix}'" if suffix else "no suffix"
+        raise UsageError(output, f"expected a name that ends in {', '.join(_KINDS)}", found)
     axis = _axis(axis)
     if not 0 < fps < math.inf:
-        raise UsageError("fps", "must be a number above 0", f"{fps}")
+        raise UsageError("fps", "expected a number above 0", f"{fps}")
     if window is not None and not -math.inf < window[0] < window[1] < math.inf:
-        raise UsageError("window", "the lower intensity must be below the upper one", f"{window[0]:g},{window[1]:g}")
+        found = f"{window[0]:g},{window[1]:g}"
+        raise UsageError("window", "expected LOW,HIGH, two intensities of which the first is lower", found)
     if size is not None and not 16 <= size <= 4096:
-        raise UsageError("size", "must be between 16 and 4096 pixels", f"{size}")
+        raise UsageError("size", "expected 16 to 4096 pixels", f"{size}")
     check_output_folder(output.parent)
     if suffix == ".mp4":
-        find_ffmpeg()  # its absence is told before the files are read
+        find_ffmpeg()  # reported before the files are read
     scan = load_scan(image, label, prediction, channel=channel, affine=affine)
     chosen = _chosen(slices, scan.image.shape[axis], PLANES[axis])
     if labels is None:
@@ -128,7 +131,7 @@ def film(
 
 
 class _Drawer:
-    """What all slices of a film share: window, colours, and the canvas with everything but title and picture."""
+    """What all slices of a film have in common: window, colours, and the canvas with all but title and slice."""
 
     def __init__(
         self,
@@ -143,14 +146,13 @@ class _Drawer:
         self.scan, self.axis, self.title = scan, axis, title
         names = _present_names(scan, labels)
         self.window, kind = (window, "") if window is not None else default_window(scan)
-        low, high = (f"{value:.4g}".replace("-", "\u2212") for value in self.window)
-        self.note = f"window {low} to {high}{kind and f' ({kind})'}"
+        self.note = window_note(self.window, kind)
         self.palette = Palette(list(names), scan.prediction is not None, grays)
         extent_mm = np.delete(np.array(scan.image.shape) * scan.spacing, axis)  # width and height of a slice
         self.size = picture_size(extent_mm, size)
         scores = class_dice(*scan.maps, names)
         texts = {v: name + (f" (Dice {scores[v]:.3f})" if v in scores else "") for v, name in names.items()}
-        self.entries = legend(texts, _map_entries(scan), self.size[0] / extent_mm[0], self.size[0])
+        self.entries = legend(texts, scan.drawn_as, self.size[0] / extent_mm[0], self.size[0])
         self._still = self._draw_still()
 
     def _draw_still(self) -> Canvas:
@@ -173,8 +175,8 @@ class _Drawer:
         canvas = self._still.copy()
         width = canvas.pixels.shape[1]
         where = f"{PLANES[self.axis]} {index + 1} / {self.scan.image.shape[self.axis]}   {self.place(index)}"
-        room = width - 3 * MARGIN - text_width(where, 14)
-        canvas.text(MARGIN, 22, shortened(self.title, room, 15, True), size=15, bold=True)
+        free = width - 3 * MARGIN - text_width(where, 14)
+        canvas.text(MARGIN, 22, shortened(self.title, free, 15, True), size=15, bold=True)
         canvas.text(width - MARGIN, 22, where, size=14, align="right")
         canvas.paste(*self._corner, self._picture(index))
         return self.palette.image(canvas.pixels)
@@ -204,8 +206,8 @@ class _Drawer:
 def default_window(scan: Scan) -> tuple[tuple[float, float], str]:
     """Intensities shown black and white, and what the window is called.
 
-    CT is told by its air, far below what any other modality has. Its window is the lung's where at least a tenth of
-    the voxels around the foreground are aerated lung, or of all voxels if there is no foreground.
+    CT is recognized by its air, far below the values of any other modality. It gets the lung window if at least a
+    tenth of the voxels around the foreground (of all voxels, if there is no foreground) are aerated lung.
     """
     low, high = gray_window(scan.image)
     if low > -500:
@@ -220,10 +222,10 @@ def default_window(scan: Scan) -> tuple[tuple[float, float], str]:
 
 
 def find_ffmpeg() -> str:
-    """Path of ffmpeg: that of the package imageio-ffmpeg, else the system's.
+    """Path of ffmpeg: from the package imageio-ffmpeg, otherwise the system's.
 
     Raises:
-        WorkError: there is neither.
+        WorkError: neither is installed.
     """
     with contextlib.suppress(ImportError, RuntimeError):
         from imageio_ffmpeg import get_ffmpeg_exe
@@ -231,12 +233,8 @@ def find_ffmpeg() -> str:
         return get_ffmpeg_exe()
     if found := shutil.which("ffmpeg"):
         return found
-    raise WorkError(
-        ".mp4",
-        "ffmpeg must be there to write it",
-        "neither the package imageio-ffmpeg nor ffmpeg in the PATH",
-        "Write a .gif, or run 'pip install imageio-ffmpeg'",
-    )
+    found = "neither the package imageio-ffmpeg nor ffmpeg in the PATH"
+    raise WorkError(".mp4", "ffmpeg is not installed", found, "Write a .gif, or run 'pip install imageio-ffmpeg'")
 
 
 def _write_gif(path: Path, frames: Iterator[Image.Image], fps: float) -> None:
@@ -254,17 +252,8 @@ def _write_mp4(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
                     command = [find_ffmpeg(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
                     command += ["-s", "{}x{}".format(*frame.size), "-r", f"{fps:g}", "-i", "-", "-an"]
                     # yuv420p and the index at the start: what browsers and slides play
-                    command += [
-                        "-pix_fmt",
-                        "yuv420p",
-                        "-preset",
-                        "veryfast",
-                        "-crf",
-                        "18",
-                        "-movflags",
-                        "+faststart",
-                        os.fspath(path),
-                    ]
+                    command += ["-pix_fmt", "yuv420p", "-preset", "veryfast", "-crf", "18", "-movflags", "+faststart"]
+                    command.append(os.fspath(path))
                     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
                 process.stdin.write(frame.convert("RGB").tobytes())  # type: ignore[union-attr]
             process.stdin.close()  # type: ignore[union-attr]
@@ -278,7 +267,7 @@ def _write_mp4(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
         if status:
             log.seek(0)
             lines = log.read().decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
-            raise WorkError(path.suffix, "ffmpeg must be able to write the film", lines[-1], "Write a .gif")
+            raise WorkError(path.suffix, "ffmpeg failed to write the film", lines[-1], "Write a .gif")
 
 
 _KINDS: dict[str, Callable[..., None]] = {".gif": _write_gif, ".mp4": _write_mp4, ".png": lambda *_: None}
@@ -289,7 +278,7 @@ def _axis(axis: int | str) -> int:
     known = {**names, **{str(number): number for number in PLANES}}
     word = str(axis).strip().lower()
     if word not in known:
-        raise UsageError("axis", "must be sagittal, coronal, axial, or 0, 1, 2", repr(axis), nearest(word, names))
+        raise UsageError("axis", "expected sagittal, coronal, axial, or 0, 1, 2", repr(axis), nearest(word, names))
     return known[word]
 
 
@@ -297,16 +286,13 @@ def _chosen(slices: tuple[int | None, int | None] | None, count: int, plane: str
     first, last = slices or (None, None)
     first, last = 1 if first is None else first, count if last is None else last
     if not 1 <= first <= last <= count:
-        raise UsageError("slices", f"{plane} slices run from 1 to {count}", f"{first}:{last}")
+        raise UsageError("slices", f"expected FIRST:LAST within 1:{count}, the {plane} slices", f"{first}:{last}")
     return range(first - 1, last)
 
 
 def _spread(chosen: range, scan: Scan, axis: int, tiles: int) -> list[int]:
-    """Slices spread evenly over those with foreground, with one on either side; over all where there is none."""
-    counts = np.zeros(scan.image.shape[axis], dtype=np.int64)
-    for values in scan.maps:
-        if values is not None:
-            counts += np.count_nonzero(values, axis=tuple(a for a in range(3) if a != axis))
+    """Slices spread evenly over those with foreground and one more on each side; without foreground, over all."""
+    counts = foreground_counts(axis, *scan.maps, shape=scan.image.shape)
     full = [n for n in chosen if counts[n]]
     if full:
         chosen = range(max(chosen[0], full[0] - 1), min(chosen[-1], full[-1] + 1) + 1)
@@ -317,21 +303,13 @@ def _spread(chosen: range, scan: Scan, axis: int, tiles: int) -> list[int]:
 
 
 def _present_names(scan: Scan, labels: Mapping[int, str] | None) -> dict[int, str]:
-    """Names of the classes that occur; a value without a name is called by its number."""
+    """Names of the classes that occur; a class without a name is called by its value."""
     named = class_names(labels, ()) if labels else {}
     return {value: named.get(value, number) for value, number in class_names(None, scan.maps).items()}
 
 
-def _map_entries(scan: Scan) -> dict[Any, str]:
-    entries = {}
-    for kind, name, values in (("outline", "reference", scan.label), ("fill", "prediction", scan.prediction)):
-        if values is not None:
-            entries[kind] = name if values.any() else f"{name}: empty"
-    return entries
-
-
 def _stated_names(*files: Any) -> dict[int, str] | None:
-    """Classes by the ``dataset.json`` of the data set that a file lies in, if there is one and it names them."""
+    """Classes named in the ``dataset.json`` of the data set that a file belongs to; None if there is none."""
     from decathlete.bundle.labels import foreground
     from decathlete.data.kinds import read_description
 
@@ -345,7 +323,7 @@ def _stated_names(*files: Any) -> dict[int, str] | None:
 
 
 def _box(values: NDArray[Any], margin: int) -> tuple[slice, ...]:
-    """Box of the foreground, larger by ``margin`` voxels on every side as far as the volume goes."""
+    """Box around the foreground with a margin in voxels on every side, cut at the border of the volume."""
     ranges = []
     for axis in range(values.ndim):
         there = np.flatnonzero(values.any(axis=tuple(a for a in range(values.ndim) if a != axis)))

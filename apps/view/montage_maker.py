@@ -1,4 +1,4 @@
-"""A training batch after augmentation, as the network would get it."""
+"""A picture of a training batch after augmentation, as the network gets it."""
 
 from __future__ import annotations
 
@@ -14,44 +14,46 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.bundle.configs import load
 from decathlete.bundle.labels import foreground
 from decathlete.data.folders import data_folder
-from decathlete.errors import ConfigError, DataError, UsageError
+from decathlete.drawing.canvas import Palette, Tile, legend, picture_size, sheet
+from decathlete.drawing.slices import fullest_slice, gray_window
+from decathlete.errors import ConfigError, DataError, UsageError, shape_text
 from decathlete.failures import find_error
 from decathlete.files import atomic_write, check_output_folder
 from decathlete.names import inert
 from decathlete.training.trainer import case_names, seed_everything
-from decathlete.view.canvas import Palette, Tile, legend, picture_size, sheet
-from decathlete.view.panels import fullest_slice, gray_window
 
 TILE_SIZE = 256  # longer side of a picture in pixels
-MOST_SAMPLES = 48  # more than one looks through
-# settings of datasets that would transform every case before they give the first
+MAX_SAMPLES = 48  # nobody looks at more
+# settings of datasets that would otherwise preprocess every case before the first one is ready
 AT_ONCE: dict[str, dict[str, Any]] = {"CachedDataset": {"mode": "none"}, "CacheDataset": {"cache_num": 0}}
 
 
 def batch_montage(
     bundle: str | Path, output: str | Path, overrides: Mapping[str, Any] | None = None, *, size: int = TILE_SIZE
 ) -> Path:
-    """Write a sheet of the first batch that a training of a bundle would see, and return its path.
+    """Write a sheet of the first batch of a bundle's training, and return its path.
 
-    The batch comes from ``train::dataloader`` and passes through ``train::augmentation`` if there is one, seeded as
-    the first epoch of a training is. A 3D sample shows its slice with most foreground across the last axis; channels
-    stand side by side. No network is built, and nothing is written but the sheet, and what the bundle's dataset keeps
-    for the training too.
+    The batch comes from ``train::dataloader`` and passes through ``train::augmentation`` if there is one, with the
+    random seed of a training's first epoch. Of a 3D sample, the slice with most foreground across the last axis is
+    shown; channels stand side by side. No network is built. Only the sheet is written, and the cache of the bundle's
+    dataset, which the training uses too.
 
     Args:
         bundle: a bundle's folder or name.
-        output: the ``.png``, written whole or not at all.
+        output: the ``.png``, written completely or not at all.
         overrides: id of the training config to value, as ``decathlete run training`` takes them.
-        size: pixels of the longer side of a picture.
+        size: longer side of a picture in pixels.
 
     Raises:
-        UsageError: an unknown bundle or suffix, or a place that cannot be written to.
-        ConfigError: an override that names no id, or a config without ``train::dataloader``.
+        UsageError: an unknown bundle, another suffix, or an output that cannot be written.
+        ConfigError: an override of an unknown id, or a config without ``train::dataloader``.
         DataError: no data, or a batch without image and label.
     """
     output = Path(output)
     if output.suffix.lower() != ".png":
-        raise UsageError(output, "the picture of a batch must end in .png", repr(output.suffix))
+        raise UsageError(
+            output, "expected a name that ends in .png", f"'{output.suffix}'" if output.suffix else "no suffix"
+        )
     check_output_folder(output.parent)
     folder = bundle_folder(bundle).resolve()
     file = config_file(folder, "train")
@@ -68,15 +70,14 @@ def batch_montage(
     spacing = _spacing(parser, image.ndim - 2)
     names, numbers = case_names(batch), batch.get("slice")
     tiles = []
-    for n in range(min(len(image), MOST_SAMPLES)):
+    for n in range(min(len(image), MAX_SAMPLES)):
         name = names[n] if n < len(names) else f"sample {n + 1}"
         at = None if numbers is None else int(numbers[n])
         tiles.append(_tile(image[n], label[n], spacing, palette, size, name, at))
     title = [folder.name, "a training batch" + (" after augmentation" if "train::augmentation" in parser else "")]
     title += [f"fold {parser.get('fold')}"] if "fold" in parser else []
-    voxels = " x ".join(str(n) for n in image.shape[2:])
     more = "" if len(tiles) == len(image) else f"{len(tiles)} of "
-    note = f"{more}{len(image)} samples of {voxels}, each in its own gray window"
+    note = f"{more}{len(image)} samples of {shape_text(image.shape[2:])}, each in its own gray window"
     entries = legend(classes, {"outline": "label"}, None, 0)
     with atomic_write(output) as part:
         sheet(tiles, palette, "   ".join(title), entries, note).save(part, format="PNG", optimize=True)
@@ -89,7 +90,7 @@ def _training_config(folder: Path, file: Path, overrides: dict[str, Any]) -> Any
     if data is not None:
         parser.update({"dataset_dir": inert(data)})
     if "train::dataloader" not in parser:
-        raise ConfigError(file, "a batch comes from train::dataloader", "a config without it")
+        raise ConfigError(file, "no 'train::dataloader' to take a batch from", remedy="Add one to the config")
     target = str(parser.get("train::dataset::_target_", "")).rpartition(".")[2]
     for name, value in AT_ONCE.get(target, {}).items():
         if parser.get(f"train::dataset::{name}", "auto") == "auto":
@@ -108,10 +109,11 @@ def _first_batch(parser: Any, file: Path) -> dict[str, Any]:
     set_rnd(augmentation, own + 1)
     batch = next(iter(loader), None)
     if not isinstance(batch, Mapping) or not {"image", "label"} <= batch.keys():
-        found = (
-            "no batch at all" if batch is None else f"{sorted(batch) if isinstance(batch, Mapping) else type(batch)}"
-        )
-        raise DataError(f"{file}, train::dataloader", "a batch has image and label", found)
+        where = f"{file}, train::dataloader"
+        if batch is None:
+            raise DataError(where, "no batch", remedy="Check that the data set has cases")
+        found = ", ".join(sorted(map(str, batch))) if isinstance(batch, Mapping) else type(batch).__name__
+        raise DataError(where, "expected batches with image and label", found)
     if augmentation is None:
         return dict(batch)
     tensors = {key: _plain(batch[key]) for key in ("image", "label")}
@@ -128,18 +130,18 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _values(label: NDArray[Any]) -> NDArray[np.int64]:
-    """Label values (B, *spatial) of a batch of label values (B, 1, *spatial) or class shares (B, classes, *spatial)."""
+    """Label values (B, *spatial) from label values (B, 1, *spatial) or class probabilities (B, classes, *spatial)."""
     return np.rint(label[:, 0]).astype(np.int64) if label.shape[1] == 1 else label.argmax(1)
 
 
 def _class_names(parser: Any, label: NDArray[np.int64]) -> dict[int, str]:
-    """Classes of the config, then values that it does not name."""
+    """Classes named in the config, then the values that it does not name."""
     named = foreground(parser.get_parsed_content("labels")) if "labels" in parser else {}
     return named | {int(v): str(v) for v in np.unique(label) if v > 0 and int(v) not in named}
 
 
 def _spacing(parser: Any, dims: int) -> NDArray[np.float64]:
-    """Voxel edge lengths of the samples where the config states them, else all equal."""
+    """Voxel edge lengths of the samples from the config; all equal if it does not state them."""
     stated = parser.get_parsed_content("spacing") if "spacing" in parser else None
     if isinstance(stated, Sequence) and len(stated) == dims and all(isinstance(s, (int, float)) for s in stated):
         spacing = np.array(stated, dtype=float)
@@ -158,14 +160,14 @@ def _tile(
     number: int | None,
 ) -> Tile:
     """One sample: image (C, *spatial), its channels side by side, and label (*spatial)."""
-    share = np.count_nonzero(label) / label.size
+    fraction = np.count_nonzero(label) / label.size
     where = [] if number is None else [f"slice {number + 1}"]
     windows = [gray_window(channel) for channel in image]
     if label.ndim == 3:
         at = fullest_slice(2, label, shape=label.shape)
         where = [f"slice {at + 1} of {label.shape[2]}"]
         image, label = image[..., at], label[..., at]
-    where.append(f"{100 * share:.2g}% labelled" if share else "no label")
+    where.append(f"{100 * fraction:.2g}% labelled" if fraction else "no label")
     side = max(size // 2, min(size, 2 * size // len(image)))
     extent = np.array(label.shape) * spacing[:2]
     pictures = [

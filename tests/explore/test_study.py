@@ -52,7 +52,7 @@ def test_shares_are_those_of_the_scores(results):
     assert float(listed["share_above_0.75"]) == pytest.approx(share)
 
 
-def test_no_threshold_beats_the_one_told_the_answer(results):
+def test_no_threshold_beats_the_best_one_of_each_frame(results):
     plain = [r for r in rows(results / "scores.csv") if r["postprocessing"] == "plain" and r["threshold"]]
     best = {r["case_id"]: float(r["iou"]) for r in plain if r["method"] == BEST}
     plain = [r for r in plain if r["method"] != "one threshold for all, normalized values"]
@@ -100,11 +100,11 @@ def test_real_shares_are_those_found_before(shared):
     assert [round(37 * row[kind]) for kind in list(row)[2:]] == [20, 22, 31, 35]
 
 
-def test_a_set_without_pairs_is_told(made, tmp_path):
+def test_a_set_without_pairs_is_refused(made, tmp_path):
     folder = make_sunnybrook_phantoms(1, tmp_path, size=96, slices=2, phases=2)
     for path in (folder / "final_data").rglob("*ocontour*"):
         path.unlink()
-    with pytest.raises(DataError, match="frames with both contours"):
+    with pytest.raises(DataError, match="no frame with two valid contours"):
         explore_sunnybrook(folder, tmp_path / "out", progress=False)
 
 

@@ -16,12 +16,12 @@ from monai.data import NibabelReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
 
 from decathlete.data.slice_store import _header_voxels
+from decathlete.drawing.scan import _channels_of
 from decathlete.errors import DataError, GeometryError
 from decathlete.io.nifti import read_nifti, read_nifti_header
 from decathlete.io.volume import check_pair
 from decathlete.io.write import write_on_grid
-from decathlete.transforms import CheckPaird, NiftiReader
-from decathlete.view.scan import _channels_of
+from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"

@@ -26,7 +26,7 @@ def test_pictures_begin_with_what_is_odd(tmp_path):
     assert "Median here 0.0200, highest 0.4000" in page
 
 
-def test_volumes_and_failures_are_told(tmp_path):
+def test_volumes_and_failures_are_reported(tmp_path):
     page = write_prediction_page(
         tmp_path / "p.html", "spleen", [case("a")], {"b": "b.nii.gz: a <bad> file"}
     ).read_text()
@@ -52,7 +52,7 @@ def test_pictures_show_prediction_and_disagreement():
     found.draw(image, label, np.diag([-1.0, 1, 2, 1]), {"spleen": 1}, np.where(label, 0.5, 0))
     (first, _), (second, words) = found.pictures
     assert first[:3] == second[:3] == b"\xff\xd8\xff"
-    assert words == "a: disagreement in bits, 0.1000 a foreground voxel"
+    assert words == "a: disagreement in bits, 0.1000 per foreground voxel"
 
 
 @pytest.mark.parametrize("shape", [(20, 24, 1), (20, 24, 6, 2)])

@@ -79,13 +79,13 @@ def test_without_scans_the_outlines_stand_alone(data, tmp_path):
     (data / "imagesTr").rename(data / "scans")
     evaluate(data, "--report", data / "report.html")
     page = (data / "report.html").read_text()
-    assert "--image DIR shows them" in page
+    assert "Pass --image DIR to show them" in page
     assert len(list(pictures(page))) == 3
     evaluate(data, "--report", data / "report.html", "--image", data / "scans")
-    assert "--image DIR shows them" not in (data / "report.html").read_text()
+    assert "Pass --image DIR to show them" not in (data / "report.html").read_text()
 
 
-def test_a_scan_that_cannot_be_drawn_is_told_in_its_place(data):
+def test_a_scan_that_cannot_be_drawn_is_reported_in_its_place(data):
     (data / "imagesTr" / "c1.nii.gz").write_bytes(b"no image")
     assert evaluate(data, "--report", data / "report.html") == 0
     page = (data / "report.html").read_text()
@@ -96,5 +96,5 @@ def test_a_scan_that_cannot_be_drawn_is_told_in_its_place(data):
 @pytest.mark.parametrize("name", ["report.pdf", "labelsTr"])
 def test_a_report_that_is_no_html_file_is_refused_at_once(data, capsys, name):
     assert evaluate(data, "--report", data / name) == 2
-    assert "a report is a file that ends in .html" in capsys.readouterr().err
+    assert "expected a file name that ends in .html" in capsys.readouterr().err
     assert not (data / "pred" / "metrics.csv").exists()

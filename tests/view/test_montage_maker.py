@@ -12,9 +12,9 @@ from PIL import Image
 
 from decathlete.colours import COLOURS
 from decathlete.data import make_phantoms
+from decathlete.drawing.canvas import sheet
 from decathlete.errors import ConfigError, DataError, UsageError
 from decathlete.view import batch_montage
-from decathlete.view.canvas import sheet
 from decathlete.view.montage_maker import _first_batch
 
 # 12 slices whose voxels tell their number, in two channels; the label covers the number of columns that it is
@@ -86,7 +86,7 @@ def test_slices_are_drawn_with_case_and_number(tmp_path, bundle, tiles):
         assert tile.pixels.shape == (48, 2 * 32 + 2)  # two channels side by side, two pixels between
 
 
-def test_class_shares_after_augmentation_are_outlined(tmp_path, bundle, tiles):
+def test_class_probabilities_after_augmentation_are_outlined(tmp_path, bundle, tiles):
     config = {**FLAT, "train": {**FLAT["train"], "augmentation": AUGMENTATION}}
     made = batch_montage(bundle(config), tmp_path / "a.png", {"train::dataloader::batch_size": 12}, size=40)
     assert len(tiles) == 12
@@ -139,11 +139,11 @@ def test_bundle_is_left_as_it_was(tmp_path, bundle):
 
 def test_what_cannot_be_is_refused(tmp_path, bundle):
     folder = bundle(FLAT)
-    with pytest.raises(UsageError, match=r"must end in \.png. found '\.gif'"):
+    with pytest.raises(UsageError, match=r"a\.gif: expected a name that ends in \.png \('\.gif'\)\."):
         batch_montage(folder, tmp_path / "a.gif")
     with pytest.raises(ConfigError, match="'batchsize'"):
         batch_montage(folder, tmp_path / "a.png", {"batchsize": 3})
-    with pytest.raises(DataError, match="a batch has image and label"):
+    with pytest.raises(DataError, match=r"expected batches with image and label \(.*image"):
         batch_montage(folder, tmp_path / "a.png", {"train::dataset::data": "$[{'image': torch.ones(1, 4, 4)}]"})
     with pytest.raises(ConfigError, match="train::dataloader"):
         batch_montage(bundle({**FLAT, "train": {"dataset": FLAT["train"]["dataset"]}}), tmp_path / "a.png")
@@ -153,6 +153,6 @@ def test_what_cannot_be_is_refused(tmp_path, bundle):
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_data_are_told_as_by_a_training(tmp_path):
+def test_missing_data_are_reported_as_by_a_training(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         batch_montage("hippocampus", tmp_path / "a.png", {"dataset_dir": str(tmp_path / "nowhere")})

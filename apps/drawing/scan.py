@@ -1,4 +1,4 @@
-"""An image with its reference and prediction, read strictly and turned to RAS order, as the pictures need them."""
+"""An image with its reference and prediction, read strictly and turned to RAS order for drawing."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from decathlete.errors import DataError, GeometryError
+from decathlete.drawing.slices import as_volume
+from decathlete.errors import DataError, GeometryError, listed, shape_text
 from decathlete.files import strip_nifti_suffix
-from decathlete.view.panels import as_volume
 
 PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}  # by the RAS axis across the plane, in the order shown
-# letters at the left, right, top and bottom of each plane: as a radiologist looks, from the feet and from the front
+# letters at the left, right, top and bottom of each plane: seen from the feet, the front and the patient's left
 LETTERS = {2: "RLAP", 1: "RLSI", 0: "APSI"}
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One channel of an image with its label maps, axes towards the patient's right, front and head.
+    """One channel of an image with its label maps; the axes run to the patient's right, front and head.
 
     Attributes:
         image: (X, Y, Z).
         label: reference, label values (X, Y, Z), or None.
         prediction: likewise.
         affine: from the indices of these arrays to RAS mm.
-        name: the image file's name without its suffix, or nothing.
+        name: the image file's name without its suffix; empty for an array.
     """
 
     image: NDArray[Any]
@@ -49,6 +49,13 @@ class Scan:
         """Reference and prediction."""
         return self.label, self.prediction
 
+    @property
+    def drawn_as(self) -> dict[Literal["outline", "fill"], str]:
+        """How each map is drawn, and what the legend calls it."""
+        kinds: dict[Literal["outline", "fill"], str] = {"outline": "reference", "fill": "prediction"}
+        maps = zip(kinds.items(), self.maps, strict=True)
+        return {kind: name if m.any() else f"{name}: empty" for (kind, name), m in maps if m is not None}
+
     def position_mm(self, axis: int, index: int) -> float:
         """RAS coordinate across a slice, at the slice's centre."""
         centre = (np.array(self.image.shape) - 1) / 2
@@ -64,17 +71,17 @@ def load_scan(
     channel: int = 0,
     affine: NDArray[Any] | None = None,
 ) -> Scan:
-    """Read and turn an image and what lies on it.
+    """Read an image and its label maps, and turn them to RAS order.
 
     Args:
         image: NIfTI file, or array or tensor (X, Y, Z), (C, X, Y, Z) or (X, Y).
         label: reference on the image's grid: file, or label values (X, Y, Z) with or without a leading axis.
         prediction: predicted label values likewise.
-        channel: channel of the image.
+        channel: number of the image's channel, from 0.
         affine: voxel to RAS mm of arrays, 4x4; default: the image's own if it is a MetaTensor, else 1 mm in RAS order.
 
     Raises:
-        DataError: a file cannot be read, or has no such channel.
+        DataError: a file cannot be read, or the image has no such channel.
         GeometryError: image and label maps are not on one grid.
     """
     values, placed, name, volume = _image(image, channel)
@@ -87,7 +94,7 @@ def load_scan(
 
 
 def class_names(labels: Mapping[int, str] | None, maps: Sequence[NDArray[Any] | None]) -> dict[int, str]:
-    """Value to name of the foreground classes: those given, else the values that occur."""
+    """Value to name of the foreground classes: those of ``labels``, by default the values that occur."""
     if labels is not None:
         from decathlete.bundle.labels import foreground
 
@@ -99,7 +106,7 @@ def class_names(labels: Mapping[int, str] | None, maps: Sequence[NDArray[Any] | 
 def class_dice(
     label: NDArray[Any] | None, prediction: NDArray[Any] | None, names: Mapping[int, str]
 ) -> dict[int, float]:
-    """Dice per class over the whole volume, NaN where both lack it; nothing without both maps."""
+    """Dice per class over the whole volume, NaN if neither map has the class; empty without both maps."""
     if label is None or prediction is None:
         return {}
     from decathlete.evaluation.metrics import dice
@@ -108,22 +115,26 @@ def class_dice(
 
 
 def _image(image: Any, channel: int) -> tuple[NDArray[Any], NDArray[np.float64], str, Any]:
-    """Voxels (X, Y, Z) of the chosen channel, affine, the case's name, and what was read of a file."""
+    """Voxels (X, Y, Z) of the channel, affine, the case's name, and the volume if it was read from a file."""
     if isinstance(image, (str, os.PathLike)):
         from decathlete.io.nifti import read_nifti
 
         image = Path(image)
         channels = _channels_of(image)
         if not 0 <= channel < channels:
-            raise DataError(image, "the channel must be in the image", f"channel {channel} of {channels}")
+            raise _no_channel(image, channel, channels)
         volume = read_nifti(image, channels=channels)
         array = volume.array if channels == 1 else volume.array[..., channel]
         return array, volume.affine, strip_nifti_suffix(image.name), volume
     affine = np.asarray(getattr(image, "affine", np.eye(4)), dtype=float)
     channels = len(image) if np.ndim(image) == 4 else 1
     if not 0 <= channel < channels:
-        raise DataError("image", "the channel must be in the image", f"channel {channel} of {channels}")
+        raise _no_channel("image", channel, channels)
     return as_volume(image[channel] if np.ndim(image) == 4 else image), affine, "", None
+
+
+def _no_channel(where: str | Path, channel: int, channels: int) -> DataError:
+    return DataError(where, f"no channel {channel} in the image", f"channels: {listed(range(channels))}")
 
 
 def _channels_of(path: Path) -> int:
@@ -150,11 +161,11 @@ def _label_map(
         if volume is not None:
             check_pair(volume, read)
         elif read.array.shape == image.shape and not np.allclose(read.affine, affine, atol=1e-3):
-            raise GeometryError(values, "image and label map affines must agree to 0.001 mm", "another affine")
+            raise GeometryError(values, "the affine differs from the image's by more than 0.001 mm",
+                                remedy="Pass the affine of the image array (default: 1 mm in RAS order)")  # fmt: skip
         values, where = read.array, os.fspath(values)
     array = as_volume(values)
     if array.shape != image.shape:
-        raise GeometryError(
-            where, "image and label map must be on one grid", f"image {image.shape}, {which} {array.shape}"
-        )
+        found = f"image {shape_text(image.shape)}, {which} {shape_text(array.shape)}"
+        raise GeometryError(where, "image and label map are on different grids", found)
     return array if array.dtype.kind in "iu" else array.astype(np.int16)

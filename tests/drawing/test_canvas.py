@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decathlete.colours import COLOURS
-from decathlete.view.canvas import (
+from decathlete.drawing.canvas import (
     Canvas,
     Entry,
     Palette,

@@ -1,4 +1,4 @@
-"""Pictures in 256 colours, drawn with numpy and Pillow: slices with contours, text around them, sheets of many.
+"""The one renderer: pictures in 256 colours of slices with outlines, with text around them, and sheets of many.
 
 All frames of a film share one palette, so that a GIF neither flickers nor dithers, and a frame costs milliseconds.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from decathlete.colours import colour_of
-from decathlete.view.panels import as_picture, to_unit_range
+from decathlete.drawing.slices import as_picture, to_unit_range
 
-FILL_OPACITY = 0.35  # less than on a single picture: in a film the tissue below has to be followed
+FILL_OPACITY = 0.35  # the tissue below stays readable
 BACKGROUND, DIM, BRIGHT = 16, 150, 235  # gray levels
 MARGIN = 12  # pixels
 ROW = 22  # height of a line of text
@@ -28,16 +29,16 @@ NOT_CLINICAL = "not for clinical use"
 
 
 class Palette:
-    """At most 256 colours: grays, and for each class its contour and its fill over darker and brighter gray.
+    """At most 256 colours: grays, and for each class the colour of its outline and of its fill over each gray.
 
     Args:
         values: label values that are drawn.
-        filled: whether fills are needed; without them more grays are left.
-        grays: most grays that are used.
+        filled: whether fills are needed; without them there are more grays.
+        grays: maximum number of grays.
 
     Attributes:
         colours: (N, 3), uint8.
-        gray: gray level 0 to 255 to the colour's number, (256,).
+        gray: index of the colour of each gray level from 0 to 255, (256,).
     """
 
     def __init__(self, values: Sequence[int], filled: bool, grays: int = 256) -> None:
@@ -67,11 +68,11 @@ class Palette:
         return np.where(known, self._rank[np.where(known, plane, 0)], 0).astype(np.uint8)
 
     def line(self, value: int) -> int:
-        """Number of a class's contour colour."""
+        """Index of the colour of a class's outline."""
         return int(self._line[self._values.index(value) + 1])
 
     def image(self, pixels: NDArray[np.uint8]) -> Image.Image:
-        """Colour numbers (H, W) as Pillow's image of mode P."""
+        """Colour indices (H, W) as Pillow's image of mode P."""
         image = Image.frombytes("P", pixels.shape[::-1], np.ascontiguousarray(pixels).tobytes())
         image.putpalette(self.colours.tobytes())
         return image
@@ -84,10 +85,10 @@ class Palette:
         window: tuple[float, float],
         size: tuple[int, int],
     ) -> NDArray[np.uint8]:
-        """Colour numbers (height, width) of a plane, reference as outline, prediction as fill.
+        """Colour indices (height, width) of a plane, reference as outline, prediction as fill.
 
         Args:
-            plane: intensities, its two axes in RAS order (or any two, shown likewise).
+            plane: intensities; its two axes are in RAS order, or are shown as if they were.
             label: reference, label values of the same shape.
             prediction: likewise.
             window: intensities that are shown black and white.
@@ -113,7 +114,7 @@ class Palette:
 
 
 def with_letters(pixels: NDArray[np.uint8], letters: str, palette: Palette) -> NDArray[np.uint8]:
-    """A picture with letters at its left, right, top and bottom, dark-rimmed to be read on any tissue."""
+    """A picture with letters at its left, right, top and bottom; their dark rim keeps them readable on any tissue."""
     height, width = pixels.shape
     drawn, rim = Image.new("L", (width, height)), Image.new("L", (width, height))
     places = [
@@ -130,10 +131,10 @@ def with_letters(pixels: NDArray[np.uint8], letters: str, palette: Palette) -> N
 
 
 class Canvas:
-    """A picture that grows by pasting; its text stands on the plain background.
+    """A picture to paste pictures and write text on.
 
     Attributes:
-        pixels: colour numbers (H, W).
+        pixels: colour indices (H, W).
     """
 
     def __init__(self, width: int, height: int, palette: Palette) -> None:
@@ -161,7 +162,7 @@ class Canvas:
         align: Literal["left", "center", "right"] = "left",
         bold: bool = False,
     ) -> None:
-        """Write a line whose middle has height ``y``, and that starts, has its middle, or ends at ``x``."""
+        """Write a line of text: ``y`` is its middle, ``x`` its left end, centre or right end, by ``align``."""
         width = text_width(text, size, bold)
         left = max(0, x - {"left": 0, "center": width // 2, "right": width}[align])
         height = size + 6  # a line 18 below another of size 12 leaves its underscores alone
@@ -201,9 +202,9 @@ def legend(
 
     Args:
         names: label value to text of the classes that occur.
-        maps: how a map is drawn, and what it is.
-        pixels_per_mm: for a scale bar.
-        width: of the picture in pixels: the bar takes a third of it at most.
+        maps: how a map is drawn, to what it is.
+        pixels_per_mm: for a scale bar; None: no bar.
+        width: of the picture in pixels; the bar takes at most a third of it.
     """
     entries = [Entry("class", text, value) for value, text in names.items()]
     entries += [Entry(kind, text) for kind, text in maps.items()]
@@ -215,7 +216,7 @@ def legend(
 
 
 def legend_rows(entries: Sequence[Entry], width: int) -> list[list[Entry]]:
-    """Entries in lines no wider than ``width``, unless one alone is."""
+    """Entries in lines of at most ``width`` pixels; an entry that is wider has a line of its own."""
     rows: list[list[Entry]] = []
     used = width
     for entry in entries:
@@ -258,7 +259,7 @@ def _symbol(entry: Entry, palette: Palette) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture on a sheet: colour numbers (H, W), and a line or two below it."""
+    """A picture on a sheet: colour indices (H, W), and one or two lines below it."""
 
     pixels: NDArray[np.uint8]
     caption: str
@@ -266,7 +267,7 @@ class Tile:
 
 
 def sheet(tiles: Sequence[Tile], palette: Palette, title: str, entries: Sequence[Entry], note: str) -> Image.Image:
-    """Pictures of one size in rows, about four wide for three high, with title, legend and a note at the foot."""
+    """Pictures of one size in rows, with title, legend and a note at the foot; the sheet is about 4 wide to 3 high."""
     height, width = tiles[0].pixels.shape
     lines = 1 + any(t.second for t in tiles)
     cell_width, cell_height = width + 8, height + lines * 18 + 10
@@ -297,15 +298,21 @@ def sheet(tiles: Sequence[Tile], palette: Palette, title: str, entries: Sequence
 
 
 def foot(canvas: Canvas, y: int, note: str) -> None:
-    """The last line: a note, and that the picture is not for clinical use."""
+    """The last line: a note, and "not for clinical use"."""
     width = canvas.pixels.shape[1]
-    room = width - 2 * MARGIN - text_width(NOT_CLINICAL, 11) - 10
-    canvas.text(MARGIN, y + ROW // 2, shortened(note, room, 11), size=11, level=DIM)
+    free = width - 2 * MARGIN - text_width(NOT_CLINICAL, 11) - 10
+    canvas.text(MARGIN, y + ROW // 2, shortened(note, free, 11), size=11, level=DIM)
     canvas.text(width - MARGIN, y + ROW // 2, NOT_CLINICAL, size=11, level=DIM, align="right")
 
 
+def window_note(window: tuple[float, float], kind: str = "percentiles 0.5 and 99.5") -> str:
+    """What the note at the foot says of the intensities shown black and white, and how they were chosen."""
+    low, high = (f"{value:.4g}".replace("-", "\u2212") for value in window)
+    return f"window {low} to {high}{kind and f' ({kind})'}"
+
+
 def picture_size(extent_mm: Sequence[float] | NDArray[Any], longest: int) -> tuple[int, int]:
-    """Width and height in pixels of a plane of that width and height, in its physical aspect."""
+    """Width and height in pixels of a plane with this width and height in mm, in its physical aspect."""
     scale = longest / max(extent_mm)
     width, height = (max(1, round(float(mm) * scale)) for mm in extent_mm)
     return width, height
@@ -317,7 +324,7 @@ def text_width(text: str, size: int = 13, bold: bool = False) -> int:
 
 
 def shortened(text: str, width: int, size: int = 13, bold: bool = False) -> str:
-    """Text that fits into ``width`` pixels, its end replaced by an ellipsis where it does not."""
+    """The text, or its beginning and an ellipsis if it is wider than ``width`` pixels."""
     if text_width(text, size, bold) <= width:
         return text
     while text and text_width(text + "…", size, bold) > width:
@@ -327,7 +334,12 @@ def shortened(text: str, width: int, size: int = 13, bold: bool = False) -> str:
 
 @functools.cache
 def _font(size: int, bold: bool = False) -> Any:
-    from matplotlib import get_data_path  # comes with fonts that have the letters of most languages
-
+    """DejaVu Sans, which has the letters of most languages, from matplotlib's files: its import takes a while."""
+    package = find_spec("matplotlib")
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)  # Pillow 10 takes no path
+    path = Path(package.origin if package and package.origin else "").parent / "mpl-data" / "fonts" / "ttf" / name
+    if not path.is_file():  # some distributions keep the fonts elsewhere
+        from matplotlib import get_data_path
+
+        path = Path(get_data_path(), "fonts", "ttf", name)
+    return ImageFont.truetype(str(path), size)  # Pillow 10 takes no path

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from decathlete.colours import COLOURS
+from decathlete.drawing.panels import GAP, overlay_planes
 from decathlete.errors import GeometryError
 from decathlete.view import overlay_array
-from decathlete.view.panels import GAP, outline, overlay_planes
 
 
 def test_right_anterior_voxel_is_shown_top_left():
@@ -44,8 +44,8 @@ def test_prediction_is_a_fill_that_shows_the_image():
     picture = overlay_array(np.zeros((4, 4, 1)), prediction=prediction, min_size=4)
     filled = picture[:, 2:]  # low x is shown on the right
     gray = 127.5
-    expected = np.round(gray + 0.45 * (np.array(COLOURS[0]) - gray))
-    assert (filled == expected).all()
+    expected = gray + 0.35 * (np.array(COLOURS[0]) - gray)
+    assert np.abs(filled - expected).max() <= 2  # steps of the palette
 
 
 def test_aspect_follows_the_spacing():
@@ -78,13 +78,8 @@ def test_two_dimensional_image_is_taken():
 
 
 def test_label_of_another_grid_is_refused_with_both_shapes():
-    with pytest.raises(GeometryError, match=r"image \(4, 4, 4\), label \(4, 4, 5\)"):
+    with pytest.raises(GeometryError, match="image 4 x 4 x 4, label 4 x 4 x 5"):
         overlay_array(np.zeros((4, 4, 4)), np.zeros((4, 4, 5)))
-
-
-def test_outline_of_a_square_is_its_rim():
-    square = np.ones((4, 4), dtype=bool)
-    assert outline(square).sum() == 12
 
 
 def test_planes_stand_side_by_side_each_through_the_fullest_slice():

@@ -1,0 +1,1 @@
+"""Arrays in, pictures and pages out: drawn with NumPy and Pillow, written with templates; no matplotlib."""
