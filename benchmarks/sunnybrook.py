@@ -136,7 +136,7 @@ def heartbeats(options: argparse.Namespace, folds: list[int]) -> dict[str, Any]:
             predict(BUNDLE, patient_folder(options.dataset_dir, patient), folder, [run / FINAL], overwrite="others")
             predicted = json.loads((folder / "heart_function.json").read_text(encoding="utf-8"))
             predicted.pop("drawn", None)
-            found[patient] = {"predicted": predicted, "drawn": drawn.figures()}
+            found[patient] = {"predicted": predicted, "drawn": drawn.metrics()}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Scores on each case's original grid: metrics on masks, reports on folders, cross-validation, statistics of labels."""
+"""Scores on each case's original grid: metrics of masks, folders of label maps, cross-validation, label statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dice of two methods on the same cases, side by side."""
+"""The Dice of two methods on the same cases, side by side."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from decathlete.errors import DataError
+from decathlete.errors import DataError, listed
 from decathlete.evaluation.report import RESAMPLES, SEED, aligned, read_rows
 from decathlete.names import read_text
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Cases that both tables hold.
+    """The cases that are in both tables.
 
     Attributes:
-        rows: per case and class: ``case``, ``class``, ``dice``, ``reference``, ``difference`` (ours less reference).
+        rows: per case and class: ``case``, ``class``, ``dice``, ``reference``, ``difference`` (ours minus reference).
         groups: per class, and ``mean`` over each case's classes: ``dice``, ``reference``, ``difference``, ``ci95`` of
             the mean difference (paired bootstrap over cases), ``better`` and ``worse`` (numbers of cases), ``cases``.
-        unmatched: cases of ours without a reference.
+        unmatched: our cases that are not in the reference table.
     """
 
     rows: list[dict[str, Any]]
@@ -33,7 +33,7 @@ class Comparison:
     unmatched: list[str]
 
     def table(self, per_case: bool = True) -> str:
-        """Aligned lines: the groups, and below them each case, the largest loss first."""
+        """Aligned text: the groups, then each case, sorted by the difference from the largest loss on."""
         heads = ("class", "Dice", "reference", "difference", "95% interval", "better", "worse", "cases")
         text = aligned([heads, *(paired_cells(name, group) for name, group in self.groups.items())])
         if per_case:
@@ -52,10 +52,10 @@ def compare(metrics_csv: str | Path, reference_csv: str | Path, labels: Mapping[
     """Compare the Dice of a ``metrics.csv`` case by case with a published table.
 
     Args:
-        metrics_csv: ours.
+        metrics_csv: our scores.
         reference_csv: columns ``case``, ``label``, ``dice``, others ignored; ``label`` is a class name or label value.
-        labels: label value to class name; default: the values in the reference, in rising order, stand for the classes
-            of ``metrics_csv`` in its order, which is that of their values.
+        labels: label value to class name; default: the label values in the reference, in rising order, are the classes
+            of ``metrics_csv`` in its order.
 
     Raises:
         DataError: a table without these columns, or no case in both.
@@ -75,7 +75,9 @@ def compare(metrics_csv: str | Path, reference_csv: str | Path, labels: Mapping[
         if (row["case"], row["class"]) in known
     ]
     if not rows:
-        raise DataError(reference_csv, f"must hold cases and classes of {metrics_csv}", "none of them")
+        found = f"cases there: {listed(sorted({row['case'] for row in ours}))}"
+        raise DataError(reference_csv, f"no case and class in common with {metrics_csv}", found,
+                        "Check the names in both files")  # fmt: skip
     matched = {row["case"] for row in rows}
     groups = {name: paired([row for row in rows if row["class"] == name]) for name in names}
     groups = {name: group for name, group in groups.items() if group["cases"]}
@@ -92,7 +94,8 @@ def _reference(
         rows = [row for row in table if row["case"] in cases and row["dice"] not in ("", "nan")]
         found = {(row["case"], str(row["label"])): float(row["dice"]) for row in rows}
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise DataError(path, "must be a CSV with the columns case, label, dice", f"{error!r}") from error
+        raise DataError(path, "expected a CSV file with the columns case, label, dice",
+                        f"{type(error).__name__}: {error}") from error  # fmt: skip
     if labels is None:
         values = sorted({int(label) for _, label in found if _is_value(label)})
         labels = dict(zip(values, names, strict=False))
@@ -108,7 +111,7 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def paired(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of ``dice``, ``reference`` and ``difference`` of ``rows``, one a case, with what `Comparison` adds."""
+    """Means of ``dice``, ``reference`` and ``difference`` over ``rows`` (one per case), and more; see `Comparison`."""
     if not rows:
         return {"cases": 0}
     differences = np.array([row["difference"] for row in rows])
@@ -124,7 +127,7 @@ def paired(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def paired_cells(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
-    """A line of a table: name, Dice, reference, difference, its interval, better, worse and cases of `paired`."""
+    """A table row from a result of `paired`: name, Dice, reference, difference, interval, better, worse, cases."""
     means = (f"{group['dice']:.4f}", f"{group['reference']:.4f}", f"{group['difference']:+.4f}")
     low, high = (f"{value:+.4f}" for value in group["ci95"])
     return (name, *means, f"{low} to {high}", *(str(group[key]) for key in ("better", "worse", "cases")))

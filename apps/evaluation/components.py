@@ -1,4 +1,4 @@
-"""Whether label maps score better with the largest component of a class alone: measured, not assumed."""
+"""Measures whether label maps score better if only the largest component of each class is kept."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ ALL = "all classes as one"
 
 @dataclass(frozen=True)
 class Components:
-    """What keeping the largest component does to the Dice of each case.
+    """How keeping the largest component changes the Dice of each case.
 
     Attributes:
-        steps: by class, and for `ALL`: ``labels`` (values whose largest component is kept), ``dice`` with it,
-            ``reference`` as the maps are, ``difference``, ``ci95`` of its mean (paired bootstrap over cases),
-            ``better``, ``worse`` and ``cases`` (numbers of them), ``changed`` (cases with more than one component). A
-            class is judged by its own Dice; where regions are scored, and for `ALL`, it is the mean over them.
+        steps: by class, and for `ALL`: ``labels`` (values whose largest component is kept), ``dice`` with that step,
+            ``reference`` (Dice of the maps as they are), ``difference``, ``ci95`` of its mean (paired bootstrap over
+            cases), ``better``, ``worse`` and ``cases`` (numbers of cases), ``changed`` (number of cases with more than
+            one component). The Dice is that of the class; for `ALL`, or if regions are scored, it is the mean.
     """
 
     steps: dict[str, dict[str, Any]]
 
     def helpful(self) -> list[str]:
-        """Steps whose gain has an interval above 0."""
+        """Steps whose gain has a 95% interval above 0."""
         return [name for name, step in self.steps.items() if step["ci95"][0] > 0]
 
     def table(self) -> str:
-        """Aligned lines, and the transform of each step that helps."""
+        """Aligned text, and the transform of each step that helps."""
         heads = ("largest component of", "Dice", "as it is", "difference", "95% interval", "better", "worse", "cases")
         text = aligned([heads, *(paired_cells(name, step) for name, step in self.steps.items())])
         if not any(step["changed"] for step in self.steps.values()):
-            return f"{text}\n\nnothing changes: each class is one component in every map"
+            return f"{text}\n\nno change: each class is a single component in every label map"
         helpful = self.helpful()
         if not helpful:
-            return f"{text}\n\nno gain whose interval is above 0: leave the maps as they are"
+            return f"{text}\n\nno gain with an interval above 0: keep the label maps as they are"
         transforms = [
             f"- {{_target_: KeepLargestConnectedComponentd, keys: pred, applied_labels: {self.steps[name]['labels']}, "
             f"{'independent: false, ' if name == ALL else ''}connectivity: 1}}"
             for name in helpful
         ]
-        where = "each by itself helps here; the last transform before SaveImaged in inference.yaml:"
+        where = "each of these helps on its own here; add it to inference.yaml, right before SaveImaged:"
         return "\n".join([text, "", where, *transforms])
 
 
 def compare_components(
     pairs: Mapping[str, tuple[Path, Path]], labels: Mapping[int, str], scored: Scored | None = None
 ) -> Components:
-    """Dice of label maps with the largest component of each class alone, and of all classes as one, beside their own.
+    """Compare the Dice of label maps with that of their largest components: of each class, and of all classes as one.
 
-    A component's voxels share faces, as in MONAI's `KeepLargestConnectedComponent` with ``connectivity=1``, which does
-    the work here as it would in a bundle.
+    The voxels of a component share faces: MONAI's `KeepLargestConnectedComponent` with ``connectivity=1`` is used here,
+    as a bundle would use it.
 
     Args:
-        pairs: case to its prediction and its reference, which have been scored: on one grid, with known values.
+        pairs: case to its prediction and its reference, which have been scored before: on one grid, with known values.
         labels: value to name of the classes.
         scored: regions in place of the classes, and ignored values.
     """
@@ -95,7 +95,7 @@ def compare_components(
 
 
 def largest_component(label: NDArray[Any], values: list[int]) -> NDArray[Any]:
-    """Label map (X, Y, Z) without what is not the largest component of the classes ``values`` taken as one."""
+    """Label map (X, Y, Z) with only the largest component of the classes ``values``, which are taken as one."""
     keep = KeepLargestConnectedComponent(applied_labels=values, independent=False, connectivity=1)
     return np.asarray(keep(torch.from_numpy(label[None].astype(np.int32)))[0]).astype(label.dtype)
 

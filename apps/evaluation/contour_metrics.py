@@ -1,9 +1,9 @@
-"""Contours of the left ventricle scored slice by slice as the challenge of 2009 did: Dice and distance in mm.
+"""Contours of the left ventricle, scored slice by slice as in the challenge of 2009: Dice and distance in mm.
 
-Two contours are scored: the endocardium, which goes round the cavity, and the epicardium, which goes round cavity and
-muscle. A contour is **good** where its average perpendicular distance is below 5 mm. The challenge took its means over
-good contours only, and stated their share beside; means over all contours stand first here. The distance
-is measured one way, from the predicted contour: a small region near the drawn line passes for good, but not its Dice.
+Two contours are scored: the endocardium around the cavity, and the epicardium around cavity and muscle. A contour is
+**good** if its average perpendicular distance is below 5 mm. The challenge took means over good contours only, and
+reported their percentage; here, means over all contours come first. The distance is measured one way, from the
+predicted contour: a small region near the drawn line counts as good, but has a low Dice.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from ignite.engine import Engine
 from numpy.typing import ArrayLike, NDArray
 
-from decathlete.errors import DecathleteError, WorkError
-from decathlete.evaluation.handler import MetricsWriter, gathered, items_of
+from decathlete.errors import DecathleteError
+from decathlete.evaluation.handler import MetricsWriter, gathered, items_of, refuse_unscored
 from decathlete.evaluation.metrics import dice, iou, score
 from decathlete.evaluation.report import METRICS, Row, aligned, read_table, write_report
 from decathlete.evaluation.scoring import check_grid
@@ -32,10 +32,10 @@ NAMES = {"inner": "endocardium", "outer": "epicardium"}
 CONTOURS = "contours.csv"
 COLUMNS = ("case", "slice", "contour", "dice", "iou", "apd_mm", "area_mm2", "reference_area_mm2")
 DEFINITIONS = {
-    "apd_mm": "average over points evenly along the predicted contour of their distance to the drawn one, one way as "
-    "in the challenge, so that a small region near the drawn line passes; infinite where nothing was predicted",
+    "apd_mm": "mean distance from evenly spaced points of the predicted contour to the drawn one; one way as in the "
+    "challenge, so a small region near the drawn line scores well; infinite if nothing was predicted",
     "good": f"apd_mm below {GOOD_MM:g}",
-    "dice": "of the pixels inside the two contours, on the frame's own grid; 0 where nothing was predicted",
+    "dice": "of the pixels inside the two contours, on the frame's own grid; 0 if nothing was predicted",
 }
 
 _STEP_PX = 0.25
@@ -46,11 +46,12 @@ logger = logging.getLogger(__name__)
 def average_perpendicular_distance(contour: ArrayLike, reference: ArrayLike, spacing: Sequence[float]) -> float:
     """Mean distance in mm from points along a closed contour (N, 2) to the nearest point of another (M, 2).
 
-    Points are spread evenly, a quarter of a pixel apart, so that how densely either contour is given has no part in it.
+    Points are spread evenly, a quarter of a pixel apart, so the result does not depend on how densely contours are
+    given.
 
     Args:
-        contour: the one that is scored, in pixels; infinity comes out where it has no points.
-        reference: the drawn one, in the same pixels.
+        contour: the scored contour, in pixels; without points the result is infinite.
+        reference: the drawn contour, in the same pixels.
         spacing: mm between pixels along X and Y.
 
     Source: Radau et al., Evaluation framework for algorithms segmenting short axis cardiac MRI, MIDAS Journal (2009).
@@ -69,9 +70,9 @@ def score_contour(
     """Scores of one contour in one slice.
 
     Args:
-        pred: predicted mask (X, Y) of what the contour goes round.
+        pred: predicted mask (X, Y) inside the contour.
         label: mask of the reference.
-        drawn: the reference's points in pixels, as `read_contour` gives them; None: traced around ``label``.
+        drawn: points of the reference in pixels, as from `read_contour`; None: traced around ``label``.
         spacing: mm between pixels along X and Y.
 
     Returns:
@@ -91,7 +92,7 @@ def score_contour(
 
 
 def summarise_contours(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """Figures of each contour: ``n``, means over all and over good ones, shares of good ones and above IoU 0.75."""
+    """Results per kind of contour: ``n``, means over all and over good ones, fractions good or above IoU 0.75."""
     rows = list(rows)
     found = {}
     for name in dict.fromkeys(row["contour"] for row in rows):
@@ -113,30 +114,19 @@ def summarise_contours(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
 
 
 def contour_table(summary: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures of `summarise_contours`, a contour a line."""
-    head: tuple[str, ...] = (
-        "contour",
-        "n",
-        "Dice",
-        "lowest",
-        "APD mm",
-        "IoU > 0.75",
-        "good",
-        "Dice of good",
-        "APD of good",
-        "missed",
-    )
-    lines = [head]
+    """The results of `summarise_contours` as aligned text, a line per contour."""
+    heads = "contour,n,Dice,lowest,APD mm,IoU > 0.75,good,Dice of good,APD of good,missed"
+    lines = [tuple(heads.split(","))]
     for name, v in summary.items():
         numbers = [f"{v[k]:.3f}" for k in ("dice", "dice_lowest")] + [f"{v['apd_mm_where_predicted']:.2f}"]
-        shares = [f"{v[k]:.0%}" for k in ("share_iou_above_0.75", "share_good")]
+        percentages = [f"{v[k]:.0%}" for k in ("share_iou_above_0.75", "share_good")]
         good = [f"{v['dice_of_good']:.3f}", f"{v['apd_mm_of_good']:.2f}"]
-        lines.append((name, str(v["n"]), *numbers, *shares, *good, str(v["not_predicted"])))
+        lines.append((name, str(v["n"]), *numbers, *percentages, *good, str(v["not_predicted"])))
     return aligned(lines)
 
 
 def write_contour_rows(rows: Iterable[Row], path: str | Path) -> None:
-    """Write rows as CSV with the columns `COLUMNS`; an infinite distance as ``inf``."""
+    """Write rows as CSV with the columns `COLUMNS`; an infinite distance is ``inf``."""
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -148,7 +138,7 @@ def read_contour_rows(path: str | Path) -> list[Row]:
     """Rows of a ``contours.csv``.
 
     Raises:
-        DataError: no such file, or another table.
+        DataError: no such file, or a table with other columns.
     """
     return read_table(
         path,
@@ -160,18 +150,18 @@ def read_contour_rows(path: str | Path) -> list[Row]:
 class ContourMetricsWriter(MetricsWriter):
     """Handler that scores an evaluator's label maps against drawn contours, for ``evaluate.yaml``.
 
-    Writes ``contours.csv``, a line a contour, and ``metrics.csv`` and ``summary.json`` as `MetricsWriter`, with the
-    classes endocardium and epicardium and the challenge's figures under ``contours``. Label maps (1, X, Y, Z) hold 1
-    for the cavity and 2 for the muscle, on the frame's own grid.
+    Writes ``contours.csv`` with a line per contour, and ``metrics.csv`` and ``summary.json`` as `MetricsWriter`, with
+    the classes endocardium and epicardium, and the challenge's metrics under ``contours``. In the label maps
+    (1, X, Y, Z) on the frame's own grid, 1 is the cavity and 2 the muscle.
 
     Args:
-        data: the evaluator's cases, each with ``case_id`` and the files ``inner`` and ``outer``, None for one that was
-            not drawn; or with ``label``, a NIfTI label map whose slices are scored one by one.
+        data: the evaluator's cases, each with ``case_id`` and the files ``inner`` and ``outer`` (None: not drawn), or
+            with ``label``, a NIfTI label map whose slices are scored one by one.
         output_dir: folder of the three files.
         pred_key: key of the label map in the engine's output.
 
     Raises:
-        WorkError: at the end, after the files are written, if a case could not be scored; each is named.
+        WorkError: a case could not be scored; raised at the end, after the files are written, with a line per case.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], output_dir: str | Path, pred_key: str = "pred") -> None:
@@ -208,25 +198,26 @@ class ContourMetricsWriter(MetricsWriter):
             contours = [row for case in sorted(found) for row in found[case][0]]
             rows = [row for case in sorted(found) for row in found[case][1]]
             write_contour_rows(contours, self.output_dir / CONTOURS)
-            figures = summarise_contours(contours)
-            facts = {"contours": figures, "contour_definitions": DEFINITIONS}
+            results = summarise_contours(contours)
+            facts = {"contours": results, "contour_definitions": DEFINITIONS}
             self.summary = write_report(
                 rows, self.output_dir, failed, label_sha256=files_sha256(references.values()), **facts
             )
             engine.state.metrics.update(self.summary.metrics())
-            self.logger.info("%s\n%s", self.output_dir / CONTOURS, contour_table(figures))
-        if failed or not found:
-            said = "; ".join(failed.values()) or "no case"
-            raise WorkError(self.output_dir, "every case must be scored", f"{len(failed)} that failed: {said}")
+            self.logger.info("%s\n%s", self.output_dir / CONTOURS, contour_table(results))
+        refuse_unscored(self.output_dir, failed, len(found))
 
 
 def score_frame(
     case: str, pred: NDArray[Any], affine: NDArray[np.float64], reference: Mapping[str, Any]
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of `COLUMNS`, one a slice and contour, and rows of a report, one a class, of one label map (X, Y, Z).
+    """Score one label map (X, Y, Z).
+
+    Returns:
+        Rows with `COLUMNS`, one per slice and contour, and rows of a report, one per class.
 
     Raises:
-        DataError: a reference that cannot be read, or lies elsewhere.
+        DataError: a reference that cannot be read, or is on another grid.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     contours: list[Row] = []
@@ -240,7 +231,7 @@ def score_frame(
             if truth[:, :, z].any():
                 found = score_contour(mask[:, :, z], truth[:, :, z], points, spacing[:2])
                 contours.append({"case": case, "slice": z + 1, "contour": name, **found})
-        # a frame's surface is its outline; as a volume of one slice, all of it would be surface
+        # the surface of a frame is its outline; in a volume of one slice every voxel would be surface
         flat = mask.shape[2] == 1
         all_of_it = score(mask[:, :, 0], truth[:, :, 0], spacing[:2]) if flat else score(mask, truth, spacing)
         all_of_it["nsd_1mm"] = all_of_it.pop("nsd")
@@ -254,7 +245,7 @@ def score_frame(
 def _reference(
     case: str, kind: str, pred: NDArray[np.bool_], affine: NDArray[np.float64], reference: Mapping[str, Any]
 ) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64] | None]:
-    """Mask (X, Y, Z) of a contour that was drawn, and its points; None where it was not."""
+    """Mask (X, Y, Z) of a drawn contour, and its points; None if it was not drawn."""
     from decathlete.io.contours import CAVITY, MUSCLE, contour_mask, read_contour
     from decathlete.io.nifti import read_nifti
 
@@ -270,7 +261,7 @@ def _reference(
 
 
 def _evenly(contour: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points at even distances along a closed contour, about a quarter of a pixel apart."""
+    """Evenly spaced points along a closed contour, about a quarter of a pixel apart."""
     closed = np.vstack([contour, contour[:1]])
     along = np.concatenate([[0], np.linalg.norm(np.diff(closed, axis=0), axis=1).cumsum()])
     at = np.linspace(0, along[-1], max(3, math.ceil(along[-1] / _STEP_PX)), endpoint=False)

@@ -1,4 +1,4 @@
-"""All folds of a bundle: trained, predicted, scored on the original grid, and pooled."""
+"""Cross-validation of a bundle: all folds trained, predicted, scored on the original grid, and pooled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from decathlete.bundle import bundle_folder, config_file
 from decathlete.bundle.checkpoints import FINAL, LAST
 from decathlete.bundle.description import Bundle
 from decathlete.data.folds import NUM_FOLDS
-from decathlete.errors import ConfigError, DataError, TrainingError, UsageError
+from decathlete.errors import ConfigError, DataError, TrainingError, UsageError, listed
 from decathlete.evaluation.report import Row, Summary, read_rows, write_report
 from decathlete.evaluation.scoring import score_pairs
 from decathlete.files import atomic_write, check_output_folder, file_sha256, files_sha256, strip_nifti_suffix
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Case = dict[str, Any]
 
-STATE = "cross_validation.json"  # of each fold: settings, how far it came, seconds of training
+STATE = "cross_validation.json"  # of each fold: settings, completed stage, seconds of training
 OWN = ("fold", "output_dir", "resume", "minutes", "dataset_dir")  # overrides that this command sets itself
-HASHES = ("configs", "data")  # settings whose values say nothing to a reader
+HASHES = ("configs", "data")  # settings whose values mean nothing to a reader
 CHANGES_SHOWN = 3
 
 
@@ -44,29 +44,30 @@ def cross_validate(
 ) -> Summary:
     """Train each fold, predict its validation cases with its final weights, score them, and pool the scores.
 
-    The final weights, not the best ones: those were chosen on the cases that are scored here.
+    The final weights are used, not the best ones, since those were chosen on the cases that are scored here.
 
-    Writes into ``output``: of each fold ``fold_<n>`` with the run's files, ``predictions``, ``metrics.csv`` and
-    ``summary.json``; of all folds ``metrics.csv`` with a column ``fold``, and ``summary.json``, whose ``training_s`` is
-    the wall time of each fold's training process, start and validation included. A table goes to stdout.
-    The same command again goes on where it was cut: finished folds are kept, a training that stopped is resumed.
+    Writes into ``output``: for each fold ``fold_<n>`` with the run's files, ``predictions``, ``metrics.csv`` and
+    ``summary.json``; for all folds ``metrics.csv`` with a column ``fold``, and ``summary.json``, in which
+    ``training_s`` is the wall time of each fold's training process, including start and validation. Prints a table. An
+    interrupted cross-validation resumes with the same command: finished folds are kept, a training that stopped is
+    resumed.
 
     Args:
         bundle: a bundle's folder or name.
         folds: such as ``0-4`` or ``0,2``.
-        overrides: id of ``train.yaml`` to value; those that ``inference.yaml`` has too hold in the prediction as well.
+        overrides: id of ``train.yaml`` to value; ids that are in ``inference.yaml`` too also change the prediction.
         output: folder of the runs; default: ``runs/<bundle>``.
         minutes: wall time of each fold's training, in place of the config's epochs.
         dataset_dir: folder of the data; default: as for a training.
-        reference: CSV with the columns case, label, dice, to be compared with case by case on stdout.
-        largest_component: also score the folds' label maps with the largest component of each class alone, and say
+        reference: CSV with the columns case, label, dice; a comparison case by case is printed.
+        largest_component: also score the folds' label maps with only the largest component of each class, and print
             whether that helps; see `decathlete.evaluation.evaluate`.
 
     Returns:
-        The pooled scores; cases without a score are in ``failed`` and named on stderr.
+        The pooled scores; cases without a score are in ``failed`` and reported on stderr.
 
     Raises:
-        UsageError: unknown bundle, id or fold, or a folder that holds a run of other settings.
+        UsageError: unknown bundle, id or fold, or a folder with a run of other settings.
         DataError: no data, or a case in both parts of a fold.
         TrainingError: a training failed.
     """
@@ -75,15 +76,15 @@ def cross_validate(
     overrides = dict(overrides or {})
     for name in OWN:
         if name in overrides:
-            raise UsageError(name, "is set by cross-validate itself", f"--{name} {overrides[name]}", "Leave it out")
+            raise UsageError(name, "cross-validate sets this itself", f"--{name} {overrides[name]}", "Leave it out")
     root = Path(output or Path("runs") / folder.resolve().name)
     check_output_folder(root)
     plans = [_Fold(folder, number, root / f"fold_{number}", overrides, minutes, dataset_dir) for number in numbers]
-    for plan in plans:  # all of them before the first costs time
+    for plan in plans:  # check all of them before any work starts
         plan.check()
         if largest_component and not plan.has_label_maps:
-            raise UsageError("--largest-component", "needs references that are label maps",
-                             f"others in {folder.resolve().name}", "Leave it out")  # fmt: skip
+            raise UsageError("--largest-component", f"the references of {folder.resolve().name} are not label maps",
+                             remedy="Leave it out")  # fmt: skip
     rows: list[Row] = []
     failed: dict[str, str] = {}
     for position, plan in enumerate(plans, 1):
@@ -116,30 +117,30 @@ def cross_validate(
     if reference is not None:
         from decathlete.evaluation.comparison import compare
 
-        print(f"\nagainst {reference}\n{compare(summary.metrics_csv, reference, Bundle(folder).labels).table()}")
+        print(f"\ncompared with {reference}\n{compare(summary.metrics_csv, reference, Bundle(folder).labels).table()}")
     print(f"\n{summary.metrics_csv}\n{summary.summary_json}")
     return summary
 
 
 def fold_numbers(folds: str) -> list[int]:
-    """Numbers meant by ``0-4``, ``2`` or ``0,2-3``, rising, each once.
+    """The folds in a text such as ``0-4``, ``2`` or ``0,2-3``, sorted, each once.
 
     Raises:
-        UsageError: anything else, or a fold beyond the fifth.
+        UsageError: any other text, or a fold above 4.
     """
     numbers: set[int] = set()
     for part in str(folds).split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError("folds", "must be numbers such as 0-4 or 0,2", f"'{folds}'")
+            raise UsageError("folds", "expected numbers such as 0-4 or 0,2", f"'{folds}'")
         numbers |= set(range(int(first), int(last or first) + 1))
     if not numbers or max(numbers) >= NUM_FOLDS:
-        raise UsageError("folds", f"run from 0 to {NUM_FOLDS - 1}", f"'{folds}'")
+        raise UsageError("folds", f"expected numbers from 0 to {NUM_FOLDS - 1}", f"'{folds}'")
     return sorted(numbers)
 
 
 class _Fold:
-    """One fold: what it is made of, and how far it has come."""
+    """One fold: its data and settings, and the stage it has reached."""
 
     def __init__(
         self,
@@ -158,7 +159,7 @@ class _Fold:
         self.settings = self._settings()
 
     def _settings(self) -> dict[str, str]:
-        """What the scores depend on; a fold made with other values is never taken for this one."""
+        """Everything that the scores depend on; a fold with other settings is never reused for this one."""
         from decathlete.data import data_hash
 
         configs = sorted(config_file(self.bundle, name) for name in ("train", "inference"))
@@ -171,36 +172,34 @@ class _Fold:
         }
 
     def check(self) -> None:
-        """Refuse a folder that holds another run.
+        """Refuse a folder with another run.
 
         Raises:
-            UsageError: settings differ, a training that no cross-validation started, or weights of another one since.
+            UsageError: other settings, a training that was not started by a cross-validation, or changed weights.
         """
-        remedy = "Choose another --output, or move that folder away"
+        remedy = "Choose another --output, or move this folder away"
         state, final = self.state(), self.folder / FINAL
         there = state.get("settings")
         if there is None:
             if (self.folder / LAST).exists() or final.exists():
-                raise UsageError(
-                    self.folder, "must be free, or this cross-validation's own", "a run of another command", remedy
-                )
+                raise UsageError(self.folder, "this folder has a run of another command", remedy=remedy)
             return
         changed = [
-            f"{name} other than now"
+            f"{name} changed"
             if name in HASHES
-            else f"{name} was {_short(there.get(name))} and is {_short(self.settings.get(name))}"
+            else f"{name} was {_short(there.get(name))}, now {_short(self.settings.get(name))}"
             for name in sorted({*there, *self.settings})
             if there.get(name) != self.settings.get(name)
         ]
         if changed:
             found = "; ".join(changed[:CHANGES_SHOWN])
-            raise UsageError(self.folder, "a fold that is there must have the same settings", found, remedy)
+            raise UsageError(self.folder, "this fold was made with other settings", found, remedy)
         if (before := state.get("weights_sha256")) and final.is_file() and (now := file_sha256(final)) != before:
-            found = f"others: {now[:8]} in place of {before[:8]} (SHA-256)"
-            raise UsageError(final, "the weights of a fold are those that its own training left", found, remedy)
+            found = f"SHA-256 was {before[:8]}, now {now[:8]}"
+            raise UsageError(final, "these weights have changed since this fold was trained", found, remedy)
 
     def state(self) -> dict[str, Any]:
-        """What ``cross_validation.json`` says; empty where there is none."""
+        """Content of ``cross_validation.json``; empty if there is none."""
         try:
             content = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -212,14 +211,14 @@ class _Fold:
         return read_rows(self.folder / "metrics.csv")
 
     def failed(self) -> dict[str, str]:
-        """Message of each case of the finished fold that has no score."""
+        """Case to message for the cases of the finished fold without a score."""
         return dict(self.state().get("failed", {}))
 
     def finish(self) -> None:
         """Do what is still missing: training, prediction, scores."""
         state = self.state()
         if state.get("stage") == "done" and (self.folder / "metrics.csv").is_file() and not state.get("failed"):
-            print(f"decathlete: fold {self.number} is done already", file=sys.stderr)
+            print(f"decathlete: fold {self.number} is already finished", file=sys.stderr)
             return
         trained = state.get("stage") in ("trained", "done") and (self.folder / FINAL).is_file()
         if not trained:
@@ -235,15 +234,15 @@ class _Fold:
             command.append("--resume")
         start = time.monotonic()
         try:
-            # a process of its own: its memory is given back, and its crash is not ours
+            # in a process of its own: its memory is freed, and its crash does not end this process
             status = subprocess.run(command, check=False).returncode
         finally:
             seconds = seconds_before + time.monotonic() - start
             self._write_state("training", seconds)
         if status or not (self.folder / FINAL).is_file():
             found = f"exit status {status}" if status else f"no {FINAL} in {self.folder}"
-            remedy = "Its message stands above; the same command goes on from there"
-            raise TrainingError(f"fold {self.number}", "the training must finish", found, remedy)
+            remedy = "See its message above; the same command resumes the training"
+            raise TrainingError(f"fold {self.number}", "the training failed", found, remedy)
         self._write_state("trained", seconds)
 
     @property
@@ -252,7 +251,7 @@ class _Fold:
         return all("label" in case for case in self.validation)
 
     def pairs(self, without: Container[str] = ()) -> dict[str, tuple[Path, Path]]:
-        """Case to its label map and its reference, but for some cases."""
+        """Case to its label map and its reference, except for the cases in ``without``."""
         return {
             case["case_id"]: (
                 self.outputs.label_file(self.predictions, strip_nifti_suffix(Path(case["image"]).name)),
@@ -280,28 +279,28 @@ class _Fold:
             list(images.values()),
             self.predictions,
             [self.folder / FINAL],
-            overwrite="others",  # what an earlier training of this fold left is no prediction of this one
+            overwrite="others",  # predictions of an earlier training of this fold do not count
             overrides=self._prediction_overrides(),
         )
         failed = {case: report.failed[image] for case, image in images.items() if image in report.failed}
         rows, faults = score_pairs(self.pairs(failed), self.labels, f"evaluate fold {self.number}", self.scored)
         failed |= faults
         if not rows:
-            found = "; ".join(failed.values()) or "no case"
-            raise DataError(self.predictions, "at least one case must be scored", found)
+            raise DataError(self.predictions, "no case could be scored", remedy=" ".join(failed.values()))
         write_report(rows, self.folder, failed, fold=self.number, training_s=seconds)
         self._write_state("done", seconds, failed=failed)
 
     def _score_by_config(self) -> None:
-        """Scores by the bundle's own ``evaluate.yaml``, for references that are no label maps, such as contours."""
+        """Score with the bundle's own ``evaluate.yaml``, for references that are not label maps, such as contours."""
         seconds = self.state().get("training_s")
         done = subprocess.run(self._command("evaluating"), check=False).returncode
         if done or not (self.folder / "metrics.csv").is_file():
-            raise DataError(self.folder, "the fold must be scored", f"exit status {done}", "Its message stands above")
+            found = f"exit status {done}" if done else "no metrics.csv"
+            raise DataError(self.folder, "scoring this fold failed", found, "See its message above")
         self._write_state("done", seconds, failed={})
 
     def _command(self, run_id: str) -> list[str]:
-        """The run of this fold as a command."""
+        """Command line of a run of this fold."""
         command = [sys.executable, "-m", "decathlete.cli", "run", run_id, "--config", str(self.bundle)]
         command += [f"--fold={self.number}", f"--output_dir={self.folder}"]
         if self.dataset_dir is not None:
@@ -309,13 +308,13 @@ class _Fold:
         return command + [f"--{name}={_as_word(value)}" for name, value in self.overrides.items()]
 
     def _prediction_overrides(self) -> dict[str, Any]:
-        """Overrides that mean something in ``inference.yaml`` too, such as the network's."""
+        """Overrides of ids that ``inference.yaml`` has too, such as those of the network."""
         from decathlete.bundle.configs import load
         from decathlete.bundle.overrides import check_overrides
 
         config, shared = load(self.bundle, "inference"), {}
         for name, value in self.overrides.items():
-            with contextlib.suppress(ConfigError):  # an id of the training alone
+            with contextlib.suppress(ConfigError):  # an id of the training only
                 check_overrides(config.config, {name: value})
                 shared[name] = value
         return shared
@@ -331,7 +330,7 @@ class _Fold:
 def _cases(
     bundle: Path, fold: int, overrides: Mapping[str, Any], dataset_dir: str | Path | None
 ) -> tuple[Path | None, list[Case], list[Case]]:
-    """Data folder, training and validation cases, from the very ids that the training uses."""
+    """Data folder, training cases and validation cases, from the same ids that the training uses."""
     from decathlete.bundle.configs import load
     from decathlete.data.folders import data_folder
 
@@ -345,29 +344,27 @@ def _cases(
     parts = []
     for name in ("train::dataset::data", "validate::dataset::data"):
         if name not in parser:
-            raise ConfigError(file, f"cross-validation needs '{name}'", "no such id")
+            raise ConfigError(file, f"no '{name}', which cross-validation needs", remedy="Add it to the config")
         parts.append([dict(case) for case in parser.get_parsed_content(name)])
     train, validation = parts
     for case in validation:
         if not {"case_id", "image"} <= case.keys() or not _references(case):
-            raise ConfigError(f"{file}, validate::dataset::data", "a case has case_id, image and label", f"{case}")
+            rule = "expected cases with case_id, image and label"
+            raise ConfigError(f"{file}, validate::dataset::data", rule, f"{case}")
     both = sorted({case["case_id"] for case in train} & {case["case_id"] for case in validation})
     if both:
-        raise DataError(
-            f"{file}, fold {fold}",
-            "no case may be trained on and validated on",
-            f"{len(both)} in both: {', '.join(both[:5])}",
-        )
+        rule = f"{len(both)} cases are in both the training and the validation data"
+        raise DataError(f"{file}, fold {fold}", rule, listed(both), "Remove them from one of the two")
     return data, train, validation
 
 
 def _references(case: Case) -> list[Path]:
-    """Files of what a case is scored against: a label map, or contours."""
+    """Reference files of a case: a label map, or contours."""
     return [Path(case[key]) for key in ("label", "inner", "outer") if case.get(key)]
 
 
 def _as_word(value: Any) -> str:
-    """Value as the command line reads it back."""
+    """The value as text that the command line reads back."""
     value = inert(value, expressions=True)
     return value if isinstance(value, str) and value.startswith(SPECIAL) else json.dumps(value, default=str)
 

@@ -1,4 +1,4 @@
-"""Scores of an evaluator's own predictions, for ``evaluate.yaml``."""
+"""Scores of the predictions of a MONAI evaluator, for ``evaluate.yaml``."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from decathlete.files import files_sha256, strip_nifti_suffix
 
 
 class MetricsWriter:
-    """Handler that writes ``metrics.csv`` and ``summary.json`` as `evaluate` does, when a run is completed.
+    """Handler that writes ``metrics.csv`` and ``summary.json`` as `evaluate` does, at the end of a run.
 
     The mean Dice and that of each class are then among the engine's metrics.
 
-    Attach it to an evaluator whose postprocessing leaves the label map on the scan's own grid under ``pred_key``,
-    shape (1, X, Y, Z) or (X, Y, Z). References are read from their files: one that went through the network's chain may
-    lie on another grid. Each item names its reference under ``label_key``: a path that no transform loaded, or an image
-    loaded by MONAI, whose ``filename_or_obj`` is taken.
+    Attach it to an evaluator whose postprocessing puts the label map on the scan's own grid under ``pred_key``, shape
+    (1, X, Y, Z) or (X, Y, Z). References are read from their files, since those that went through the preprocessing may
+    be on another grid. Each item names its reference under ``label_key``: a path, or an image loaded by MONAI, whose
+    ``filename_or_obj`` is used.
 
     Args:
         labels: classes as name to value (or value to name); background may be among them.
         output_dir: folder of the two files.
         pred_key: key of the label map in the engine's output.
         label_key: key of the reference in the engine's output or batch.
-        regions: name to the classes that it is made of, by name or value; scored in place of the classes.
+        regions: name to the classes of the region, by name or value; scored in place of the classes.
         ignore: values of a reference whose voxels are left out.
 
     Attributes:
-        summary: the scores, once the run is completed.
+        summary: the scores, after the run.
 
     Raises:
-        WorkError: at the end, after the files are written, if a case could not be scored; each is named.
+        WorkError: a case could not be scored; raised at the end, after the files are written, with a line per case.
     """
 
     def __init__(
@@ -89,9 +89,10 @@ class MetricsWriter:
         from decathlete.io.nifti import read_nifti
 
         if not isinstance(pred, (torch.Tensor, np.ndarray)):
-            raise DataError(case, f"the engine's output must hold a label map under '{self.pred_key}'", f"{type(pred)}")
+            found = f"under '{self.pred_key}': {type(pred).__name__}"
+            raise DataError(case, "no label map in the evaluator's output", found, "Set pred_key of the handler")
         truth = read_nifti(reference, kind="label", allowed_labels={0, *self.labels, *self.scored.ignore})
-        affine = np.asarray(getattr(pred, "affine", truth.affine), dtype=np.float64)  # a plain tensor knows none
+        affine = np.asarray(getattr(pred, "affine", truth.affine), dtype=np.float64)  # a plain tensor has none
         values = pred.detach().cpu().numpy() if isinstance(pred, torch.Tensor) else pred
         if values.ndim == truth.array.ndim + 1 and len(values) == 1:
             values = values[0]
@@ -111,32 +112,44 @@ class MetricsWriter:
             )
             engine.state.metrics.update(self.summary.metrics())
             self.logger.info("%s\n%s", self.summary.metrics_csv, self.summary.table())
-        if failed or not rows:
-            found = "; ".join(failed.values()) or "no case"
-            raise WorkError(self.output_dir, "every case must be scored", f"{len(failed)} that failed: {found}")
+        refuse_unscored(self.output_dir, failed, len(rows))
+
+
+def refuse_unscored(output_dir: Path, failed: Mapping[str, str], scored: int) -> None:
+    """End a run in which cases could not be scored.
+
+    Raises:
+        WorkError: there are such cases, or there is no case at all.
+    """
+    if failed:
+        rule = f"{len(failed)} of {len(failed) + scored} cases could not be scored"
+        raise WorkError(output_dir, rule, remedy=" ".join(failed.values()))
+    if not scored:
+        raise WorkError(output_dir, "no case to score", remedy="Check the data of the evaluator")
 
 
 def items_of(values: Any) -> list[dict[str, Any]]:
-    """An engine's batch or output as a list of items, as MONAI's decollation leaves them."""
+    """An engine's batch or output as a list of items, as after MONAI's decollation."""
     if isinstance(values, Mapping):
-        raise DataError("evaluator", "items must be decollated (MONAI's default) for MetricsWriter", "a batch")
+        raise DataError("evaluator", "MetricsWriter needs single items", "this is a batch", "Set decollate: true")
     return [dict(v) for v in values] if isinstance(values, (list, tuple)) else []
 
 
 def _path_of(label: Any, key: str) -> Path:
-    """File of a reference: the path itself, or what MONAI noted when it loaded the image."""
+    """File of a reference: the path itself, or the one in the metadata of an image loaded by MONAI."""
     if isinstance(label, (str, os.PathLike)):
         return Path(label)
     name = getattr(label, "meta", {}).get("filename_or_obj")
     if isinstance(name, (list, tuple)):
         name = name[0] if name else None
     if not name:
-        raise DataError("evaluator", f"each item must name its reference under '{key}'", f"{type(label).__name__}")
+        found = f"under '{key}': {type(label).__name__}"
+        raise DataError("evaluator", "an item without the file of its reference", found, "Set label_key of the handler")
     return Path(name)
 
 
 def gathered(found: tuple[dict, dict, dict]) -> tuple[dict, dict, dict]:
-    """What all processes found, each case once: samplers repeat cases to give every process as many."""
+    """The results of all processes, each case once: samplers repeat cases so that all processes get equally many."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return found
     parts: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""The left ventricle over a heartbeat: cavity volume by phase, ejection fraction, muscle mass."""
+"""Function of the left ventricle: cavity volume over a heartbeat, ejection fraction, muscle mass."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from decathlete.files import atomic_write
 
 MUSCLE_G_PER_ML = 1.05
 SAME_SLICE_MM = 0.5
-UNEVEN = 0.02  # of the slices' distance
+UNEVEN = 0.02  # fraction of the distance between slices
 
 
 @dataclass(frozen=True)
 class FrameArea:
-    """What lies inside the contours of one frame.
+    """Areas inside the contours of one frame.
 
     Attributes:
-        name: of the frame, for messages.
-        height_mm: place of the slice along the normal of all slices.
-        time_ms: after the R wave.
-        cavity_mm2: area inside the inner contour; nan where nobody drew it.
-        muscle_mm2: area between the contours; nan where one of the two is missing.
+        name: name of the frame, for messages.
+        height_mm: position of the slice along the normal of all slices.
+        time_ms: time after the R wave.
+        cavity_mm2: area inside the inner contour; NaN if it was not drawn.
+        muscle_mm2: area between the contours; NaN if one of the two is missing.
     """
 
     name: str
@@ -43,14 +43,14 @@ class FrameArea:
 
 @dataclass(frozen=True)
 class HeartFunction:
-    """Volumes of a heartbeat.
+    """Volumes over a heartbeat.
 
     Attributes:
-        time_ms: of each phase after the R wave, mean over its slices, (phases,).
-        cavity_ml: volume of the cavity, (phases,); nan for a phase of which no frame was drawn.
-        muscle_ml: likewise of the muscle.
+        time_ms: time of each phase after the R wave, mean over its slices, (phases,).
+        cavity_ml: volume of the cavity, (phases,); NaN for a phase without a drawn frame.
+        muscle_ml: volume of the muscle, likewise.
         slices: number of slices.
-        distance_mm: from slice to slice.
+        distance_mm: distance between slices.
     """
 
     time_ms: NDArray[np.float64]
@@ -69,10 +69,10 @@ class HeartFunction:
         """Phase of the smallest cavity, from 0."""
         return int(np.nanargmin(self.cavity_ml))
 
-    def figures(self) -> dict[str, Any]:
-        """``edv_ml``, ``esv_ml``, ``ejection_fraction``, ``muscle_g`` and what they were taken from.
+    def metrics(self) -> dict[str, Any]:
+        """``edv_ml``, ``esv_ml``, ``ejection_fraction``, ``muscle_g``, and the phases and slices behind them.
 
-        The mass is that of the muscle at end-diastole; None where it was not drawn.
+        The mass is that of the muscle at end-diastole; None if it was not drawn.
         """
         large, small = (float(self.cavity_ml[n]) for n in (self.end_diastole, self.end_systole))
         muscle = float(self.muscle_ml[self.end_diastole])
@@ -89,49 +89,51 @@ class HeartFunction:
         }
 
     def __str__(self) -> str:
-        f = self.figures()
-        share = "-" if f["ejection_fraction"] is None else f"{f['ejection_fraction']:.0%}"
-        mass = "" if f["muscle_g"] is None else f", muscle {f['muscle_g']:.0f} g"
+        m = self.metrics()
+        fraction = "-" if m["ejection_fraction"] is None else f"{m['ejection_fraction']:.0%}"
+        mass = "" if m["muscle_g"] is None else f", muscle {m['muscle_g']:.0f} g"
         return (
-            f"end-diastole {f['edv_ml']:.0f} ml (phase {f['end_diastole_phase']}), end-systole {f['esv_ml']:.0f} ml "
-            f"(phase {f['end_systole_phase']}), ejection fraction {share}{mass}"
+            f"end-diastole {m['edv_ml']:.0f} ml (phase {m['end_diastole_phase']}), end-systole {m['esv_ml']:.0f} ml "
+            f"(phase {m['end_systole_phase']}), ejection fraction {fraction}{mass}"
         )
 
 
 def heart_function(frames: Iterable[FrameArea], where: str | Path = "frames") -> HeartFunction:
-    """Volumes by phase: areas of the phase's frames summed over the slices, times the true distance of the slices.
+    """Volumes by phase: the areas of a phase summed over the slices, times the measured distance between slices.
 
-    Frames at one height are a slice; its frames by time are the phases. Every slice must have all phases: a missing one
-    would pass for a smaller heart.
+    Frames at the same height are a slice; sorted by time, they are the phases. Every slice must have all phases: with a
+    missing frame, the heart would seem smaller.
 
     Args:
         frames: areas, in any order.
-        where: what an error names.
+        where: the start of error messages.
 
     Raises:
-        GeometryError: fewer than two slices, or distances between them that differ.
+        GeometryError: fewer than two slices, or unequal distances between them.
         DataError: a slice with fewer or more frames than the others, only one phase, or no cavity in any frame.
     """
     slices = _slices(frames)
     heights = np.array([np.mean([f.height_mm for f in frames]) for frames in slices])
     steps = np.diff(heights)
     if len(slices) < 2:
-        raise GeometryError(where, "a volume is summed over two slices or more", f"{len(slices)}")
+        raise GeometryError(where, "expected two or more slices", f"{len(slices)}", "Pass all frames of the patient")
     if np.ptp(steps) > UNEVEN * steps.mean() + 0.01:
-        raise GeometryError(where, "distances between slices are equal", f"{steps.min():.4g} to {steps.max():.4g} mm",
+        raise GeometryError(where, "the distances between slices differ", f"{steps.min():.4g} to {steps.max():.4g} mm",
                             "Add the missing slices")  # fmt: skip
     counts = [len(frames) for frames in slices]
     if min(counts) < max(counts) or max(counts) < 2:
         few = slices[int(np.argmin(counts))]
-        found = f"{min(counts)} in that of {few[0].name}" + (f", {max(counts)} in another" if max(counts) > 1 else "")
-        raise DataError(where, "every slice has the same phases of the heartbeat, two or more", found,
-                        "Give all frames of the patient")  # fmt: skip
+        found = f"{min(counts)} in the slice of {few[0].name}" + (
+            f", {max(counts)} in another" if max(counts) > 1 else ""
+        )
+        raise DataError(where, "expected two or more phases of the heartbeat, the same number in every slice", found,
+                        "Pass all frames of the patient")  # fmt: skip
     cavity, muscle, times = (
         np.array([[getattr(f, name) for f in frames] for frames in slices])  # (slices, phases)
         for name in ("cavity_mm2", "muscle_mm2", "time_ms")
     )
     if not np.nansum(cavity) > 0:
-        raise DataError(where, "some frame shows a cavity", "none")
+        raise DataError(where, "no frame shows a cavity")
     distance = float(steps.mean())
     return HeartFunction(
         times.mean(axis=0), _sum(cavity) * distance / 1000, _sum(muscle) * distance / 1000, len(slices), distance
@@ -139,17 +141,17 @@ def heart_function(frames: Iterable[FrameArea], where: str | Path = "frames") ->
 
 
 def frame_area(path: str | Path, label: NDArray[Any] | None = None, **masks: NDArray[np.bool_] | None) -> FrameArea:
-    """Areas in a DICOM frame, from a label map (X, Y) of 1 cavity and 2 muscle, or from ``inner`` and ``outer`` masks.
+    """Areas in a DICOM frame, from a label map (X, Y) with 1 cavity and 2 muscle, or masks ``inner`` and ``outer``.
 
     Raises:
-        DataError: the frame cannot be read, or does not state its position or TriggerTime.
+        DataError: the frame cannot be read, or its position or TriggerTime is missing.
     """
     from decathlete.io.dicom import frame_geometry, read_dicom_header
 
     header = read_dicom_header(path)
     for tag in ("ImagePositionPatient", "ImageOrientationPatient", "TriggerTime"):
         if header.get(tag) in (None, ""):
-            raise DataError(path, f"a frame of a heartbeat states {tag}", "none")
+            raise DataError(path, f"no {tag} in this frame", remedy="Export the frames with this DICOM attribute")
     affine, spacing = frame_geometry(header, path)
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     height = float(affine[:3, 3] @ normal / np.linalg.norm(normal))
@@ -163,7 +165,7 @@ def frame_area(path: str | Path, label: NDArray[Any] | None = None, **masks: NDA
 
 
 def drawn_areas(frames: Iterable[Any]) -> list[FrameArea]:
-    """Areas of a patient's drawn contours; ``frames`` as `decathlete.data.index_sunnybrook` gives them."""
+    """Areas of a patient's drawn contours; ``frames`` as from `decathlete.data.index_sunnybrook`."""
     from decathlete.io.contours import contour_mask, read_contour
     from decathlete.io.dicom import read_dicom_header
 
@@ -181,26 +183,26 @@ def drawn_areas(frames: Iterable[Any]) -> list[FrameArea]:
 def write_heart_function(
     found: HeartFunction, folder: str | Path, drawn: HeartFunction | None = None, title: str = ""
 ) -> list[Path]:
-    """Write ``heart_function.csv``, ``.json`` and ``.png`` (table, figures, curve) and return their paths.
+    """Write ``heart_function.csv``, ``.json`` and ``.png`` (table, metrics, chart) and return their paths.
 
     Args:
         found: the volumes.
-        folder: where the files go.
-        drawn: volumes of drawn contours, shown as points beside the curve and as further columns.
-        title: of the picture.
+        folder: folder of the files.
+        drawn: volumes of drawn contours, shown as points in the chart and as another column.
+        title: title of the chart.
     """
-    table, figures, picture = (Path(folder) / f"heart_function.{end}" for end in ("csv", "json", "png"))
+    table, metrics, picture = (Path(folder) / f"heart_function.{end}" for end in ("csv", "json", "png"))
     with atomic_write(table) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["phase", "time_ms", "cavity_ml", "muscle_ml"] + (["drawn_cavity_ml"] if drawn else []))
         for n, row in enumerate(zip(found.time_ms, found.cavity_ml, found.muscle_ml, strict=True)):
             values = [*row, *([drawn.cavity_ml[n]] if drawn else [])]
             writer.writerow([n + 1, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
-    content = found.figures() | ({"drawn": drawn.figures()} if drawn else {})
-    with atomic_write(figures) as part:
+    content = found.metrics() | ({"drawn": drawn.metrics()} if drawn else {})
+    with atomic_write(metrics) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _draw(found, drawn, title, picture)
-    return [table, figures, picture]
+    return [table, metrics, picture]
 
 
 def _draw(found: HeartFunction, drawn: HeartFunction | None, title: str, path: Path) -> None:
@@ -223,7 +225,7 @@ def _draw(found: HeartFunction, drawn: HeartFunction | None, title: str, path: P
 
 
 def _slices(frames: Iterable[FrameArea]) -> list[list[FrameArea]]:
-    """Frames by slice, from the lowest, each slice's by time."""
+    """Frames by slice, from the lowest slice on, each slice sorted by time."""
     slices: list[list[FrameArea]] = []
     for frame in sorted(frames, key=lambda f: f.height_mm):
         if slices and frame.height_mm - slices[-1][-1].height_mm < SAME_SLICE_MM:
@@ -234,13 +236,13 @@ def _slices(frames: Iterable[FrameArea]) -> list[list[FrameArea]]:
 
 
 def _sum(areas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum over the slices that were drawn; nan for a phase without any."""
+    """Sum over the slices that were drawn; NaN for a phase without any."""
     total = np.nansum(areas, axis=0)
     return np.where(np.isnan(areas).all(axis=0), np.nan, total)
 
 
 def groups_of(frames: Sequence[Path]) -> dict[Path, list[Path]]:
-    """Frames by the folder that they lie in."""
+    """Frames by folder."""
     found: dict[Path, list[Path]] = defaultdict(list)
     for frame in frames:
         found[frame.parent].append(frame)

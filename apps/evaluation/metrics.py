@@ -1,14 +1,14 @@
 """Overlap, surface distance and volume of masks on one grid, in float64.
 
-**Surface.** A mask's surface is the set of its voxels that touch the outside through a face; what lies beyond the array
-counts as outside, so the result does not depend on how tightly an image was cropped. This is the surface of MONAI's
-`get_mask_edges`, of SimpleITK's `LabelContour` and of `mask & ~binary_erosion(mask)` in SciPy. A distance runs from a
-voxel's centre to the nearest centre of the other surface, in mm.
+**Surface.** The surface of a mask is the set of its voxels with a face neighbour outside. Everything beyond the array
+is outside, so the result does not depend on how tightly an image was cropped. This is the surface of MONAI's
+`get_mask_edges`, of SimpleITK's `LabelContour` and of `mask & ~binary_erosion(mask)` in SciPy. Distances are measured
+from a voxel's centre to the nearest centre of the other surface, in mm.
 
-**Surface elements.** ``nsd(..., elements=True)`` scores the surface as DeepMind's `surface-distance` and with it the
-Medical Segmentation Decathlon's own evaluator do: between voxel centres, each element weighted by its area.
+**Surface elements.** ``nsd(..., elements=True)`` scores the surface as DeepMind's `surface-distance` does, and with it
+the evaluator of the Medical Segmentation Decathlon: between voxel centres, each element weighted by its area.
 
-**Empty masks.** Both empty: nan, the case is missing for this class. One empty: Dice, IoU and NSD 0, HD95 inf.
+**Empty masks.** Both empty: NaN, the case is missing for this class. One empty: Dice, IoU and NSD 0, HD95 inf.
 """
 
 from __future__ import annotations
@@ -22,59 +22,59 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from decathlete.errors import DataError, GeometryError
+from decathlete.errors import DataError, GeometryError, shape_text
 
 Mask = NDArray[np.bool_]
 
-# Spacings come from float32 headers: ten voxels of 0.1 mm measure 1.0000000149 mm and are meant to lie within 1 mm.
+# Spacings come from float32 headers: ten voxels of 0.1 mm measure 1.0000000149 mm, and should count as within 1 mm.
 TOLERANCE_SLACK_MM = 1e-6
 
 
 def dice(pred: Mask, label: Mask) -> float:
-    """Twice the overlap over the sum of the two sizes, 0 to 1; nan if both masks are empty."""
+    """Twice the overlap divided by the sum of the two sizes, 0 to 1; NaN if both masks are empty."""
     pred, label = _checked(pred, label)
     total = np.count_nonzero(pred) + np.count_nonzero(label)
     return 2 * np.count_nonzero(pred & label) / total if total else np.nan
 
 
 def iou(pred: Mask, label: Mask) -> float:
-    """Overlap over union, 0 to 1; nan if both masks are empty."""
+    """Overlap divided by union, 0 to 1; NaN if both masks are empty."""
     pred, label = _checked(pred, label)
     union = np.count_nonzero(pred | label)
     return np.count_nonzero(pred & label) / union if union else np.nan
 
 
 def pooled_soft_dice(pairs: Iterable[tuple[NDArray, Mask]]) -> float:
-    """One Dice over the voxels of all cases together, of probabilities as they are: 2 sum(p y) / (sum p + sum y).
+    """One Dice of probabilities over the voxels of all cases together: 2 sum(p y) / (sum p + sum y).
 
-    Some projects report this figure. **It must not be compared with a mean of** :func:`dice` **over cases**, the
-    decathlon's: here a case weighs as much as its structure is large, so that one large tumour found well carries
-    many small ones that were missed, and a false alarm in an empty case costs next to nothing. Which cases are
-    pooled, and on which grid, changes it too.
+    Some projects report this metric. **It must not be compared with a mean of** :func:`dice` **over cases**, as in the
+    decathlon: here the weight of a case is the size of its structure. One large tumour that is found well outweighs
+    many small ones that are missed, and a false positive in an empty case costs almost nothing. The result also depends
+    on which cases are pooled, and on which grid.
 
     Args:
-        pairs: probabilities in 0 .. 1 and reference mask of one class in each case, both of one shape. They are taken
-            one after the other and not kept, so a generator needs the memory of one case. Masks in place of
-            probabilities give the pooled Dice of hard predictions.
+        pairs: probabilities in 0 .. 1 and reference mask of one class in each case, both with the same shape. They are
+            read one by one and not kept, so a generator needs the memory of one case. With masks in place of
+            probabilities, the result is the pooled Dice of hard predictions.
 
     Returns:
-        0 to 1; nan if there is no case, or nothing in any.
+        0 to 1; NaN without cases, or if nothing is predicted and labelled in any case.
 
     Raises:
         GeometryError: a pair whose shapes differ.
         DataError: values outside 0 .. 1, such as logits.
     """
     overlap = total = 0.0
-    for share, label in pairs:
-        share, label = np.asarray(share), np.asarray(label, dtype=bool)
-        if share.shape != label.shape:
-            raise GeometryError("metrics", "probabilities and mask must have one shape",
-                                f"{share.shape} against {label.shape}")  # fmt: skip
-        if share.size and not (share.min() >= 0 and share.max() <= 1 + 1e-5):  # nan fails too
-            raise DataError("metrics", "probabilities lie in 0 .. 1", f"{share.min():g} to {share.max():g}",
+    for probability, label in pairs:
+        p, label = np.asarray(probability), np.asarray(label, dtype=bool)
+        if p.shape != label.shape:
+            found = f"{shape_text(p.shape)} and {shape_text(label.shape)}"
+            raise GeometryError("metrics", "probabilities and mask have different shapes", found)
+        if p.size and not (p.min() >= 0 and p.max() <= 1 + 1e-5):  # NaN fails too
+            raise DataError("metrics", "expected probabilities from 0 to 1", f"{p.min():g} to {p.max():g}",
                             "Take the softmax or sigmoid of logits")  # fmt: skip
-        overlap += float(share[label].sum(dtype=np.float64))
-        total += float(share.sum(dtype=np.float64)) + np.count_nonzero(label)
+        overlap += float(p[label].sum(dtype=np.float64))
+        total += float(p.sum(dtype=np.float64)) + np.count_nonzero(label)
     return 2 * overlap / total if total else np.nan
 
 
@@ -86,18 +86,18 @@ def volume_ml(mask: Mask, spacing: Sequence[float]) -> float:
 def nsd(
     pred: Mask, label: Mask, spacing: Sequence[float], tolerance_mm: float = 1.0, *, elements: bool = False
 ) -> float:
-    """Normalized surface Dice: share of both surfaces that lies within a tolerance of the other one, 0 to 1.
+    """Normalized surface Dice: fraction of both surfaces that is within a tolerance of the other one, 0 to 1.
 
     Args:
         pred: boolean mask, shape (X, Y, Z) or (X, Y).
         label: boolean mask of the same shape.
         spacing: voxel edge lengths in mm, one per array axis.
-        tolerance_mm: distance that still counts as agreement, the distance itself included.
+        tolerance_mm: largest distance that counts as agreement.
         elements: score surface elements by area, as DeepMind's `surface-distance` and the decathlon's evaluator do;
             the default counts surface voxels, as MONAI and the Metrics Reloaded paper do.
 
     Returns:
-        Share of the surfaces; nan if both masks are empty, 0.0 if exactly one is.
+        Fraction of the surfaces; NaN if both masks are empty, 0.0 if exactly one is.
 
     Raises:
         GeometryError: the masks differ in shape, or the spacing does not fit them.
@@ -106,14 +106,15 @@ def nsd(
     """
     if elements:
         return _nsd_of_elements(pred, label, spacing, tolerance_mm)
-    return _share_within(*surface_distances(pred, label, spacing), tolerance_mm)
+    return _fraction_within(*surface_distances(pred, label, spacing), tolerance_mm)
 
 
 def hd95(pred: Mask, label: Mask, spacing: Sequence[float]) -> float:
     """Robust Hausdorff distance in mm: the larger of the two directed 95th percentiles, linearly interpolated.
 
-    It is MONAI's `compute_hausdorff_distance(percentile=95)` with spacing; percentile 100 is SimpleITK's Hausdorff
-    distance of the surfaces. Arguments and errors as in :func:`nsd`; nan if both masks are empty, inf if one is.
+    The same as MONAI's `compute_hausdorff_distance(percentile=95)` with spacing; with percentile 100 it would be
+    SimpleITK's Hausdorff distance of the surfaces. Arguments and errors as in :func:`nsd`; NaN if both masks are empty,
+    inf if one is.
     """
     return _percentile(*surface_distances(pred, label, spacing), 95)
 
@@ -123,20 +124,20 @@ def surface_distances(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distances in mm from each surface voxel of ``pred`` to the surface of ``label``, and the other way round.
 
-    Where the other mask is empty every distance is inf; where a mask itself is empty its array has length 0.
+    If the other mask is empty, every distance is inf; if a mask itself is empty, its array has length 0.
     """
     pred, label = _checked(pred, label)
     scale = _checked_spacing(spacing, pred.ndim)
     box = _bounding_box(pred | label)
     if box is None:
         return np.empty(0), np.empty(0)
-    # the union's box is enough: beyond it both masks are outside, which is how the border is read anyway
+    # the box around both masks is enough: beyond it everything is outside, as beyond the array
     pred_points, label_points = _surface_voxels(pred[box]), _surface_voxels(label[box])
     return _nearest_mm(pred_points, label_points, scale), _nearest_mm(label_points, pred_points, scale)
 
 
 def score(pred: Mask, label: Mask, spacing: Sequence[float], tolerance_mm: float = 1.0) -> dict[str, float]:
-    """All metrics of one class in one case, with the surfaces measured once.
+    """All metrics of one class in one case; surfaces are measured only once.
 
     Returns:
         ``dice``, ``iou``, ``nsd``, ``hd95_mm``, ``volume_ml``, ``reference_volume_ml``.
@@ -151,12 +152,12 @@ def score(pred: Mask, label: Mask, spacing: Sequence[float], tolerance_mm: float
     return {
         "dice": dice(pred, label),
         "iou": iou(pred, label),
-        "nsd": _share_within(*distances, tolerance_mm),
+        "nsd": _fraction_within(*distances, tolerance_mm),
         "hd95_mm": _percentile(*distances, 95),
     } | volumes
 
 
-def _share_within(there: NDArray[np.float64], back: NDArray[np.float64], tolerance_mm: float) -> float:
+def _fraction_within(there: NDArray[np.float64], back: NDArray[np.float64], tolerance_mm: float) -> float:
     total = there.size + back.size
     limit = tolerance_mm + TOLERANCE_SLACK_MM
     return (np.count_nonzero(there <= limit) + np.count_nonzero(back <= limit)) / total if total else np.nan
@@ -173,16 +174,16 @@ def _percentile(there: NDArray[np.float64], back: NDArray[np.float64], percent: 
 def _checked(pred: Mask, label: Mask) -> tuple[Mask, Mask]:
     pred, label = np.asarray(pred, dtype=bool), np.asarray(label, dtype=bool)
     if pred.shape != label.shape:
-        raise GeometryError("metrics", "both masks must have one shape", f"{pred.shape} against {label.shape}")
+        found = f"{shape_text(pred.shape)} and {shape_text(label.shape)}"
+        raise GeometryError("metrics", "the masks have different shapes", found)
     return pred, label
 
 
 def _checked_spacing(spacing: Sequence[float], dimensions: int) -> NDArray[np.float64]:
     scale = np.asarray(spacing, dtype=np.float64)
     if scale.shape != (dimensions,) or not np.isfinite(scale).all() or (scale <= 0).any():
-        raise GeometryError(
-            "metrics", f"spacing must be {dimensions} positive numbers in mm, one per array axis", f"{list(scale)}"
-        )
+        rule = f"expected a spacing of {dimensions} positive numbers in mm, one per array axis"
+        raise GeometryError("metrics", rule, ", ".join(f"{edge:g}" for edge in scale.ravel()) or "none")
     return scale
 
 
@@ -199,7 +200,7 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...] | None:
 
 def _surface_voxels(mask: Mask) -> NDArray[np.int64]:
     """Indices of the voxels with a face neighbour outside the mask, shape (N, dimensions)."""
-    return np.argwhere(mask & ~binary_erosion(mask))  # erosion reads what lies beyond the array as outside
+    return np.argwhere(mask & ~binary_erosion(mask))  # for erosion, everything beyond the array is outside
 
 
 def _nearest_mm(
@@ -211,7 +212,7 @@ def _nearest_mm(
     # On a regular grid, balancing the tree costs more than it saves.
     tree = KDTree(others * scale, balanced_tree=False, compact_nodes=False)
     _, nearest = tree.query(points * scale)
-    # again from whole voxels: 1.2 - 0.2 is not 1.0 in floating point, (12 - 2) * 0.1 is
+    # from voxel indices: in floating point 1.2 - 0.2 is not 1.0, but (12 - 2) * 0.1 is
     steps = (points - others[nearest]) * scale
     return np.sqrt(np.einsum("ij,ij->i", steps, steps))
 
@@ -229,7 +230,7 @@ def _nsd_of_elements(pred: Mask, label: Mask, spacing: Sequence[float], toleranc
 
 
 def _surface_elements(mask: Mask, spacing: tuple[float, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Elements of the surface between voxel centres: index of each, shape (N, dimensions), and its area in mm²."""
+    """Elements of the surface between voxel centres: their indices, shape (N, dimensions), and areas in mm²."""
     padded = np.pad(mask, 1)
     corners = list(product((0, 1), repeat=mask.ndim))
     code = np.zeros([n - 1 for n in padded.shape], dtype=np.uint8)
@@ -242,7 +243,7 @@ def _surface_elements(mask: Mask, spacing: tuple[float, ...]) -> tuple[NDArray[n
 
 @lru_cache(maxsize=32)
 def _area_table(spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Area (length in 2D) of the element for each pattern of corner voxels, from MONAI, whose table is DeepMind's."""
+    """Area (in 2D: length) of the element for each pattern of corner voxels, from MONAI's copy of DeepMind's table."""
     from monai.metrics.utils import get_code_to_measure_table
 
     table, _ = get_code_to_measure_table(spacing)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete.bundle.labels import Scored
-from decathlete.errors import DecathleteError, GeometryError
+from decathlete.errors import DecathleteError, GeometryError, shape_text
 from decathlete.evaluation.report import Row, score_case
 from decathlete.progress import ProgressBar
 
@@ -23,12 +23,12 @@ def score_pairs(
     desc: str = "evaluate",
     scored: Scored | None = None,
 ) -> tuple[list[Row], dict[str, str]]:
-    """Rows of all cases that can be scored, and the message of each that cannot; a progress bar on stderr.
+    """Rows of all cases that can be scored, and a message for each that cannot, with a progress bar on stderr.
 
     Args:
         pairs: case to its prediction and its reference.
         labels: value to name of the classes.
-        desc: what the progress bar calls the work.
+        desc: text of the progress bar.
         scored: regions in place of the classes, and ignored values.
     """
     rows: list[Row] = []
@@ -47,8 +47,8 @@ def score_files(
     """Rows of one case from its two files.
 
     Raises:
-        DataError: a file is damaged or holds values that are no class.
-        GeometryError: the two are not on one grid.
+        DataError: a file is damaged, or has values that are not a class.
+        GeometryError: the two files are not on one grid.
     """
     from decathlete.io.nifti import read_nifti
 
@@ -67,22 +67,17 @@ def check_grid(
     reference_shape: tuple[int, ...],
     reference_affine: NDArray[Any],
 ) -> None:
-    """Refuse a prediction that does not lie on its reference voxel by voxel.
+    """Refuse a prediction that is not on the voxel grid of its reference.
 
     Raises:
-        GeometryError: shapes differ, or affines differ by more than 1e-3 mm in an entry; both values are named.
+        GeometryError: shapes differ, or affines differ by more than 1e-3 mm in an entry; the message has both.
     """
     remedy = "Predict on the original grid, without resampling or reorienting"
     if tuple(shape) != tuple(reference_shape):
-        raise GeometryError(
-            case,
-            "prediction and reference must have one shape",
-            f"{tuple(shape)} against {tuple(reference_shape)}",
-            remedy,
-        )
+        found = f"{shape_text(shape)} and {shape_text(reference_shape)}"
+        raise GeometryError(case, "prediction and reference have different shapes", found, remedy)
     if np.abs(affine - reference_affine).max() > GRID_TOLERANCE_MM:
         rows = (np.array2string(np.asarray(a)[:3], separator=" ", precision=6) for a in (affine, reference_affine))
-        found = " against ".join(" ".join(row.split()) for row in rows)
-        raise GeometryError(
-            case, f"prediction and reference affines must agree to {GRID_TOLERANCE_MM:g} mm", found, remedy
-        )
+        found = " and ".join(" ".join(row.split()) for row in rows)
+        rule = f"affines of prediction and reference differ by more than {GRID_TOLERANCE_MM:g} mm"
+        raise GeometryError(case, rule, found, remedy)

@@ -1,4 +1,4 @@
-"""What a label map says about its scan: volume and intensity of each class."""
+"""Volume and intensity of each class of a label map."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decathlete.bundle.labels import foreground
-from decathlete.errors import GeometryError
+from decathlete.errors import GeometryError, shape_text
 
 
 def label_statistics(
@@ -19,21 +19,20 @@ def label_statistics(
 
     Args:
         label: label values, shape (X, Y, Z).
-        image: intensities as in the file, (X, Y, Z), or (X, Y, Z, C) of several channels.
+        image: intensities as in the file, (X, Y, Z), or (X, Y, Z, C) with several channels.
         spacing: voxel edge lengths in mm, one per axis of ``label``.
         labels: name to value or value to name; background is left out.
 
     Returns:
         Class name to ``label`` (its value), ``voxels``, ``volume_ml``, and ``mean_intensity``, ``std_intensity`` (over
-        the class's voxels): numbers, lists of one number a channel, or None for a class without a voxel.
+        the class's voxels): numbers, lists with a number per channel, or None for a class without voxels.
 
     Raises:
         GeometryError: label and image differ in shape.
     """
     if image.shape[: label.ndim] != label.shape or image.ndim > label.ndim + 1:
-        raise GeometryError(
-            "label_statistics", "label and image must be on one grid", f"{label.shape} and {image.shape}"
-        )
+        found = f"shapes {shape_text(label.shape)} and {shape_text(image.shape)}"
+        raise GeometryError("label_statistics", "label map and image are on different grids", found)
     voxel_ml = float(np.prod(spacing)) / 1000
     found = {}
     for value, name in foreground(labels).items():

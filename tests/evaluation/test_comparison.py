@@ -66,7 +66,7 @@ def test_table_without_the_columns_is_refused(metrics_csv, tmp_path):
 
 
 def test_no_common_case_is_an_error(metrics_csv, tmp_path):
-    with pytest.raises(DataError, match="none of them"):
+    with pytest.raises(DataError, match="no case and class in common with"):
         compare(metrics_csv, reference(tmp_path, "T,0,z,1,0.8"))
 
 

@@ -96,13 +96,13 @@ def test_without_a_sure_gain_nothing_is_advised(bundle, strays, folders, capsys)
         evaluate(bundle, *given, largest_component=True)
     said = capsys.readouterr().out
     assert "KeepLargest" not in said
-    assert "no gain whose interval is above 0" in said
+    assert "no gain with an interval above 0" in said
 
 
 def test_maps_of_one_piece_are_called_so(tmp_path, bundle, capsys):
     array = np.where(label_map() == 1, 1, 0)
     evaluate(bundle, save(tmp_path / "p.nii.gz", array), save(tmp_path / "r.nii.gz", array), largest_component=True)
-    assert "each class is one component in every map" in capsys.readouterr().out
+    assert "each class is a single component in every label map" in capsys.readouterr().out
 
 
 def test_an_ordinary_evaluation_says_nothing_of_it(bundle, strays, capsys):
@@ -115,6 +115,6 @@ def test_contours_are_refused_before_the_first_training(tmp_path):
     from decathlete.data import make_sunnybrook_phantoms
 
     data = make_sunnybrook_phantoms(5, tmp_path / "data")
-    with pytest.raises(UsageError, match="--largest-component: needs references that are label maps"):
+    with pytest.raises(UsageError, match="--largest-component: the references of sunnybrook are not label maps"):
         cross_validate("sunnybrook", "0", output=tmp_path / "runs", dataset_dir=data, largest_component=True)
     assert not list((tmp_path / "runs").glob("fold_0/*.pt"))

@@ -60,7 +60,7 @@ def test_reference_is_read_from_its_file_not_from_the_batch(folders, tmp_path):
 
 def test_case_off_the_grid_is_named_after_the_rest_was_written(folders, tmp_path):
     save(folders[0] / "case_b.nii.gz", label_map()[:, :, :6])
-    with pytest.raises(WorkError, match=r"case_b: .*\(9, 8, 6\) against \(9, 8, 7\)"):
+    with pytest.raises(WorkError, match=r"1 of 2 cases could not be scored\. case_b: .*\(9 x 8 x 6 and 9 x 8 x 7\)"):
         run(folders, tmp_path / "out")
     values = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (values["cases"], list(values["failed"])) == (1, ["case_b"])

@@ -210,7 +210,7 @@ def test_score_equals_the_single_metrics():
 
 
 def test_masks_of_two_shapes_are_refused_with_both():
-    with pytest.raises(GeometryError, match=r"\(6, 6, 6\) against \(5, 6, 6\)"):
+    with pytest.raises(GeometryError, match=r"\(6 x 6 x 6 and 5 x 6 x 6\)"):
         dice(cube(), cube((5, 6, 6)))
 
 
@@ -257,7 +257,7 @@ def test_pooled_soft_dice_of_nothing_is_missing():
 
 @pytest.mark.parametrize("wrong", [[-2.0, 3.0], [0.5, np.nan]])
 def test_logits_and_nan_are_no_probabilities(wrong):
-    with pytest.raises(DataError, match=r"probabilities lie in 0 \.\. 1"):
+    with pytest.raises(DataError, match="expected probabilities from 0 to 1"):
         pooled_soft_dice([(np.array(wrong), np.ones(2, bool))])
-    with pytest.raises(GeometryError, match=r"\(2,\) against \(3,\)"):
+    with pytest.raises(GeometryError, match=r"\(2 and 3\)"):
         pooled_soft_dice([(np.zeros(2), np.ones(3, bool))])

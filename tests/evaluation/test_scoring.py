@@ -68,7 +68,7 @@ def test_prediction_without_reference_has_failed(bundle, folders, capsys):
 def test_other_shape_fails_that_case_with_both_shapes(bundle, folders):
     save(folders[0] / "case_b.nii.gz", label_map()[:, :, :6])
     summary = evaluate(bundle, *folders)
-    assert "(9, 8, 6) against (9, 8, 7)" in summary.failed["case_b"]
+    assert "(9 x 8 x 6 and 9 x 8 x 7)" in summary.failed["case_b"]
     assert {row["case"] for row in summary.rows} == {"case_a"}
 
 
@@ -123,7 +123,7 @@ def test_no_common_name_leaves_earlier_results(bundle, folders, tmp_path):
     (folders[0] / "summary.json").write_text("earlier")
     for path in list(folders[0].glob("*.nii.gz")):
         path.rename(path.with_name("x_" + path.name))
-    with pytest.raises(DataError, match="no name on both sides"):
+    with pytest.raises(DataError, match="no prediction has the same name as a reference"):
         evaluate(bundle, *folders)
     assert (folders[0] / "summary.json").read_text() == "earlier"
 

@@ -36,5 +36,5 @@ def test_class_without_a_voxel_has_no_intensity():
 
 
 def test_another_grid_is_refused():
-    with pytest.raises(GeometryError, match=r"\(2, 2, 2\) and \(2, 2, 3\)"):
+    with pytest.raises(GeometryError, match="2 x 2 x 2 and 2 x 2 x 3"):
         label_statistics(np.zeros((2, 2, 2)), np.zeros((2, 2, 3)), (1, 1, 1), {"head": 1})
