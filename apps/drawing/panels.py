@@ -50,11 +50,11 @@ def overlay_array(
     if index is None:
         index = fullest_slice(axis, *maps, shape=volume.shape)
     plane = np.take(volume, index, axis)
-    drawn = [None if m is None else np.take(m, index, axis).astype(np.int64) for m in maps]
+    reference, predicted = (None if m is None else np.take(m, index, axis).astype(np.int64) for m in maps)
     size = _size(plane.shape, np.delete(edges, axis), min_size)
-    values = {int(v) for m in drawn if m is not None for v in np.unique(m) if v > 0}
-    palette = Palette(sorted(values), filled=drawn[1] is not None)
-    return palette.colours[palette.paint(plane, *drawn, gray_window(volume), size)]
+    classes = {int(v) for m in (reference, predicted) if m is not None for v in np.unique(m) if v > 0}
+    palette = Palette(sorted(classes), filled=predicted is not None)
+    return palette.colours[palette.paint(plane, reference, predicted, gray_window(volume), size)]
 
 
 def overlay_planes(

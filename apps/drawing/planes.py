@@ -185,9 +185,7 @@ def _draw(
     canvas.text(MARGIN, 20, shortened(title, total - 2 * MARGIN, 16, True), size=16, bold=True)
     x, places = (total - space - used) // 2, {}
     for axis, index in slices.items():
-        at = (*[slice(None)] * axis, index)
-        maps = (None if m is None else m[at] for m in scan.maps)
-        picture = palette.paint(scan.image[at], *maps, window, sizes[axis])
+        picture = palette.paint(*scan.slice_at(axis, index), window, sizes[axis])
         canvas.paste(x, TITLE + ROW, with_letters(picture, LETTERS[axis], palette))
         caption = f"{PLANES[axis]}, slice {index + 1} of {scan.image.shape[axis]}"
         canvas.text(x, TITLE + ROW // 2, shortened(caption, sizes[axis][0]))

@@ -56,6 +56,15 @@ class Scan:
         maps = zip(kinds.items(), self.maps, strict=True)
         return {kind: name if m.any() else f"{name}: empty" for (kind, name), m in maps if m is not None}
 
+    def slice_at(
+        self, axis: int, index: int
+    ) -> tuple[NDArray[Any], NDArray[np.integer] | None, NDArray[np.integer] | None]:
+        """Image, reference and prediction of a slice across an axis."""
+        # not np.take, which copies the whole volume if it is not in C order
+        at: tuple[slice | int, ...] = (*[slice(None)] * axis, index)
+        label, prediction = (None if m is None else m[at] for m in self.maps)
+        return self.image[at], label, prediction
+
     def position_mm(self, axis: int, index: int) -> float:
         """RAS coordinate across a slice, at the slice's centre."""
         centre = (np.array(self.image.shape) - 1) / 2

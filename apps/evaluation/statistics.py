@@ -31,8 +31,8 @@ def label_statistics(
         GeometryError: label and image differ in shape.
     """
     if image.shape[: label.ndim] != label.shape or image.ndim > label.ndim + 1:
-        found = f"shapes {shape_text(label.shape)} and {shape_text(image.shape)}"
-        raise GeometryError("label_statistics", "label map and image are on different grids", found)
+        shapes = f"shapes {shape_text(label.shape)} and {shape_text(image.shape)}"
+        raise GeometryError("label_statistics", "label map and image are on different grids", shapes)
     voxel_ml = float(np.prod(spacing)) / 1000
     found = {}
     for value, name in foreground(labels).items():

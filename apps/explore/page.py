@@ -37,7 +37,7 @@ def write_page(study: Study, shown: str, path: Path) -> Path:
     """
     count = len(study.pairs)
     ways = [(study.share(m, k), m, k) for m in study.methods if m != BEST for k in POSTPROCESSING]
-    best = dict(zip(("share", "method", "kind"), max(ways, key=lambda way: way[0]), strict=True))
+    share, method, kind = max(ways, key=lambda way: way[0])
     as_source = next(r for r in study.dependence if r["origin"] == 0 and r["rasterizer"] == SOURCE_RASTERIZER)
     zero = int(np.abs(SHIFTS).argmin())
     return pages.write_page(
@@ -57,7 +57,7 @@ def write_page(study: Study, shown: str, path: Path) -> Path:
             for name, kind in (("plain", PLAIN), ("hull", HULL))
         },
         ways=len(ways),
-        best=best,
+        best={"share": share, "method": method, "kind": kind},
         near=int((np.abs(study.ious("Otsu") - GOOD_IOU) < 0.05).sum()),
         methods=[
             [

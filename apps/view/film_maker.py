@@ -196,11 +196,7 @@ class _Drawer:
         return f"{('LR', 'PA', 'IS')[self.axis][mm >= 0]} {abs(mm):.1f} mm"
 
     def _picture(self, index: int) -> NDArray[np.uint8]:
-        # not np.take, which copies the whole volume where it is not in C order
-        at: tuple[slice | int, ...] = (*[slice(None)] * self.axis, index)
-        label, prediction = (None if m is None else m[at] for m in self.scan.maps)
-        image = self.scan.image[at]
-        return self.palette.paint(image, label, prediction, self.window, self.size)
+        return self.palette.paint(*self.scan.slice_at(self.axis, index), self.window, self.size)
 
 
 def default_window(scan: Scan) -> tuple[tuple[float, float], str]:
