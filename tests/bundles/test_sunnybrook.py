@@ -164,5 +164,5 @@ def test_cross_validation_scores_contours_and_goes_on_where_it_was(data, tmp_pat
     assert {row["class"] for row in summary.rows} == {"endocardium", "epicardium"}
     capsys.readouterr()
     again = cross_validate("sunnybrook", "0-1", overrides, tmp_path, dataset_dir=data)
-    assert "fold 1 is done already" in capsys.readouterr().err
+    assert "fold 1 is already finished" in capsys.readouterr().err
     assert again.mean_dice == pytest.approx(summary.mean_dice)

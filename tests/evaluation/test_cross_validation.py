@@ -120,8 +120,8 @@ def test_folds_are_pooled_and_a_second_call_keeps_them(oracle, data, tmp_path, c
     assert (head["cases"], head["reference"], head["changed"]) == (4, 3.5 / 4, 0)
     assert weights.stat().st_mtime_ns == before
     said = capfd.readouterr()
-    assert "fold 0 is done already" in said.err
-    assert "no gain whose interval is above 0" in said.out
+    assert "fold 0 is already finished" in said.err
+    assert "no gain with an interval above 0" in said.out
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from decathlete.errors import DataError, GeometryError
 from decathlete.io.nifti import read_nifti, read_nifti_header
 from decathlete.io.volume import check_pair
 from decathlete.io.write import write_on_grid
-from decathlete.transforms import CheckPaird, NiftiReader, check_pair, read_nifti
+from decathlete.transforms import CheckPaird, NiftiReader
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"
