@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,6 +265,26 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [
+    ["view", "{0}/imagesTr/a.nii.gz", "--label", "{0}/labelsTr/a.nii.gz", "--output", "{0}/a.png"],
+    ["view", "{0}/imagesTr/a.nii.gz", "--output", "{0}/a.gif"],
+    ["evaluate", "hippocampus", "--prediction", "{0}/labelsTr", "--label", "{0}/labelsTr", "--output", "{0}/scores"],
+    ["data", "hippocampus", "--verify", "--output", "{0}/.."],
+])  # fmt: skip
+def test_commands_without_a_network_load_neither_torch_nor_monai(words, tmp_path):
+    folder = tmp_path / "Task04_Hippocampus"
+    for part, dtype in (("imagesTr", np.int16), ("labelsTr", np.uint8)):
+        (folder / part).mkdir(parents=True)
+        voxels = np.arange(120).reshape(4, 5, 6) % 3
+        nib.save(nib.Nifti1Image(voxels.astype(dtype), np.eye(4)), folder / part / "a.nii.gz")
+    code = (
+        f"import sys; from decathlete.cli import main\nstatus = main({[word.format(folder) for word in words]!r})\n"
+        "print(status, [m for m in ('torch', 'monai', 'ignite') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 def test_every_folder_of_code_is_a_package_of_setup_cfg():

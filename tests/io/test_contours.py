@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
 
 from decathlete.errors import DataError
 from decathlete.io.contours import contour_area, contour_coverage, contour_mask, read_contour, write_contour
-from decathlete.transforms import ContourMaskd
 
 SQUARE = np.array([[3.5, 2.5], [7.5, 2.5], [7.5, 5.5], [3.5, 5.5]])  # counted from 1: pixels 3..6 x 2..4 of the array
 
@@ -117,17 +114,6 @@ def test_a_written_contour_reads_the_same(tmp_path):
     write_contour(points, tmp_path / "c.txt")
     assert (tmp_path / "c.txt").read_text() == "120.50 137.50\n120.00 136.00\n119.50 137.00\n"
     np.testing.assert_array_equal(read_contour(tmp_path / "c.txt"), points)
-
-
-def test_an_item_gets_a_channel_a_contour_and_flags_for_those_drawn(tmp_path):
-    write_contour(SQUARE, tmp_path / "i.txt")
-    image = MetaTensor(torch.zeros(1, 12, 10), affine=np.diag([1.4, 1.3, 1, 1]))
-    item = ContourMaskd()({"image": image, "inner": str(tmp_path / "i.txt"), "outer": None, "case_id": "a"})
-    assert sorted(item) == ["case_id", "drawn", "image", "label"]
-    assert item["label"].shape == (2, 12, 10)
-    assert item["label"].sum(dim=(1, 2)).tolist() == [12, 0]
-    assert item["drawn"].tolist() == [1, 0]
-    assert torch.equal(item["label"].affine, image.affine)
 
 
 def test_a_contour_may_begin_with_a_mark(tmp_path):

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from monai.transforms import LoadImaged
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from decathlete.errors import DataError
 from decathlete.io.dicom import check_inflation, peek, quiet_pydicom, read_dicom_frame
 from decathlete.io.series import series_in
-from decathlete.transforms import DicomReader
 
 
 def cases(shared: Path) -> list[dict]:
@@ -76,16 +74,6 @@ def test_slope_and_intercept_each_count_alone(control, tmp_path, slope, intercep
     np.testing.assert_array_equal(
         read_dicom_frame(tmp_path / "a.dcm").array, control.pixel_array.T * float(expected[0]) + expected[1]
     )
-
-
-def test_a_frame_loads_as_a_channel_with_its_spacing(control, tmp_path):
-    control.save_as(tmp_path / "no_suffix")
-    image = LoadImaged("image", reader=DicomReader(), ensure_channel_first=True)({"image": tmp_path / "no_suffix"})[
-        "image"
-    ]
-    assert image.shape == (1, 32, 32)
-    np.testing.assert_allclose(image.pixdim.tolist()[:2], [0.8, 0.7])
-    np.testing.assert_allclose(np.diag(image.affine), [0.8, 0.7, 1, 1])
 
 
 def test_a_deflated_file_that_unpacks_without_end_is_refused(shared):

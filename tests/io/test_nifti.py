@@ -12,8 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.data import NibabelReader
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
+from monai.transforms import LoadImaged
 
 from decathlete.data.slice_store import _header_voxels
 from decathlete.drawing.scan import _channels_of
@@ -21,7 +20,7 @@ from decathlete.errors import DataError, GeometryError
 from decathlete.io.nifti import read_nifti, read_nifti_header
 from decathlete.io.volume import check_pair
 from decathlete.io.write import write_on_grid
-from decathlete.transforms import CheckPaird, NiftiReader
+from decathlete.transforms import NiftiReader
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"
@@ -313,77 +312,6 @@ def test_note_is_logged_once_a_file(tmp_path, caplog):
         for _ in range(3):
             read_nifti(path)
     assert [r.getMessage() for r in caplog.records] == [f"{path}: every voxel has the value 3"]
-
-
-def test_loader_gives_what_nibabel_reader_gives(image):
-    ours = LoadImaged("image", reader="decathlete.transforms.NiftiReader")({"image": image})["image"]
-    theirs = LoadImaged("image", reader=NibabelReader)({"image": image})["image"]
-    assert (ours.array == theirs.array).all()
-    assert (ours.affine == theirs.affine).all()
-    assert set(theirs.meta) <= set(ours.meta)
-    for key in ("original_affine", "spatial_shape", "space", "original_channel_dim", "filename_or_obj"):
-        np.testing.assert_array_equal(ours.meta[key], theirs.meta[key])
-
-
-def test_loader_never_falls_back_to_a_reader_that_takes_the_file(tmp_path):
-    values = np.zeros((3, 4, 5), np.float32)
-    values[0, 0, 0] = np.nan
-    path = _write(tmp_path / "nan.nii.gz", values)
-    with pytest.raises(DataError, match="voxels are not finite"):
-        LoadImaged("image", reader="decathlete.transforms.NiftiReader")({"image": path})
-
-
-def test_several_files_become_channels_on_one_grid(image, tmp_path):
-    other = _write(
-        tmp_path / "t2.nii.gz", np.ones((9, 8, 7), np.int16) * np.arange(7, dtype=np.int16), nib.load(image).affine
-    )
-    chain = Compose([LoadImaged("image", reader=NiftiReader), EnsureChannelFirstd("image")])
-    assert chain({"image": [str(image), str(other)]})["image"].shape == (2, 9, 8, 7)
-    shifted = _write(tmp_path / "t3.nii.gz", np.ones((9, 8, 7), np.int16), np.eye(4))
-    with pytest.raises(RuntimeError) as caught:
-        chain({"image": [str(image), str(shifted)]})
-    assert isinstance(caught.value.__cause__, GeometryError)
-
-
-def test_orientation_spacing_and_saving_follow_the_metadata(image, tmp_path):
-    chain = Compose(
-        [
-            LoadImaged("image", reader="decathlete.transforms.NiftiReader"),
-            EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="RAS", labels=None),
-            Spacingd("image", pixdim=(1, 1, 1)),
-            SaveImaged("image", output_dir=tmp_path / "out", separate_folder=False, output_postfix="", print_log=False),
-        ]
-    )
-    data = chain({"image": image})["image"]
-    np.testing.assert_allclose(np.diag(data.affine)[:3], 1)
-    np.testing.assert_allclose(data.meta["original_affine"], nib.load(image).affine)
-    assert nib.load(tmp_path / "out" / "case_1.nii.gz").shape == tuple(data.shape[1:])
-
-
-def test_label_loader_checks_values(image):
-    with pytest.raises(DataError, match="expected only the label values 0, 1"):
-        LoadImaged("label", reader=NiftiReader, kind="label", allowed_labels=[0, 1])({"label": image})
-
-
-def test_pair_is_checked_within_a_chain(image, tmp_path):
-    affine = nib.load(image).affine
-    fits = _write(tmp_path / "fits.nii.gz", np.ones((9, 8, 7), np.uint8) * np.arange(7, dtype=np.uint8), affine)
-    shifted = _write(tmp_path / "shifted.nii.gz", np.ones((9, 8, 7), np.uint8), affine + np.eye(4, k=3))
-    other = _write(tmp_path / "other.nii.gz", np.ones((9, 8, 6), np.uint8), affine)
-    keys = ["image", "label"]
-    chain = Compose([LoadImaged(keys, reader=NiftiReader), EnsureChannelFirstd(keys), CheckPaird(keys)])
-    assert set(chain({"image": image, "label": fits})) == {"image", "label"}
-    for label, rule in ((shifted, "affines of label and image differ"), (other, "label 9 x 8 x 6, image 9 x 8 x 7")):
-        with pytest.raises(RuntimeError) as caught:
-            chain({"image": image, "label": label})
-        assert rule in str(caught.value.__cause__)
-        assert label.name in str(caught.value.__cause__)
-
-
-def test_pair_check_does_nothing_with_an_image_alone(image):
-    chain = Compose([LoadImaged("image", reader=NiftiReader), CheckPaird("image")])
-    assert chain({"image": image})["image"].shape == (9, 8, 7)
 
 
 def test_file_without_permission_is_told(image, monkeypatch):
