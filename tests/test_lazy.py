@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-PACKAGES = ["", ".bundle", ".data", ".dicom", ".evaluation", ".inference", ".io", ".training", ".transforms", ".view"]
+PACKAGES = ["", ".bundle", ".data", ".dicom", ".evaluation", ".inference", ".training", ".transforms", ".view"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -173,10 +173,6 @@ def _check_line(folder: Path, places: NDArray[np.float64], heights: NDArray[np.f
     raise GeometryError(folder, "the positions of the slices are not on one line", f"one is {far.max():.3g} mm off")
 
 
-def _short(value: Any) -> str:
-    return " x ".join(f"{number:.5g}" for number in value)
-
-
 @dataclass(frozen=True)
 class SeriesVolume(Volume):
     """A series as a volume, whose ``path`` is the folder.
@@ -261,7 +257,7 @@ def _refuse_several(folder: Path, found: list[Series]) -> None:
     if len(found) > 1:
         raise DataError(
             folder,
-            f"holds {len(found)} series",
+            "several series in one folder",
             listed(found, most=20),
             "Put each into a folder of its own",
         )
@@ -272,3 +268,7 @@ def _images(folder: Path) -> Iterator[tuple[Path, Dataset]]:
         header = None if path.name.startswith((".", "DICOMDIR")) else peek(path, _TAGS)
         if header is not None and header.get("Modality") in MODALITIES:
             yield path, header
+
+
+def _short(value: Any) -> str:
+    return " x ".join(f"{number:.5g}" for number in value)

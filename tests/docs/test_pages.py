@@ -89,7 +89,8 @@ def test_messages_that_are_explained_exist(text):
     sources = (
         p.read_text(encoding="utf-8")
         for part in ("apps", "transforms", "networks")
-        for p in (ROOT / part).rglob("*.py")
+        for p in (ROOT / part).rglob("*")
+        if p.suffix in (".py", ".html")
     )
     assert any(text in source for source in sources)
 

@@ -145,5 +145,5 @@ def test_slices_of_a_label_map_are_scored_one_by_one(tmp_path):
 def test_a_case_that_cannot_be_scored_is_named(tmp_path):
     (tmp_path / "i.txt").write_text("1 2\n")
     writer = ContourMetricsWriter([{"case_id": "a", "inner": str(tmp_path / "i.txt"), "outer": None}], tmp_path)
-    with pytest.raises(WorkError, match=r"i\.txt: a contour has three distinct points"):
+    with pytest.raises(WorkError, match=r"i\.txt: expected at least three distinct points"):
         run(writer, np.zeros((8, 8, 1), np.uint8), np.eye(4), "a")

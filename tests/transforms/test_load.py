@@ -13,7 +13,7 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SaveImaged, Spacingd
 
 from decathlete.errors import DataError, GeometryError
-from decathlete.io import write_contour
+from decathlete.io.contours import write_contour
 from decathlete.transforms import CheckPaird, ContourMaskd, DicomReader, NiftiReader
 
 
