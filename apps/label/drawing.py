@@ -78,7 +78,8 @@ class Drawing:
         Raises:
             DataError: two of them overlap.
         """
-        return self._label_map({s: values[s.name] for s in self.segments if s.name in values}, where)
+        named = [(s, s.name) for s in self.segments if s.name is not None]
+        return self._label_map({s: values[name] for s, name in named if name in values}, where)
 
     def _label_map(self, values: Mapping[Segment, int], where: str) -> NDArray[Any]:
         out = np.zeros(self.layers[0].shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
