@@ -22,24 +22,24 @@ class SmoothForSpacingd(MapTransform):
 
     Linear interpolation from 1 to 2 mm reads every second voxel and no other: noise stays as it was, and a label's
     border moves by up to half a voxel. Blurred before, a voxel is a mean over its size, and a mask of 0 and 1 becomes
-    the share that lies inside. Along each axis the blur widens a point from the old voxel's width to the new one's
+    the fraction that lies inside. Along each axis the blur widens a point from the old voxel's width to the new one's
     (full widths at half maximum): a deviation of sqrt(new² - old²) / 2.355 mm. An axis that is not made coarser is left
     alone. The result is float32, the affine stays.
 
     Args:
         keys: (C, X, Y, Z), or any number of axes after the channels, with an affine.
         pixdim: edge lengths in mm of the grid to come, one an axis, or one for all.
-        allow_missing_keys: pass over keys that a case has not.
+        allow_missing_keys: skip keys that a case lacks.
 
     Raises:
-        ConfigError: edge lengths that cannot be, when the transform is made.
+        ConfigError: invalid edge lengths, when the transform is made.
     """
 
     def __init__(self, keys: KeysCollection, pixdim: Sequence[float] | float, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.pixdim = np.atleast_1d(np.asarray(pixdim, dtype=float))
         if not (np.isfinite(self.pixdim).all() and (self.pixdim > 0).all()):
-            raise ConfigError("SmoothForSpacingd, pixdim", "must be edge lengths in mm above 0", repr(pixdim))
+            raise ConfigError("SmoothForSpacingd, pixdim", "expected edge lengths in mm above 0", repr(pixdim))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The case with its keys blurred."""

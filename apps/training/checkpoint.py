@@ -38,7 +38,7 @@ class Checkpoint:
     completely or not at all. ``last.pt`` is written before a validation, which may fail, and again after it.
 
     In a training of several processes the first one writes and all read, so ``output_dir`` is a folder that all
-    machines see. Processes that torchrun starts anew after a failure (``--max-restarts``) go on from what this very
+    machines share. Processes that torchrun starts anew after a failure (``--max-restarts``) resume from what this very
     run wrote, whatever ``resume`` says.
 
     Attach it before handlers that read the trainer's state at the start: first in ``train::handlers``.
@@ -46,7 +46,7 @@ class Checkpoint:
     Args:
         output_dir: folder of the files.
         validator: the evaluator whose key metric chooses ``model.pt``.
-        resume: go on from ``last.pt``, if there is one.
+        resume: continue from ``last.pt``, if there is one.
         settings: what must not change in a resumed run, by name (fold, seed, batch size, ...); plain values.
         every_epochs: epochs between two writings of ``last.pt``.
         every_s: and at least this many seconds.
@@ -83,13 +83,13 @@ class Checkpoint:
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(self.output_dir, "output_dir must be a folder that can be written to",
+            raise CheckpointError(self.output_dir, "output_dir cannot be written to",
                                   error.strerror or str(error), "Choose another --output_dir") from error  # fmt: skip
         resume = self.resume or self._is_restarted()
         if resume and (self.output_dir / LAST).is_file():
             self._restore(engine, self.output_dir / LAST)
         elif resume:
-            logger.info("resume: no %s yet, starting from the beginning", self.output_dir / LAST)
+            logger.info("resume: there is no %s yet, so the training starts from the beginning", self.output_dir / LAST)
         elif (self.output_dir / LAST).is_file() and engine.state.rank == 0:
             logger.warning("%s holds an earlier run, which this one replaces (resume is off)", self.output_dir)
         if idist.get_world_size() > 1:
@@ -112,20 +112,20 @@ class Checkpoint:
         starts = idist.all_gather(float(engine.state.iteration))
         if len(set(starts)) > 1:  # type: ignore[arg-type]
             found = ", ".join(f"{int(i)} (process {n})" for n, i in enumerate(starts))  # type: ignore[arg-type]
-            raise CheckpointError(self.output_dir / LAST, "all processes go on from the same iteration", found,
-                                  "Choose an --output_dir that all machines see")  # fmt: skip
+            raise CheckpointError(self.output_dir / LAST, "processes resume from different iterations", found,
+                                  "Choose an --output_dir that all machines share")  # fmt: skip
 
     def _restore(self, engine: Any, path: Path) -> None:
         content = read_checkpoint(path)
         missing = [k for k in ("network", "optimizer", "epoch", "iteration", "best", "settings") if k not in content]
         if missing:
-            raise CheckpointError(path, "must be a checkpoint that a training can resume", f"no {', '.join(missing)}",
-                                  f"Resume from the {LAST} of a run; {BEST} holds weights alone")  # fmt: skip
+            raise CheckpointError(path, "a training cannot resume from this file", f"no {', '.join(missing)}",
+                                  f"Use the {LAST} of a run; {BEST} only holds weights")  # fmt: skip
         saved = content["settings"]
         changed = [f"{k} was {saved[k]} and is {v}" for k, v in self.settings.items() if k in saved and saved[k] != v]
         if changed:
-            raise CheckpointError(path, "a resumed run keeps its settings", "; ".join(changed),
-                                  "Give the old settings, or another output_dir")  # fmt: skip
+            raise CheckpointError(path, "settings differ from those of the run to resume", "; ".join(changed),
+                                  "Pass the old settings, or another --output_dir")  # fmt: skip
         match_weights(unwrap(self.trainer.network), content["network"], f"{path}, network")
         if self.trainer.average is not None:
             match_weights(self.trainer.average.network, content["model"], f"{path}, model")
@@ -146,7 +146,7 @@ class Checkpoint:
                         engine.state.max_epochs)  # fmt: skip
             return
         logger.info(
-            "resume: going on after epoch %d (iteration %d) of %s", engine.state.epoch, engine.state.iteration, path
+            "resume: continuing after epoch %d (iteration %d) of %s", engine.state.epoch, engine.state.iteration, path
         )
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -204,11 +204,11 @@ class Checkpoint:
         logger.info("%s holds the weights: %s the final ones, %s the best validated", self.output_dir, FINAL, BEST)
         if self.validator is None or self.validator.state.best_metric_epoch == -1:
             save_checkpoint(self._weights(), self.output_dir / BEST)
-            logger.info("no validation has run: %s holds the final weights", self.output_dir / BEST)
+            logger.info("there was no validation: %s holds the final weights", self.output_dir / BEST)
 
 
 def _torchrun() -> str:
-    """What tells this start of torchrun from others; empty in a process by itself."""
+    """What distinguishes this start of torchrun from others; empty in a process by itself."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 

@@ -32,9 +32,9 @@ class ContourLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, scores: Tensor, shares: Tensor) -> Tensor:
-        """One number for ``scores`` (B, 3, *spatial), logits, and ``shares`` (B, 5, *spatial).
+        """One number for ``scores`` (B, 3, *spatial), logits, and class fractions ``shares`` (B, 5, *spatial).
 
-        The shares of each pixel are those of background, cavity, muscle, background or muscle (outer contour not
+        The fractions of each pixel are those of background, cavity, muscle, background or muscle (outer contour not
         drawn), and cavity or muscle (inner contour not drawn), as `decathlete.transforms.FrameLabeld` numbers them.
         """
         background, cavity, muscle = scores.log_softmax(1).unbind(1)

@@ -79,8 +79,8 @@ class ValidationHandler(monai.handlers.ValidationHandler):
 class StrictCheckpointLoader:
     """Fills an engine's network with the weights of a file as the run starts, every key matched.
 
-    MONAI's CheckpointLoader says no more of another network's weights than torch does. Like it, this one is left out by
-    MONAI's federated client, whose weights come from the server: it goes by the word in the name.
+    MONAI's CheckpointLoader does not name the keys in which another network's weights differ. MONAI's federated client
+    leaves this loader out as it does MONAI's own, by the word in its name: its weights come from the server.
 
     Args:
         network: the network of the engine.
@@ -102,7 +102,7 @@ LoadWeights = StrictCheckpointLoader  # its name in bundles that were made befor
 
 
 class EarlyStop:
-    """Ends a training whose key metric has not risen for some epochs; a resumed run counts on, and stays ended.
+    """Ends a training whose key metric has not risen for some epochs; a resumed run continues to count.
 
     Args:
         validator: the evaluator with the key metric.
@@ -209,12 +209,12 @@ class TensorBoard:
     """Loss, learning rate, speed and memory while training, metrics and pictures of each validation, hyperparameters.
 
     Scalars: ``train/loss``, ``train/learning_rate``, ``train/samples_per_second`` (with loading, without validation),
-    ``train/data_wait`` (share of that time in which the network waited for a batch; on a GPU, whose work ends with
-    each iteration's loss, the share in which the card had nothing to do), ``train/memory_gib`` (the GPU's peak, else
-    that of this process); of each validation ``validation/<metric>`` and, where the metric keeps its details,
-    ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with most foreground, reference as
-    outline and prediction as fill; of several axes side by side. At the end the hyperparameters, what the checkpoint
-    calls its settings and what network and optimizer tell, with the last metrics.
+    ``train/data_wait`` (fraction of that time in which the process waited for the loader; augmentation is no wait),
+    ``train/gpu_idle`` (on a GPU, the fraction in which it had nothing to do from one iteration to the next),
+    ``train/memory_gib`` (the GPU's peak, else that of this process); of each validation ``validation/<metric>`` and,
+    where the metric keeps its details, ``validation/<metric>/<class>``. Pictures: ``validation/<case>``, the slice with
+    most foreground, reference as outline and prediction as fill; of several axes side by side. At the end the
+    hyperparameters (the checkpoint's settings, and those of network and optimizer) with the last metrics.
 
     Trainings whose folders lie in one folder, such as folds, stand side by side in a TensorBoard of that one.
 
@@ -239,12 +239,13 @@ class TensorBoard:
         self.log_dir, self.validator, self.interval, self.pictures = Path(log_dir), validator, interval, pictures
         self.axes = tuple(axes)
         if not self.axes or any(axis not in (0, 1, 2) for axis in self.axes):
-            raise ConfigError("TensorBoard, axes", "must be axes 0, 1 or 2, one at least", repr(list(axes)))
+            raise ConfigError("TensorBoard, axes", "expected one or more of the axes 0, 1 and 2", repr(list(axes)))
         self.labels = dict(labels or {})
         self._writer: Any = None
         self._trainer: Any = None
         self._drawn = 0
         self._samples, self._seconds, self._waited, self._batch_from = 0, 0.0, 0.0, 0.0
+        self._borders: list[Any] = []  # events on a GPU: end of an iteration, begin of the next, its end, ...
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer and its validator."""
@@ -265,7 +266,7 @@ class TensorBoard:
     def _open(self, engine: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what a killed run wrote after its last checkpoint is purged: the resumed run writes it again
+        # what a killed run wrote after its last checkpoint is deleted: the resumed run writes it again
         self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1, flush_secs=30)
 
     def _start_clock(self, engine: Any) -> None:
@@ -273,19 +274,34 @@ class TensorBoard:
 
     def _add_wait(self, engine: Any) -> None:
         self._waited += time.perf_counter() - self._batch_from
+        self._mark_border(engine)
+
+    def _mark_border(self, engine: Any) -> None:
+        if torch.device(engine.state.device).type == "cuda":
+            self._borders.append(torch.cuda.Event(enable_timing=True))
+            self._borders[-1].record()
+
+    def _gpu_idle_s(self) -> float:
+        """Seconds in which the GPU had nothing to do, from each iteration to the next; the work itself is done."""
+        gaps = zip(self._borders[1::2], self._borders[2::2], strict=False)
+        return sum(end.elapsed_time(begin) for end, begin in gaps) / 1000
 
     def _write_progress(self, engine: Any) -> None:
         step = engine.state.iteration
         self._samples += _batch_size(engine.state.batch) * idist.get_world_size()
         self._seconds += time.perf_counter() - self._batch_from
+        self._mark_border(engine)
         if step % self.interval and step != 1:
             return
         self._writer.add_scalar("train/loss", loss_of(engine.state.output), step)
         self._writer.add_scalar("train/learning_rate", engine.optimizer.param_groups[0]["lr"], step)
         self._writer.add_scalar("train/samples_per_second", self._samples / self._seconds, step)
         self._writer.add_scalar("train/data_wait", self._waited / self._seconds, step)
+        if self._borders:
+            self._writer.add_scalar("train/gpu_idle", self._gpu_idle_s() / self._seconds, step)
         self._writer.add_scalar("train/memory_gib", peak_memory_gib(engine.state.device), step)
         self._samples, self._seconds, self._waited = 0, 0.0, 0.0
+        self._borders = []
 
     def _write_hyperparameters(self, engine: Any) -> None:
         from torch.utils.tensorboard.summary import hparams

@@ -1,4 +1,4 @@
-"""Dice plus cross entropy over class shares, with regions and voxels that nobody judged."""
+"""Dice plus cross entropy over class fractions, with regions and voxels without a reference."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class DiceCE(nn.Module):
-    """Soft Dice plus cross entropy of softmax scores and class shares, as MONAI's DiceCELoss, with two options more.
+    """Soft Dice plus cross entropy of softmax scores and class fractions: MONAI's DiceCELoss with two more options.
 
     **Regions** that overlap, such as BraTS' whole tumour, tumour core and enhancing tumour: both terms are then those
     of the regions, each against the rest. A region's probability is the sum of its classes', so the network still
     gives one score a class, and prediction, ensembles and MONAI Label need not know: the label map is the largest.
 
-    **Ignored voxels** count in neither term. Shares come with one channel more, that of the ignored value; a voxel
-    between ignored and judged ones counts by its judged share.
+    **Ignored voxels** count in neither term. The fractions have one more channel, that of the ignored value; a voxel
+    between ignored and annotated ones counts by its annotated fraction.
 
     In a training of several processes, sums over the batch are those over the batches of all of them.
 
@@ -41,7 +41,7 @@ class DiceCE(nn.Module):
             in another order, so its rounding differs, and with it the weights that a seed gives.
 
     Raises:
-        ConfigError: labels, regions or an ignored value that cannot be, when the loss is made.
+        ConfigError: invalid labels, regions or ignored value, when the loss is made.
 
     Source: Isensee et al. 2021, supplementary note 2; regions as in Isensee et al. 2020, arXiv 2011.00848, but by sums
     of softmax probabilities in place of a sigmoid for each.
@@ -58,16 +58,18 @@ class DiceCE(nn.Module):
     ) -> None:
         super().__init__()
         if sorted(labels.values()) != list(range(len(labels))):
-            raise ConfigError("loss, labels", f"are 0 to {len(labels) - 1}, without a gap", str(dict(labels)))
+            raise ConfigError(
+                "loss, labels", f"expected values 0 to {len(labels) - 1}, without a gap", str(dict(labels))
+            )
         self.classes, self.ignores = len(labels), bool(ignore)
         if ignore and list(ignore) != [self.classes]:
             raise ConfigError(
-                "loss, ignore", f"is the value after the classes, [{self.classes}], or []", str(list(ignore))
+                "loss, ignore", f"expected the value after the classes, [{self.classes}], or []", str(list(ignore))
             )
         self.regions = [[_value(c, labels, name) for c in parts] for name, parts in (regions or {}).items()]
         for name, parts in zip(regions or {}, self.regions, strict=True):
             if not parts or len(set(parts)) == self.classes or len(set(parts)) < len(parts):
-                raise ConfigError(f"loss, regions, {name}", "is made of some of the classes, each once", str(parts))
+                raise ConfigError(f"loss, regions, {name}", "expected some of the classes, each once", str(parts))
         self.batch, self.smooth = batch, smooth
         self.monai = None
         if as_monai and not self.regions and not self.ignores:
@@ -76,14 +78,16 @@ class DiceCE(nn.Module):
             )
 
     def forward(self, scores: Tensor, shares: Tensor) -> Tensor:
-        """Loss of ``scores`` (B, classes, *spatial) and ``shares`` (B, classes, *spatial), one channel more to ignore.
+        """Loss of ``scores`` and the class fractions ``shares``, both (B, classes, *spatial).
+
+        Where voxels are ignored, the fractions have one more channel.
 
         Raises:
             ConfigError: another number of channels.
         """
         wanted = self.classes + self.ignores
         if scores.shape[1] != self.classes or shares.shape[1] != wanted:
-            raise ConfigError("loss", f"takes {self.classes} scores and {wanted} shares a voxel",
+            raise ConfigError("loss", f"expected {self.classes} scores and {wanted} class fractions per voxel",
                               f"{scores.shape[1]} and {shares.shape[1]}",
                               "Compare labels and ignore with the network's out_channels and the augmentation's "
                               "num_classes")  # fmt: skip
@@ -128,7 +132,7 @@ class _DiceOverProcesses(DiceLoss):
         super().__init__(batch=True, **{name: getattr(dice, name) for name in names})
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """One number for scores and shares, both (B, classes, *spatial)."""
+        """One number for scores and class fractions, both (B, classes, *spatial)."""
         pred = input.sigmoid() if self.sigmoid else input.softmax(1) if self.softmax and input.shape[1] > 1 else input
         if self.to_onehot_y and input.shape[1] > 1:
             target = one_hot(target, num_classes=input.shape[1])
@@ -142,15 +146,15 @@ class _DiceOverProcesses(DiceLoss):
 def over_processes(loss: Any) -> Any:
     """A loss whose parts that are MONAI's ``DiceLoss(batch=True)`` sum over the batches of all processes.
 
-    Its means over voxels or samples need no change, since batches are as large in every process. What cannot be
-    changed stays, and a line in the log says that it sees the batch of each process by itself.
+    Its means over voxels or samples need no change, since batches are equally large in every process. A part that
+    cannot be changed stays, with a warning in the log that it only sees the batch of its own process.
     """
     if isinstance(loss, DiceLoss) and loss.batch and not isinstance(loss, _DiceOverProcesses):
         weighted = loss.class_weight is not None or loss.other_act is not None or loss.ignore_index is not None
         plain = loss.reduction == "mean" and not (loss.squared_pred or loss.jaccard)
         if type(loss) is DiceLoss and plain and not (weighted or loss.soft_label):
             return _DiceOverProcesses(loss)
-        logger.warning("%s sums over the batch of each process by itself", type(loss).__name__)
+        logger.warning("%s only sums over the batch of its own process", type(loss).__name__)
     elif isinstance(loss, nn.Module):
         for name, part in loss.named_children():
             setattr(loss, name, over_processes(part))
@@ -162,4 +166,4 @@ def _value(part: Any, labels: Mapping[str, int], region: str) -> int:
         return labels[part]
     if isinstance(part, int) and part in labels.values():
         return part
-    raise ConfigError(f"loss, regions, {region}", "is made of classes", repr(part), nearest(str(part), labels))
+    raise ConfigError(f"loss, regions, {region}", "unknown class", repr(part), nearest(str(part), labels))

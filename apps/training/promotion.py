@@ -26,10 +26,10 @@ BEGIN, END = "<!-- figures: written by `decathlete promote` -->", "<!-- end of f
 
 
 def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans: str | Path | None = None) -> Path:
-    """Put a run's weights into a bundle as ``models/model.pt`` and its figures into the bundle's card.
+    """Put a run's weights into a bundle as ``models/model.pt`` and its metrics into the bundle's card.
 
     The weights must be the network's of the bundle, key by key, and fit into 20 MB. The old file stays as
-    ``model.pt.bak-<n>``. The figures are those of the run's ``summary.json``; of a run on all cases, which has none,
+    ``model.pt.bak-<n>``. The metrics are those of the run's ``summary.json``; of a run on all cases, which has none,
     those of the cross-validation beside it (``summary.json`` of the folder above).
 
     Args:
@@ -57,7 +57,7 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
     weights = plain_weights(network)
     size = sum(w.numel() * w.element_size() for w in weights.values())
     if size > MAX_BYTES:
-        raise CheckpointError(source, "weights of a bundle are at most 20 MB", f"{size / 10**6:.1f} MB",
+        raise CheckpointError(source, "weights of a bundle can have at most 20 MB", f"{size / 10**6:.1f} MB",
                               "Use fewer channels")  # fmt: skip
     figures = _figures(run, checkpoint)
     files = None if scans is None else scan_files(folder, scans)  # before anything is written
@@ -84,7 +84,7 @@ def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> 
 def fit_training_scans(
     bundle: str | Path, scans: str | Path | Sequence[str | Path], weights: str | Path | None = None
 ) -> Path:
-    """Predict training scans, fit their figures, and keep the result beside the weights.
+    """Predict training scans, describe what they look like, and keep the result beside the weights.
 
     Args:
         bundle: a bundle's folder or name.
@@ -142,7 +142,7 @@ def _read(summary: Path) -> dict[str, Any]:
     try:
         return json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(summary, "must be the summary of an evaluation", str(error), "Run evaluating again") from error
+        raise DataError(summary, "this is no summary of an evaluation", str(error), "Run evaluating again") from error
 
 
 def _write_card(card: Path, figures: str) -> None:

@@ -58,11 +58,11 @@ class PolySchedule:
         deadline: bool = False,
     ) -> None:
         if minutes is not None and not (isinstance(minutes, (int, float)) and minutes > 0):
-            raise ConfigError("minutes", "expected a number above 0, or null to train max_epochs", repr(minutes))
+            raise ConfigError("minutes", "expected a number above 0, or null for max_epochs", repr(minutes))
         if deadline and minutes is None:
             raise ConfigError("deadline", "there is no time budget to keep to", "minutes is null", "Set minutes")
         if warmup < 0:
-            raise ConfigError("warmup", "expected 0 or a number of iterations", repr(warmup))
+            raise ConfigError("warmup", "expected a number of iterations, 0 or more", repr(warmup))
         self.optimizer, self.power, self.warmup = optimizer, power, warmup
         self.minutes, self.deadline = minutes, deadline
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -87,7 +87,7 @@ class PolySchedule:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
 
     def factor(self, iteration: int) -> float:
-        """Share of the peak rate in an iteration, the first of which is 1."""
+        """Fraction of the peak rate in an iteration, the first of which is 1."""
         done = iteration - 1
         warm = min(1.0, iteration / self.warmup) if self.warmup else 1.0
         if self.total is None:  # being measured: the start of the curve

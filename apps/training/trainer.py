@@ -182,6 +182,9 @@ class Trainer(SupervisedTrainer):
 
     def _prepare_batch(self, batchdata: Any, device: Any, non_blocking: bool = False, **kwargs: Any) -> tuple:
         self._names = case_names(batchdata)
+        if torch.device(device).type == "cuda" and isinstance(batchdata, Mapping):
+            # a copy from other memory waits for all that the GPU has yet to do
+            batchdata = {key: _pinned(value) for key, value in batchdata.items()}
         image, label, *rest = self._prepare(batchdata, device, non_blocking, **kwargs)
         batch = {CommonKeys.IMAGE: _plain(image), CommonKeys.LABEL: _plain(label)}
         if self.batch_transform is not None:
@@ -316,6 +319,10 @@ def _gather(names: list[str]) -> list[list[str]]:
     """The case names of every process, by rank."""
     texts = idist.all_gather("\n".join(names) or " ")
     return [text.strip().split("\n") for text in texts]  # type: ignore[union-attr]
+
+
+def _pinned(value: Any) -> Any:
+    return value.pin_memory() if isinstance(value, torch.Tensor) and value.device.type == "cpu" else value
 
 
 def _plain(tensor: Any) -> Any:

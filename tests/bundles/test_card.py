@@ -106,6 +106,7 @@ def test_an_iteration_on_a_card_waits_for_next_to_nothing(name, capability, phan
         assert kinds["copy"] <= 2, found
 
 
+@pytest.mark.slow
 def test_a_validation_joins_the_scores_of_volumes_on_and_off_the_card(phantoms, tmp_path, monkeypatch):
     with Card(monkeypatch) as card:
         workflow = prepared("hippocampus", phantoms, tmp_path, roi_size=[16, 16, 16],

@@ -68,7 +68,7 @@ def test_training_evaluating_and_inferring_run_as_the_readme_says(monai, tmp_pat
     )
     text = monai("training", "--config_file", f"{CONFIGS}/train.yaml", "--train#trainer#max_epochs", "3",
                  "--output_dir", run, "--resume", "true")  # fmt: skip
-    assert "going on after epoch 2" in text
+    assert "continuing after epoch 2" in text
     assert "iteration 3 of 3" in text
     files = f"['{CONFIGS}/train.yaml','{CONFIGS}/evaluate.yaml']"
     assert "posterior" in monai("evaluating", "--config_file", files, "--output_dir", run)

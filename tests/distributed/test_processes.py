@@ -174,7 +174,7 @@ def test_a_loss_that_cannot_sum_over_processes_says_so(caplog):
     assert caplog.text == ""
     loss = DiceCELoss(softmax=True, squared_pred=True, batch=True)
     assert over_processes(loss).dice.batch
-    assert "DiceLoss sums over the batch of each process by itself" in caplog.text
+    assert "DiceLoss only sums over the batch of its own process" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"softmax": True}, {"sigmoid": True, "include_background": False}])

@@ -104,5 +104,5 @@ def test_options_that_cannot_be_are_named(arguments, words):
 
 def test_channels_that_do_not_fit_are_named():
     scores, shares = pair()
-    with pytest.raises(ConfigError, match="4 scores and 5 shares"):
+    with pytest.raises(ConfigError, match="4 scores and 5 class fractions"):
         DiceCE(LABELS, ignore=[4])(scores, shares)
