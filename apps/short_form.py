@@ -88,10 +88,6 @@ def translate(
         return None
 
     from decathlete.bundle import bundle_folder, config_files, is_bundle
-    from decathlete.bundle.description import read_mapping
-    from decathlete.bundle.overrides import laid_over
-    from decathlete.bundle.tracking import check_tracking
-    from decathlete.data.folders import dataset_folder, stated_folder
     from decathlete.distributed.torchrun import in_torchrun
     from decathlete.errors import UsageError
 
@@ -104,6 +100,12 @@ def translate(
 
     run_id = _positional(own) or _value(own, "run_id") or "run"
     files = config_files(folder, run_id, in_torchrun(environ))
+
+    from decathlete.bundle.description import read_mapping  # with YAML: a wrong name is reported without it
+    from decathlete.bundle.overrides import laid_over
+    from decathlete.bundle.tracking import check_tracking
+    from decathlete.data.folders import dataset_folder, stated_folder
+
     config = laid_over(read_mapping(file) for file in files)
     _refuse_unknown_ids(own, config, files[-1])
     own = _literal_words(own)

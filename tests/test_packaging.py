@@ -168,7 +168,7 @@ def test_unknown_bundle_ends_with_one_line_and_status_2(python, work):
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("decathlete: bundles/hipocampus: must be a bundle's folder or the name")
+    assert done.stderr.startswith("decathlete: bundles/hipocampus: neither a bundle's folder nor the name")
 
 
 @pytest.mark.slow

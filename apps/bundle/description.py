@@ -101,8 +101,9 @@ class Bundle:
     def weights(self) -> Path:
         """File of the weights that the bundle predicts with unless its config computes another, there or not."""
         stated = self.config("inference").get("checkpoint")
-        plain = isinstance(stated, str) and not stated.startswith(SPECIAL)
-        return Path(stated) if plain else self.folder / "models" / "model.pt"
+        if isinstance(stated, str) and not stated.startswith(SPECIAL):
+            return Path(stated)
+        return self.folder / "models" / "model.pt"
 
 
 def bundle_labels(bundle: str | Path) -> dict[int, str]:

@@ -174,7 +174,7 @@ def test_a_killed_process_ends_the_other_one_and_is_named(data, tmp_path):
     pids = run.ranks()
     os.kill(pids[1], signal.SIGKILL)
     (message,) = run.messages(60)
-    assert message.startswith("decathlete: hippocampus, process 1 of 2: must run to the end (SIGKILL")
+    assert message.startswith("decathlete: hippocampus, process 1 of 2: the process failed (SIGKILL")
     assert _wait_for_end(list(pids.values()))
 
 

@@ -82,7 +82,7 @@ def test_another_networks_weights_are_an_error(server, weights):
     torch.save({"a.weight": torch.zeros(2)}, weights)
     answer = server.infer("hippocampus", FIRST)
     assert answer.status == 409
-    assert "the weights must be this network's, key by key" in answer.json["detail"]
+    assert "the weights do not fit this network" in answer.json["detail"]
     put = server.ask("PUT", "/model/hippocampus", files={"file": ("w.pt", weights.read_bytes())})
     assert put.status == 409
 
@@ -92,7 +92,7 @@ def test_damaged_weights_are_an_error_and_training_from_new_ones_cures_it(server
     assert server.infer("hippocampus", FIRST).status == 409
     labels(2)
     assert server.train("hippocampus", max_epochs=1)["status"] == "ERROR"  # it cannot go on from them
-    assert "must be a file that torch.save wrote" in "\n".join(server.get("/train/")["details"])
+    assert "not readable as a checkpoint" in "\n".join(server.get("/train/")["details"])
     assert server.result(server.train("hippocampus", max_epochs=1, pretrained=False))["adopted"]
     assert server.infer("hippocampus", FIRST).status == 200
 
