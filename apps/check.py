@@ -308,7 +308,7 @@ def _note_sides(report: CheckReport, parser: Any, cases: Sequence[CaseFacts] = (
 
 
 def _forecast_iterations(report: CheckReport, parser: Any, samples: int) -> None:
-    """Time of one forward and backward pass of one patch, scaled to the whole training: a rough figure.
+    """Time of one forward and backward pass of one patch, scaled to the full training: a rough estimate.
 
     Nothing runs whose estimated memory is not free: the system would end the process.
     """
@@ -382,7 +382,7 @@ def _one_line(where: Path, error: BaseException) -> str:
         return str(own)
     texts = []
     cause: BaseException | None = error
-    while cause is not None:  # MONAI tells which expression failed, its cause says why
+    while cause is not None:  # MONAI names the expression that failed, the cause says why
         texts.append(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
         cause = cause.__cause__
     return f"{where}: {'; '.join(texts)}"

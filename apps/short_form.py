@@ -218,7 +218,7 @@ def _names_config(args_file: str | None) -> bool:
     try:
         return "config_file" in Path(args_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return True  # MONAI tells what is wrong with the file
+        return True  # MONAI reports what is wrong with the file
 
 
 def install() -> None:

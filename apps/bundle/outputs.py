@@ -28,7 +28,7 @@ class Outputs:
         tell_volume: each case's volumes in ml are printed.
         frames: inputs are DICOM frames too, each a volume of one slice, and folders of them.
         contours: the outlines of each slice's cavity (1) and heart (1 and 2) are written as text beside the label map,
-            and of a folder with a whole heartbeat its volumes.
+            and of a folder with a complete heartbeat its volumes.
     """
 
     label: str = ""

@@ -83,8 +83,8 @@ def input_files(inputs: str | Path | Iterable[str | Path], outputs: Outputs | No
 
 def _place(path: Path) -> Path:
     """A path that is one for all ways to its folder; a link keeps its own name."""
-    whole = Path(os.path.abspath(path))
-    return whole.parent.resolve() / whole.name
+    absolute = Path(os.path.abspath(path))
+    return absolute.parent.resolve() / absolute.name
 
 
 def _in_folder(folder: Path, outputs: Outputs) -> tuple[list[Path], dict[Path, str]]:

@@ -1,4 +1,4 @@
-"""What became of a prediction's inputs, told once for all processes that shared them."""
+"""What became of a prediction's inputs, reported once for all processes that shared them."""
 
 from __future__ import annotations
 
