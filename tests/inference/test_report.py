@@ -18,7 +18,7 @@ def predict(bundle, *words):
     return main(["predict", str(bundle), *map(str, words)])
 
 
-def test_the_page_tells_volumes_and_how_far_networks_disagree(bundle, scan_file, tmp_path, threshold_weights):
+def test_the_page_shows_volumes_and_how_far_networks_disagree(bundle, scan_file, tmp_path, threshold_weights):
     weights = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for first, path in zip((0.2, 0.9), weights, strict=True):
         torch.save(threshold_weights(first=first), path)
@@ -27,7 +27,7 @@ def test_the_page_tells_volumes_and_how_far_networks_disagree(bundle, scan_file,
     page, label = report.read_text(), nib.load(out / "case_001.nii.gz")
     anterior = np.count_nonzero(np.asarray(label.dataobj) == 1) * np.prod(label.header.get_zooms()) / 1000
     assert f"<td>{anterior:.2f}</td>" in page
-    assert float(re.search(r"disagreement in bits, ([\d.]+) a", page)[1]) > 0.05
+    assert float(re.search(r"disagreement in bits, ([\d.]+) per foreground voxel", page)[1]) > 0.05
     assert page.count("data:image/jpeg;base64") == 2
     assert f"weights: {weights[0]}, {weights[1]}" in page
 
