@@ -116,7 +116,9 @@ def heart_function(frames: Iterable[FrameArea], where: str | Path = "frames") ->
     heights = np.array([np.mean([f.height_mm for f in frames]) for frames in slices])
     steps = np.diff(heights)
     if len(slices) < 2:
-        raise GeometryError(where, "expected two or more slices", f"{len(slices)}", "Pass all frames of the patient")
+        raise GeometryError(
+            where, "expected two or more slices", f"{len(slices)} given", "Pass all frames of the patient"
+        )
     if np.ptp(steps) > UNEVEN * steps.mean() + 0.01:
         raise GeometryError(where, "the distances between slices differ", f"{steps.min():.4g} to {steps.max():.4g} mm",
                             "Add the missing slices")  # fmt: skip

@@ -50,7 +50,7 @@ def test_phases_that_nobody_drew_are_left_open():
         (beat([[1], [2]]), DataError, "the same number in every slice"),
         ([f for f in beat([[1, 2]] * 4) if f.height_mm != 16], GeometryError, "8 to 16 mm"),
         (beat([[math.nan, 0.0], [0.0, 0.0]]), DataError, "no frame shows a cavity"),
-        ([], GeometryError, r"\(0\)"),
+        ([], GeometryError, r"\(0 given\)"),
     ],
 )
 def test_what_is_no_heartbeat_is_refused(frames, error, said):
