@@ -3,11 +3,14 @@
     python benchmarks/gpu.py --bundles hippocampus spleen brain_tumour prostate --iterations 100
     python benchmarks/gpu.py --bundles spleen --nnunet path/to/nnunet/environment --output gpu.json
 
-Every row is a process of its own that trains on phantoms: iterations a second after a warm-up, the card's peak memory,
-the fraction of its peak arithmetic (multiplications and additions of the convolutions, counted by torch, over time and
-the card's published dense peak for 16 bits), and the fraction of time in which it waited for a batch. The ways:
+Every row is a process of its own that trains on phantoms: iterations per second after a warm-up, the GPU's peak
+memory, the fraction of its peak arithmetic (multiplications and additions of the convolutions, counted by torch, over
+time and the maker's dense number for 16 bits), and fractions of the time: in which the process waited for the loader,
+in which the GPU ran no kernel (torch's profiler, some iterations more), and which augmentation took on the GPU. The
+ways:
 
     plain      as the bundle stands
+    tuned      ``deterministic: false``: cuDNN tries which of its convolutions are fastest
     on_card    cases kept on the card (``train::dataset::device``), no worker processes
     compiled   the network through ``torch.compile``
     graphs     the same with CUDA graphs (``mode="reduce-overhead"``)
@@ -43,9 +46,11 @@ from decathlete.data import fetch
 from decathlete.files import atomic_write
 from decathlete.machine import peak_memory_gib
 
+PROFILED = 10  # iterations after the measured ones
 COMPILED = {"network": "$torch.compile(@network_def.to(@device))"}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "tuned": {"deterministic": False},
     "on_card": {"train::dataset::device": "@device", "num_workers": 0},
     "compiled": COMPILED,
     "graphs": {"network": "$torch.compile(@network_def.to(@device), mode='reduce-overhead')"},
@@ -144,7 +149,7 @@ def overrides(bundle: str, way: str, options: argparse.Namespace) -> dict[str, A
 def train(
     bundle: str, data: str, overrides: dict[str, Any], device: str, iterations: int, warm_up: int
 ) -> dict[str, Any]:
-    """Train some iterations in this process: seconds of each, and of its wait; memory; the work of one."""
+    """Train some iterations in this process: seconds of each and of its wait for the loader; memory; work of one."""
     parser = load(bundle, "train", {
         "dataset_dir": data, "device": f"$torch.device('{device}')", "fold": "all", "max_epochs": 1, **overrides,
         "train::handlers": [],
@@ -152,18 +157,35 @@ def train(
             "_target_": "DataLoader", "dataset": "@train::dataset", "batch_size": "@batch_size",
             "num_workers": "@num_workers", "pin_memory": "$@num_workers > 0 and 'cuda' in str(@device)",
             "sampler": {"_target_": "torch.utils.data.RandomSampler", "data_source": "@train::dataset",
-                        "replacement": True, "num_samples": f"$@batch_size * {warm_up + iterations}"},
+                        "replacement": True, "num_samples": f"$@batch_size * {warm_up + iterations + PROFILED}"},
         },
     })  # fmt: skip
     parser.get_parsed_content("initialize")
     trainer = parser.get_parsed_content("train::trainer")
     on_card = torch.device(device).type == "cuda"
     marks: list[list[float]] = []
+    augmented: list[Any] = []  # events on the GPU, before and after
+    transform = trainer.batch_transform
+    activities = [torch.profiler.ProfilerActivity.CUDA] if on_card else [torch.profiler.ProfilerActivity.CPU]
+    profiler = torch.profiler.profile(activities=activities)
+
+    def timed(batch: dict) -> Any:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        out = transform(batch)
+        events[1].record()
+        augmented.append(events)
+        return out
+
+    if on_card:
+        trainer.batch_transform = timed
 
     @trainer.on(Events.GET_BATCH_STARTED)
     def _asks(engine: Any) -> None:
         if engine.state.iteration == warm_up and on_card:
             torch.cuda.reset_peak_memory_stats(device)
+        if engine.state.iteration == warm_up + iterations and on_card:
+            profiler.start()
         marks.append([time.perf_counter()])
 
     @trainer.on(Events.GET_BATCH_COMPLETED)
@@ -172,13 +194,30 @@ def train(
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def _ends(engine: Any) -> None:
-        if on_card:
+        if on_card and engine.state.iteration in (warm_up, warm_up + iterations):  # else they run ahead, as they do
             torch.cuda.synchronize(device)
         marks[-1].append(time.perf_counter())
 
     trainer.run()
     kept = [(there - start, end - start) for start, there, end in marks[warm_up : warm_up + iterations]]
-    return {"marks": kept, "memory_gib": peak_memory_gib(device), "tflop": work_of_a_step(parser, device)}
+    found = {"marks": kept, "memory_gib": peak_memory_gib(device), "tflop": work_of_a_step(parser, device)}
+    if on_card:
+        torch.cuda.synchronize(device)
+        profiler.stop()
+        seconds = sum(a.elapsed_time(b) for a, b in augmented[warm_up : warm_up + iterations]) / 1000
+        found |= {"augmentation": seconds / sum(whole for _, whole in kept), "no_kernel": without_kernel(profiler)}
+    return found
+
+
+def without_kernel(profiler: Any) -> float:
+    """Fraction of the time from the first to the last kernel in which none ran."""
+    spans = sorted((e.time_range.start, e.time_range.end) for e in profiler.events()
+                   if e.device_type == torch.autograd.DeviceType.CUDA)  # fmt: skip
+    busy, until = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return 1 - busy / (until - spans[0][0])
 
 
 def work_of_a_step(parser: Any, device: str) -> float:
@@ -226,17 +265,20 @@ def ask(command: list[str], env: dict[str, str] | None = None) -> dict[str, Any]
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table; medians of the iterations."""
+    """One row of the table; means of the iterations, since those of a GPU run ahead of each other."""
     start = f"{row['bundle']:<16} {row['way']:<9}"
     if "failed" in row:
         return f"{start} {row['failed']}"
-    seconds = statistics.median(whole for _, whole in row["marks"])
+    seconds = statistics.mean(whole for _, whole in row["marks"])
     waited = sum(wait for wait, _ in row["marks"]) / sum(whole for _, whole in row["marks"])
     memory = f"{row['memory_gib']:.1f} GiB" if row["memory_gib"] is not None else "-"
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in card), None)
     share = f"{row['tflop'] / seconds / peak:.1%} of the peak" if peak and row.get("tflop") else "-"
-    return f"{start} {1 / seconds:8.2f} iterations/s  {memory:>9}  waits {waited:.1%}  {share}"
+    parts = [f"loader {waited:.1%}"]
+    parts += [f"{name} {row[key]:.1%}" for name, key in (("no kernel", "no_kernel"), ("augmentation", "augmentation"))
+              if row.get(key) is not None]  # fmt: skip
+    return f"{start} {1 / seconds:8.2f} iterations/s  {memory:>9}  {', '.join(parts)}  {share}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +80,20 @@ def test_iterations_are_counted_after_the_warm_up(gpu, tmp_path, way):
     row = {"bundle": "hippocampus", "way": way, **found}
     assert "iterations/s" in gpu.line(row)
     assert "exit status 1" in gpu.line({**row, "failed": "exit status 1, see above"})
+
+
+def test_the_plan_for_the_first_gpu_knows_its_bundles_and_ways(gpu, benchmark_named):
+    first = benchmark_named("first_gpu")
+    assert set(first.WAYS) <= set(gpu.WAYS)
+    options = argparse.Namespace(set={}, workers=None)
+    for bundle in first.BUNDLES:
+        assert all(isinstance(gpu.overrides(bundle, way, options), dict) for way in first.WAYS)
+
+
+def test_time_without_a_kernel_is_what_no_kernel_covers(gpu):
+    def kernel(start, end, device=torch.autograd.DeviceType.CUDA):
+        return SimpleNamespace(time_range=SimpleNamespace(start=start, end=end), device_type=device)
+
+    cpu = kernel(0, 100, torch.autograd.DeviceType.CPU)
+    events = [kernel(10, 20), kernel(12, 15), kernel(18, 30), kernel(40, 50), cpu]  # 10 of 40 without
+    assert gpu.without_kernel(SimpleNamespace(events=lambda: events)) == pytest.approx(0.25)
