@@ -191,10 +191,6 @@ def checked_pairs(datastore: StudiesFolder | Archive, bundle: Path) -> list[Pair
 
 def no_labels(bundle: str = "") -> DataError:
     """What is said of studies without a final label, or without one for a bundle."""
-    whose = f" for '{bundle}'" if bundle else ""
-    return DataError(
-        "studies",
-        f"no final labels{whose} to train on",
-        "",
-        "Submit a label in the viewer, or put label maps into labels/final",
-    )
+    whose, place = (f" for '{bundle}'", f"labels/final_{bundle}") if bundle else ("", "labels/final")
+    return DataError("studies", f"no final labels{whose} to train on", "",
+                     f"Submit a label in the viewer, or put label maps into {place}")  # fmt: skip

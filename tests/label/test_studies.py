@@ -52,3 +52,26 @@ def test_side_files_of_an_earlier_index_are_forgotten(label_environment, phantom
     (tmp_path / "._plain.nii.gz").write_text("no image")
     assert list(studies(label_environment, tmp_path)[0]) == ["plain"]
     assert list(json.loads(index.read_text())["objects"]) == ["plain"]
+
+
+def test_label_maps_put_there_by_hand_belong_to_the_bundle_of_their_folder(label_environment, phantoms, tmp_path):
+    first, second = sorted((phantoms / "imagesTr").glob("*.nii.gz"))[:2]
+    for image, tag in ((first, "final_heart"), (second, "final")):
+        shutil.copy(image, tmp_path)
+        (tmp_path / "labels" / tag).mkdir(parents=True)
+        shutil.copy(phantoms / "labelsTr" / image.name, tmp_path / "labels" / tag)
+    code = (
+        "import json, sys; from decathlete.label.studies import Classes, StudiesFolder\n"
+        "bundles = {name: {'a': 1} for name in sys.argv[2:]}\n"
+        "store = StudiesFolder(sys.argv[1], {1}, Classes(bundles), watch=False)\n"
+        "print(json.dumps({b: [pair['case_id'] for pair in store.pairs(b)] for b in bundles}))"
+    )
+
+    def trained_on(*bundles: str) -> dict[str, list[str]]:
+        words = [str(word) for word in (label_environment, "-c", code, tmp_path, *bundles)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    names = [image.name.removesuffix(".nii.gz") for image in (first, second)]
+    assert trained_on("heart", "nfbs") == {"heart": names[:1], "nfbs": []}  # it is open whose the other one is
+    assert trained_on("heart") == {"heart": names}
