@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from tests.inference.conftest import bundle, make_bundle  # noqa: F401
+
 
 @pytest.fixture
 def in_two_processes(tmp_path) -> Callable:
