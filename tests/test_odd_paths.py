@@ -16,6 +16,7 @@ import pytest
 
 from decathlete.bundle import bundle_folder
 from decathlete.bundle.configs import load
+from decathlete.bundle.trust import trust
 from decathlete.cli import main
 from decathlete.inference import Predictor
 from decathlete.label.serving import copy_bundles
@@ -47,6 +48,7 @@ def work(tmp_path, monkeypatch) -> Path:
     (configs / "train.yaml").write_text(TRAIN)
     (configs / "multi_gpu_train.yaml").write_text("{}\n")
     (configs / "metadata.json").write_text("{}")
+    trust(configs.parent)  # it writes down what it was given
     for name in (ODD, *STARTS):
         (folder / "data" / name / "imagesTr").mkdir(parents=True)
         (folder / "out" / name).mkdir(parents=True)

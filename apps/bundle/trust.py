@@ -9,6 +9,7 @@ trees. A name is followed to the object that it stands for, so that a module whi
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import os
 import re
@@ -75,6 +76,7 @@ NAMES = {
     "pandas": "read_csv",
     "decathlete.files": "nifti_files",
     "decathlete.label.stock": "publish",
+    "decathlete.planning": "load_fitting matched_cases",
 }  # fmt: skip
 # Of our own packages, classes are parts of chains and of trainings; these are the functions that configs call.
 OWN_FUNCTIONS = frozenset(
@@ -90,7 +92,7 @@ ATTRIBUTES = _words(
     # networks, tensors, arrays
     "affine any all argmax argmin astype bool clone cpu cuda detach device dim double dtype eval float half item "
     "load_state_dict long max mean meta min modules named_parameters ndim network numel numpy parameters permute "
-    "requires_grad_ reshape shape size squeeze state_dict sum to tolist train unsqueeze view zero_grad array T "
+    "requires_grad_ repeat reshape shape size squeeze state_dict sum to tolist train unsqueeze view zero_grad array T "
     # engines
     "add_event_handler attach batch epoch iteration max_epochs metrics optimizer output run state "
     # lists, dictionaries, texts
@@ -421,8 +423,10 @@ class _Expression:
             self._attributes(full[count:])
         elif chain[0] in BUILTINS:
             self._attributes(chain[1:])
-        else:
+        elif hasattr(builtins, chain[0]) or chain[0].startswith("_"):
             raise _NotKnownError(f"{chain[0]} is not on the list")
+        else:  # Python knows no such name, which is for others to report
+            self._attributes(chain[1:])
 
     @staticmethod
     def _attributes(words: Sequence[str]) -> None:

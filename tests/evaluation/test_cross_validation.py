@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from decathlete.bundle.trust import trust
 from decathlete.cli import main
 from decathlete.errors import DataError, TrainingError, UsageError
 from decathlete.evaluation import cross_validate
@@ -75,6 +76,7 @@ def oracle(tmp_path: Path) -> Path:
     configs.mkdir(parents=True)
     (configs / "train.yaml").write_text(TRAIN)
     (configs / "inference.yaml").write_text(INFERENCE)
+    trust(configs.parent)
     return configs.parent
 
 
@@ -156,6 +158,7 @@ def test_folder_of_another_run_is_left_alone(oracle, data, tmp_path):
 def test_case_in_both_parts_is_refused(oracle, data, tmp_path):
     config = oracle / "configs" / "train.yaml"
     config.write_text(config.read_text().replace("if n % 2 != @fold", ""))
+    trust(oracle)
     with pytest.raises(DataError, match=r"2 cases are in both .*\(case_0, case_2\)"):
         cross_validate(oracle, "0", output=tmp_path / "out", dataset_dir=data)
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from decathlete.bundle.trust import trust
 from decathlete.colours import COLOURS
 from decathlete.data import make_phantoms
 from decathlete.drawing.canvas import sheet
@@ -42,6 +43,7 @@ def bundle(tmp_path):
     def write(config):
         (tmp_path / "flat" / "configs").mkdir(parents=True, exist_ok=True)
         (tmp_path / "flat" / "configs" / "train.yaml").write_text(yaml.safe_dump(config))
+        trust(tmp_path / "flat")
         return tmp_path / "flat"
 
     return write
