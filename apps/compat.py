@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvBase
+from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 
-__all__ = ["COMPILED", "FakeTensorMode", "compiled", "drop_iterator", "puts_channels_first"]
+__all__ = ["COMPILED", "ConvBase", "DropoutBase", "NormBase", "compiled", "drop_iterator", "fake_tensors", "foreach_copy_",
+           "foreach_lerp", "foreach_lerp_", "foreach_mul_", "foreach_sub_", "puts_channels_first"]  # fmt: skip
+
+# one call for the tensors of a list, as torch's own optimizers make it
+foreach_copy_ = torch._foreach_copy_
+foreach_lerp, foreach_lerp_ = torch._foreach_lerp, torch._foreach_lerp_
+foreach_mul_, foreach_sub_ = torch._foreach_mul_, torch._foreach_sub_
 
 COMPILED = "_orig_mod"  # attribute of what torch.compile returns, and the prefix of its weights' names
 
@@ -15,6 +23,13 @@ COMPILED = "_orig_mod"  # attribute of what torch.compile returns, and the prefi
 def compiled(network: torch.nn.Module) -> torch.nn.Module | None:
     """The network inside what torch.compile returned; None for any other network."""
     return getattr(network, COMPILED, None)
+
+
+def fake_tensors() -> Any:
+    """A context in which tensors have shapes and no memory; its import loads torch's compiler."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
 
 
 def drop_iterator(engine: Any) -> None:

@@ -117,8 +117,8 @@ def validation(device: str, folder: str) -> dict[str, Any]:
              (("small", data), ("large", large))}  # fmt: skip
     run("training", packaged_root() / "hippocampus", {
         "device": f"$torch.device('{device}')", "dataset_dir": str(data), "output_dir": str(root / "run"),
-        "max_epochs": 1, "train_datalist": lists["small"],
-        "val_datalist": f"{lists['small']}[:1] + {lists['large'][1:]}[:1]",
+        "max_epochs": 1, "train::dataset::data": lists["small"],
+        "validate::dataset::data": f"{lists['small']}[:1] + {lists['large'][1:]}[:1]",
     })  # fmt: skip
     return {"sound": True, "filled_gib": filler.numel() / 2**30}
 

@@ -202,7 +202,7 @@ def test_an_id_alone_is_true_and_the_word_behind_an_id_its_value():
         ),
         ("run training --config hippocampus --amp maybe", "amp (command line): expected true or false ('maybe'"),
         ("run training --config hippocampus --device gpu", "--device: expected a device such as cpu"),
-        ("cross-validate hippocampus --folds a", "folds: must be numbers such as 0-4"),
+        ("cross-validate hippocampus --folds a", "folds: expected numbers such as 0-4"),
         ("new x --data {} --modality X-ray", "--modality: expected CT or MRI ('X-ray')"),
         ("new x --data {} --memory x", "--memory: expected a number above 0"),
         ("serve --studies {} --port 99999", "--port: expected a whole number, from 1 to 65535"),

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from string import Formatter
 from types import ModuleType
@@ -274,6 +275,8 @@ def _known(chain: Sequence[str]) -> int:
             found = _object(f"{home}.{name}")
             if isinstance(found, ModuleType):
                 continue
+            if found is None and isinstance(_object(home), ModuleType) and not hasattr(_object(home), name):
+                return len(chain)  # there is no such name: a slip, for others to report
             if found is None or name.startswith("_") or HARMFUL.search(name) or not _is_of(found, chain[0], name):
                 break
             return count
@@ -350,9 +353,18 @@ def _target(target: str, names: dict[str, str], full_names: Callable[[str], list
 def _monai_names(component: str) -> list[str]:
     """Full names of what MONAI's parser takes for a short name."""
     modules = _locator().get_component_module_name(component)
+    if not modules and not hasattr(builtins, component) and not _is_module(component):
+        return []  # there is no such name: a slip, for others to report
     if not modules:
         raise _NotKnownError(f"{component} is not on the list")
     return [f"{module}.{component}" for module in ([modules] if isinstance(modules, str) else modules)]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return True
 
 
 @cache

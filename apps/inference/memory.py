@@ -12,11 +12,9 @@ import torch
 from monai.transforms import Compose, Resized, Spacingd
 from monai.utils import fall_back_tuple
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from decathlete.compat import ConvBase, DropoutBase, NormBase
 from decathlete.errors import DecathleteError
 from decathlete.transforms.resample import ResampleSpacingd
 
@@ -27,7 +25,7 @@ FLOAT = 4
 MONAIS = 12  # bytes a voxel where MONAI resamples: float64, and float32
 OURS = 8  # axis by axis in float32: what goes in and out, and what lies between two axes
 KEEPS_SHAPE = (
-    _NormBase, nn.GroupNorm, nn.LayerNorm, _DropoutNd,
+    NormBase, nn.GroupNorm, nn.LayerNorm, DropoutBase,
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
 SUMS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__)
@@ -130,7 +128,7 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     try:
         ghost = copy.deepcopy(network).to("meta").eval()
         for module in ghost.modules():
-            if isinstance(module, _ConvNd):
+            if isinstance(module, ConvBase):
                 module.forward = partial(_convolved, module)  # type: ignore[method-assign]
             elif isinstance(module, KEEPS_SHAPE):
                 module.forward = lambda inputs: _empty(inputs.shape)  # type: ignore[method-assign]
@@ -143,7 +141,7 @@ def window_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     return sum(sorted(sizes)[-LIVE_OUTPUTS:])
 
 
-def _convolved(conv: _ConvNd, inputs: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+def _convolved(conv: ConvBase, inputs: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
     """What a convolution returns for an input on the meta device."""
     spatial = list(output_size or ())[-len(conv.kernel_size) :]
     given = inputs.shape[-len(conv.kernel_size) :]

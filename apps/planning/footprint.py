@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from decathlete.compat import FakeTensorMode
+from decathlete.compat import fake_tensors
 from decathlete.inference.memory import PROCESS_GIB
 from decathlete.networks import UNet
 from decathlete.planning.fingerprints import Fingerprint
@@ -47,7 +47,7 @@ def network_bytes(network: Topology, patch: tuple[int, ...], channels: int, clas
 
     The network runs on shapes alone (torch's fake tensors), in bfloat16.
     """
-    with FakeTensorMode():
+    with fake_tensors():
         ghost = make_network(network, channels, classes, channels_last=False)  # the layout does not change the size
         with torch.autocast("cpu", dtype=torch.bfloat16):
             kept = _kept_bytes(lambda: ghost.train()(torch.empty(2, channels, *patch)), ghost.parameters())
@@ -66,7 +66,7 @@ def step_gib(network: nn.Module, shape: Sequence[int], amp: bool, device: torch.
         amp: whether it runs in autocast.
         device: of network and input.
     """
-    mode = FakeTensorMode()
+    mode = fake_tensors()
     own = dict(network.named_parameters())
     try:
         ghosts = {name: mode.from_tensor(value) for name, value in [*own.items(), *network.named_buffers()]}
@@ -100,7 +100,7 @@ def _kept_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) 
 @functools.lru_cache(maxsize=1024)
 def weight_bytes(network: Topology, channels: int = 4, classes: int = 16) -> int:
     """Bytes of the network's state as it is saved."""
-    with FakeTensorMode():
+    with fake_tensors():
         state = make_network(network, channels, classes, channels_last=False).state_dict()
     return sum(t.numel() * t.element_size() for t in state.values())
 

@@ -11,6 +11,7 @@ from ignite.engine import Events
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from decathlete.bundle.checkpoints import unwrap
+from decathlete.compat import foreach_copy_
 
 
 class WeightAverage:
@@ -50,7 +51,7 @@ class WeightAverage:
         if values:
             get_ema_multi_avg_fn(keep)(*map(list, zip(*values, strict=True)), None)
         if counters:
-            torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
+            foreach_copy_(*map(list, zip(*counters, strict=True)))
 
 
 def _tensors(network: torch.nn.Module) -> list[torch.Tensor]:

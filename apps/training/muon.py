@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decathlete.compat import foreach_lerp, foreach_lerp_, foreach_mul_, foreach_sub_
 from decathlete.errors import ConfigError
 
 # Newton-Schulz polynomial of the method's author: singular values end between about 0.7 and 1.2, in five steps
@@ -94,14 +95,14 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         grads = [p.grad for p in parameters]
         momenta = [self.state[p]["momentum"] for p in parameters]
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        updates = list(torch._foreach_lerp(grads, momenta, group["momentum"]))
+        foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        updates = list(foreach_lerp(grads, momenta, group["momentum"]))
         if parameters[0].is_cuda:
             updates = orthogonalize_together(updates)
         else:
             updates = [(orthogonalize(u.flatten(1)) * _gain(u.flatten(1))).view(u.shape) for u in updates]
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_sub_(parameters, updates, alpha=group["lr"])
+        foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        foreach_sub_(parameters, updates, alpha=group["lr"])
 
 
 def _gain(matrix: Tensor) -> float:

@@ -182,6 +182,7 @@ COMPONENTS: list[dict[str, Any]] = [
     {"_target_": "monai.data.utils.os.system"},
     {"_target_": "monai.utils.misc.run_cmd"},
     {"_target_": "run_cmd"},
+    {"_target_": "antigravity"},
     {"_target_": "torch.hub.load"},
     {"_target_": "torch.load", "f": "x", "weights_only": False},
     {"_target_": "torch.load", "f": "x", "pickle_module": "@m"},
@@ -242,6 +243,13 @@ def test_hostile_imports_are_found(text: str) -> None:
 @pytest.mark.parametrize("component", COMPONENTS, ids=str)
 def test_hostile_components_are_found(component: dict[str, Any]) -> None:
     assert findings({"name": "os.system", "imports": ["$import functools"], "x": component})
+
+
+@pytest.mark.parametrize(
+    "config", [{"_target_": "NoSuchClass"}, {"_target_": "torch.optim.Adamm"}, {"a": "$tourch.ones(1)"}]
+)
+def test_a_name_that_does_not_exist_is_left_to_other_checks(config: dict[str, Any]) -> None:
+    assert findings(config) == []
 
 
 def test_one_name_cannot_stand_for_two_things() -> None:

@@ -93,7 +93,7 @@ def test_an_iteration_on_a_card_waits_for_next_to_nothing(name, capability, phan
     with Card(monkeypatch, capability) as card:
         workflow = prepared(name, phantoms, tmp_path)
         waits = waits_of(workflow.parser.get_parsed_content("train::trainer"), card)
-        case = workflow.parser.get_parsed_content("val_datalist")[0]
+        case = workflow.parser.get_parsed_content("validate::dataset::data")[0]
         predictor = Predictor(name, tmp_path / "model_final.pt", CARD, overrides=small(name, "inference"))
         volume = predictor.read(case["image"])
         predictor(volume.array, volume.affine)
@@ -109,8 +109,8 @@ def test_an_iteration_on_a_card_waits_for_next_to_nothing(name, capability, phan
 @pytest.mark.slow
 def test_a_validation_joins_the_scores_of_volumes_on_and_off_the_card(phantoms, tmp_path, monkeypatch):
     with Card(monkeypatch) as card:
-        workflow = prepared("hippocampus", phantoms, tmp_path, roi_size=[16, 16, 16],
-                            val_datalist="$datalist(@dataset_dir, 0, 'training', 'hippocampus')[:2]")  # fmt: skip
+        two = {"validate::dataset::data": "$datalist(@dataset_dir, 0, 'training', 'hippocampus')[:2]"}
+        workflow = prepared("hippocampus", phantoms, tmp_path, roi_size=[16, 16, 16], **two)
         card.free = [60 << 30, 1000]
         workflow.run()
     assert card.mixed == []

@@ -113,9 +113,9 @@ def test_the_brains_mean_is_taken_where_it_is_not_zero(tmp_path):
 @pytest.mark.parametrize(
     ("bundle", "channels", "empty", "words"),
     [
-        ("brain_tumour", 4, 2, "in all voxels of T1gd"),
+        ("brain_tumour", 4, 2, "without content: T1gd"),
         ("brain_tumour", 3, None, "expected 4 channels along the fourth axis (3"),
-        ("prostate", 2, 1, "in all voxels of ADC"),
+        ("prostate", 2, 1, "without content: ADC"),
         ("prostate", 1, None, "expected 2 channels along the fourth axis (1"),
     ],
 )

@@ -152,7 +152,7 @@ def test_monais_run_predicts_the_first_patient(data, trained, tmp_path):
 def test_check_looks_over_bundle_and_data(data, capsys):
     main(["check", "sunnybrook", "--dataset_dir", str(data)])
     said = capsys.readouterr().out
-    assert "3 cases to train on, 3 to validate on" in said or "4 cases to train on, 4 to validate on" in said
+    assert "3 training cases, 3 validation cases" in said or "4 training cases, 4 validation cases" in said
     assert "FAULT" not in said
 
 

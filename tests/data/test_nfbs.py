@@ -112,7 +112,7 @@ def test_folder_is_looked_for_as_other_data_sets_are(heads, monkeypatch):
 def test_sound_heads_pass_and_check_tells_of_them(heads, capsys):
     assert verify(heads, progress=False) == []
     assert check(heads).ok
-    assert "7 cases looked over, 1 channel(s), labels [0, 1]" in capsys.readouterr().out
+    assert "7 cases checked, 1 channel(s), labels [0, 1]" in capsys.readouterr().out
 
 
 def _edit(path: Path, edit) -> None:

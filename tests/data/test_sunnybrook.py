@@ -253,7 +253,7 @@ def test_data_that_are_not_there_are_told(tmp_path, monkeypatch):
         ("outside_image", 1, "icontour-manual.txt: the contour leaves the image of 32 x 32 pixels"),
         ("two_inner_files", 1, "two inner contours for frame 20"),
         ("contour_without_frame", 1, "IM-0001-0099-icontour-manual.txt: frame 99 is missing"),
-        ("outer_only", 1, "no frame has a sound inner contour"),
+        ("outer_only", 1, "no frame has a usable inner contour"),
         ("empty_file", 1, "no points in the file"),
         ("decimal_comma", 1, "two numbers, x and y, in line 1"),
         ("utf16", 1, "ASCII"),

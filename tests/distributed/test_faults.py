@@ -71,10 +71,10 @@ def test_a_failure_of_all_processes_is_told_by_one(tmp_path):
 
 
 def test_the_process_where_it_happened_tells_and_not_the_one_that_saw_the_effect(tmp_path):
-    effect = FaultElsewhereError("iteration 1", "the loss must be finite", "nan")
-    (first, second), _ = _messages(tmp_path, [effect, TrainingError("iteration 1, cases b", "the loss", "nan")])
+    effect = FaultElsewhereError("iteration 1", "not finite", "nan")
+    (first, second), _ = _messages(tmp_path, [effect, TrainingError("iteration 1, cases b", "not finite", "nan")])
     assert first == ""
-    assert second.startswith(f"decathlete: process 1 of 2 on {socket.gethostname()}, iteration 1, cases b: the loss.")
+    assert second.startswith(f"decathlete: process 1 of 2 on {socket.gethostname()}, iteration 1, cases b: not finite")
 
 
 def test_a_lost_process_is_told_where_nobody_says_why(tmp_path):
@@ -149,7 +149,7 @@ def test_nan_in_one_process_is_told_with_its_cases(data, tmp_path):
     (message,) = run.messages()
     assert "decathlete: process 1 of 2 on" in message
     assert "cases hippocampus_00" in message
-    assert "the loss is not a finite number (nan" in message
+    assert "not finite (nan" in message
 
 
 @pytest.mark.slow

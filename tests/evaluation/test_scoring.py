@@ -146,4 +146,4 @@ def test_a_prediction_whose_content_was_not_fetched_has_failed(bundle, folders, 
     summary = evaluate(bundle, *folders)
     assert list(summary.failed) == ["case_b"]
     assert not summary.values["not_predicted"]
-    assert "(a link to ../store/KEY.nii.gz, which is not there" in capsys.readouterr().err
+    assert "(a link to ../store/KEY.nii.gz, which does not exist" in capsys.readouterr().err

@@ -110,5 +110,5 @@ def test_a_set_without_pairs_is_refused(made, tmp_path):
 
 def test_the_command_names_the_folder_that_is_missing(tmp_path, capsys):
     assert main(["explore", "sunnybrook", "--dataset_dir", str(tmp_path / "no"), "--output", str(tmp_path / "o")]) == 1
-    assert f"decathlete: {tmp_path / 'no'}: the Sunnybrook set is link.csv" in capsys.readouterr().err
+    assert f"decathlete: {tmp_path / 'no'}: expected link.csv" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

@@ -54,7 +54,7 @@ def test_the_network_of_a_bundles_weights_is_the_bundles():
 
 
 def test_weights_that_are_not_there_are_told(tmp_path):
-    with pytest.raises(UsageError, match="must be a bundle's folder"):
+    with pytest.raises(UsageError, match="neither a bundle's folder"):
         find_weights(tmp_path / "none.pt")
 
 

@@ -208,7 +208,7 @@ def test_label_of_another_grid_leaves_the_old_film(tmp_path, files):
 
 def test_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="must be a folder"):
+    with pytest.raises(UsageError, match="a file is in the way"):
         film(tmp_path / "never_read.nii", tmp_path / "file" / "a.gif")
 
 
