@@ -9,8 +9,9 @@ from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 
-__all__ = ["COMPILED", "ConvBase", "DropoutBase", "NormBase", "compiled", "drop_iterator", "fake_tensors", "foreach_copy_",
-           "foreach_lerp", "foreach_lerp_", "foreach_mul_", "foreach_sub_", "puts_channels_first"]  # fmt: skip
+__all__ = ["COMPILED", "ConvBase", "DropoutBase", "NormBase", "compiled", "drop_iterator", "fake_tensors",
+           "foreach_copy_", "foreach_lerp", "foreach_lerp_", "foreach_mul_", "foreach_sub_",
+           "puts_channels_first"]  # fmt: skip
 
 # one call for the tensors of a list, as torch's own optimizers make it
 foreach_copy_ = torch._foreach_copy_

@@ -328,7 +328,8 @@ def _component(config: dict, names: dict[str, str]) -> None:
 
 
 def _below(home: str, short: str) -> list[str]:
-    return [f"{home}.{short}"]
+    """What MONAI takes a short name for: a name of ``home``, else a module or a builtin."""
+    return [f"{home}.{short}"] if _object(f"{home}.{short}") is not None else _no_name(short)
 
 
 def _target(target: str, names: dict[str, str], full_names: Callable[[str], list[str]]) -> None:
@@ -353,18 +354,24 @@ def _target(target: str, names: dict[str, str], full_names: Callable[[str], list
 def _monai_names(component: str) -> list[str]:
     """Full names of what MONAI's parser takes for a short name."""
     modules = _locator().get_component_module_name(component)
-    if not modules and not hasattr(builtins, component) and not _is_module(component):
-        return []  # there is no such name: a slip, for others to report
     if not modules:
-        raise _NotKnownError(f"{component} is not on the list")
+        return _no_name(component)
     return [f"{module}.{component}" for module in ([modules] if isinstance(modules, str) else modules)]
 
 
-def _is_module(name: str) -> bool:
+def _no_name(word: str) -> list[str]:
+    """Nothing, if a word stands for nothing at all: a slip, which is for others to report.
+
+    Raises:
+        _NotKnownError: Python has a builtin or finds a module of that name.
+    """
     try:
-        return find_spec(name) is not None
+        found = hasattr(builtins, word) or find_spec(word) is not None
     except (ImportError, ValueError):
-        return True
+        found = True
+    if found:
+        raise _NotKnownError(f"{word} is not on the list")
+    return []
 
 
 @cache
@@ -437,8 +444,6 @@ class _Expression:
             self._attributes(chain[1:])
         elif hasattr(builtins, chain[0]) or chain[0].startswith("_"):
             raise _NotKnownError(f"{chain[0]} is not on the list")
-        else:  # Python knows no such name, which is for others to report
-            self._attributes(chain[1:])
 
     @staticmethod
     def _attributes(words: Sequence[str]) -> None:

@@ -111,7 +111,6 @@ EXPRESSIONS = [
     "monai.utils.run_cmd(['touch', 'ran'])",
     "monai.data.utils.os.system('touch ran')",
     "monai.data.utils.pickle.loads(b'')",
-    "monai.data.dataset.pickle.loads(b'')",
     "monai.apps.utils.download_url('http://x', 'ran')",
     "monai.apps.auto3dseg.AutoRunner()",
     "monai.transforms.io.array.sys.modules['os']",
