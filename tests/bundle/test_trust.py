@@ -228,7 +228,7 @@ def test_our_own_configs_are_harmless() -> None:
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_hostile_expressions_are_found_and_not_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = {"imports": ["$import os", "$import glob", "$from pathlib import Path"], "a": {"b": ["$" + text]}}
+    config = {"imports": ["$import os", "$import decathlete", "$from pathlib import Path"], "a": {"b": ["$" + text]}}
     (found,) = findings(config)
     assert (found.id, found.text) == ("a::b::0", "$" + text)
     assert not list(tmp_path.iterdir())
