@@ -125,6 +125,11 @@ class BatchAugment:
         )  # fmt: skip
         self.image_key, self.label_key, self.tissue_key = image_key, label_key, tissue_key
 
+    @property
+    def extra_keys(self) -> tuple[str, ...]:
+        """What it needs of a batch beside image and label, where it is there."""
+        return (self.tissue_key,) if self.draw is not None else ()
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of ``batch`` with image and label replaced; other keys are passed on."""
         out, parcel = dict(batch), Parcel()

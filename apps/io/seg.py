@@ -91,8 +91,8 @@ def _seg(
             header.FrameOfReferenceUID = own
     left_out = _make_fit_to_copy(headers[0])
     if left_out:
-        names = listed((f"{name}: {value}" for name, value in left_out.items()), most=20)
-        logger.warning("%s: the SEG leaves out values of the slices that DICOM does not allow: %s", target, names)
+        values = listed((f"{name}: {value}" for name, value in left_out.items()), most=20)
+        logger.warning("%s: the SEG leaves out values of the slices that DICOM does not allow: %s", target, values)
     _warn_of_invalid_uids(target, headers)
     classes = {str(header.SOPInstanceUID): str(header.SOPClassUID) for header in headers}
     for header in headers:

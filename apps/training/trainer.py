@@ -55,7 +55,8 @@ class Trainer(SupervisedTrainer):
         schedule: sets the learning rate; without one the optimizer's stays.
         average: averaged copy of the weights, kept up to date.
         batch_transform: random augmentation of a whole batch: a callable that takes and returns
-            ``{"image": (B, C, *spatial), "label": (B, 1, *spatial)}`` on the device.
+            ``{"image": (B, C, *spatial), "label": (B, 1, *spatial)}`` on the device, with the keys of the batch that
+            its ``extra_keys`` names, if it has any.
         decollate: split each batch into cases for postprocessing and metrics; by default only where there are such.
             Either way ``state.output`` is a list, as MONAI's handlers expect: of cases, or of one whole batch.
         deterministic: on a GPU, the same weights from the same seed; False lets cuDNN try which of its convolutions are
@@ -188,6 +189,9 @@ class Trainer(SupervisedTrainer):
         image, label, *rest = self._prepare(batchdata, device, non_blocking, **kwargs)
         batch = {CommonKeys.IMAGE: _plain(image), CommonKeys.LABEL: _plain(label)}
         if self.batch_transform is not None:
+            for key in getattr(self.batch_transform, "extra_keys", ()):
+                if key in batchdata:
+                    batch[key] = _plain(batchdata[key]).to(device, non_blocking=non_blocking)
             batch = dict(self.batch_transform(batch))
         image = batch[CommonKeys.IMAGE]
         if self.channels_last and image.ndim in _CHANNELS_LAST:

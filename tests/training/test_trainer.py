@@ -17,6 +17,7 @@ from monai.handlers import from_engine
 from decathlete.errors import ConfigError, TrainingError
 from decathlete.training import Trainer, autocast, seed_everything
 from decathlete.training import trainer as trainer_module
+from decathlete.transforms import BatchAugment, DrawFromLabels
 
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(_spec)
@@ -199,6 +200,15 @@ def test_batch_transform_sees_plain_tensors_of_image_and_label(tmp_path):
 
     tiny.build(tmp_path, max_epochs=1, batch_transform=brighten).run()
     assert seen[0] == {"image": (torch.Tensor, (2, 1, 8, 8, 8)), "label": (torch.Tensor, (2, 1, 8, 8, 8))}
+
+
+def test_batch_transform_gets_what_else_it_asks_for(tmp_path):
+    draw = DrawFromLabels(prob=1.0)
+    trainer = tiny.build(tmp_path, batch_transform=BatchAugment(patch_size=(8, 8, 8), num_classes=2, draw=draw))
+    tissues = torch.arange(8).expand(2, 1, 8, 8, 8)
+    batch = {"image": torch.zeros(2, 1, 8, 8, 8), "label": torch.zeros(2, 1, 8, 8, 8), "tissues": tissues}
+    assert trainer.prepare_batch(batch, "cpu")[0].std() > 0.5  # drawn: the scan itself is empty
+    assert trainer.prepare_batch({k: v for k, v in batch.items() if k != "tissues"}, "cpu")[0].std() < 0.5
 
 
 def test_channels_last_trains_with_the_same_numbers(tmp_path):
