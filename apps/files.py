@@ -327,6 +327,11 @@ def disk_errors(
         raise DataError(where, what, error.strerror or str(error), remedy) from error
 
 
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """``folder``, else ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``."""
+    return Path(folder or os.environ.get("DECATHLETE_CACHE") or Path.home() / ".cache" / "decathlete")
+
+
 def strip_nifti_suffix(name: str) -> str:
     """Return the name before ``.nii.gz`` or ``.nii``, in any case: ``a.b.NII.GZ`` gives ``a.b``."""
     for suffix in NIFTI_SUFFIXES:

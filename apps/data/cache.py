@@ -27,7 +27,7 @@ from monai.utils import convert_to_tensor
 
 import decathlete
 from decathlete.failures import find_error
-from decathlete.files import atomic_write, disk_errors, file_sha256, lock, remove_leftovers
+from decathlete.files import atomic_write, cache_folder, disk_errors, file_sha256, lock, remove_leftovers
 from decathlete.machine import free_device_bytes, free_memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -158,11 +158,6 @@ class CachedDataset(CacheDataset):
             item = self._load_cache_item(index)
             save_entry(path, item)
         return item
-
-
-def cache_folder(folder: str | Path | None = None) -> Path:
-    """``folder``, else ``$DECATHLETE_CACHE``, else ``~/.cache/decathlete``."""
-    return Path(folder or os.environ.get("DECATHLETE_CACHE") or Path.home() / ".cache" / "decathlete")
 
 
 def first_random(transform: Compose) -> int | None:

@@ -26,7 +26,6 @@ from torch.utils.data import Dataset
 
 from decathlete.data.cache import (
     KEPT_DAYS,
-    cache_folder,
     content_hash,
     describe,
     describe_case,
@@ -37,7 +36,7 @@ from decathlete.data.cache import (
 )
 from decathlete.distributed.sharing import claim
 from decathlete.errors import ConfigError, DataError, GeometryError
-from decathlete.files import atomic_write, disk_errors, remove_leftovers, strip_nifti_suffix
+from decathlete.files import atomic_write, cache_folder, disk_errors, remove_leftovers, strip_nifti_suffix
 from decathlete.io.nifti import MAX_VOXELS, read_nifti_header
 from decathlete.machine import cores, free_memory_bytes
 from decathlete.progress import ProgressBar

@@ -13,9 +13,9 @@ import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
 
-from decathlete.data.cache import cache_folder
 from decathlete.errors import ConfigError, DataError
 from decathlete.failures import is_out_of_memory
+from decathlete.files import cache_folder
 from decathlete.machine import free_device_bytes, free_memory_bytes, memory_in_turn, total_memory_bytes
 
 logger = logging.getLogger(__name__)

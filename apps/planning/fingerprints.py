@@ -16,10 +16,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from decathlete.data.cache import cache_folder, content_hash, describe_case, load_entry, package_versions, save_entry
+from decathlete.data.cache import content_hash, describe_case, load_entry, package_versions, save_entry
 from decathlete.data.cases import Case, paths_of
 from decathlete.data.verification import Fault
 from decathlete.errors import DataError, listed
+from decathlete.files import cache_folder
 from decathlete.io.nifti import read_nifti, read_nifti_header
 from decathlete.io.volume import Volume, check_pair
 from decathlete.planning.layouts import Layout, check_consecutive
