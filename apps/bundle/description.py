@@ -12,7 +12,7 @@ import yaml
 
 from decathlete.bundle.labels import Scored, foreground
 from decathlete.bundle.outputs import Outputs
-from decathlete.bundle.places import bundle_folder, config_file, dicom_modality
+from decathlete.bundle.places import WEIGHTS, bundle_folder, config_file, dicom_modality
 from decathlete.errors import ConfigError
 from decathlete.names import SPECIAL, read_text
 
@@ -56,6 +56,25 @@ class Bundle:
     def modality(self) -> str:
         """DICOM's code of the scans, ``CT`` or ``MR``; another word where ``metadata.json`` has one, or none."""
         return dicom_modality(str(_at(self.metadata, "network_data_format", "inputs", "image", "modality") or ""))
+
+    @cached_property
+    def channels(self) -> int | None:
+        """Channels of a scan, which the inference config states, or ``metadata.json``; None where neither does.
+
+        Slices beside a slice, which a 2.5D network sees as more channels, do not count.
+        """
+        stated = self.config("inference").get("channels")
+        if not isinstance(stated, int):
+            stated = _at(self.metadata, "network_data_format", "inputs", "image", "num_channels")
+        return stated if isinstance(stated, int) else None
+
+    @cached_property
+    def channel_names(self) -> list[str]:
+        """Names of a scan's channels in their order, in ``metadata.json``; empty where it names others or none."""
+        names = _at(self.metadata, "network_data_format", "inputs", "image", "channel_def")
+        return (
+            [str(name) for name in names.values()] if isinstance(names, Mapping) and len(names) == self.channels else []
+        )
 
     @cached_property
     def labels(self) -> dict[int, str]:
@@ -103,7 +122,7 @@ class Bundle:
         stated = self.config("inference").get("checkpoint")
         if isinstance(stated, str) and not stated.startswith(SPECIAL):
             return Path(stated)
-        return self.folder / "models" / "model.pt"
+        return self.folder / WEIGHTS
 
 
 def bundle_labels(bundle: str | Path) -> dict[int, str]:

@@ -15,6 +15,7 @@ RUNS = {
     "evaluating": ("train", "evaluate"),
     "run": ("train",),  # MONAI's default id
 }
+WEIGHTS = "models/model.pt"  # in a bundle's folder, unless its inference config states another file
 
 
 def packaged_root() -> Path:
@@ -27,6 +28,16 @@ def packaged_root() -> Path:
 def bundle_names() -> list[str]:
     """Names of the packaged bundles, sorted."""
     return sorted(p.parent.parent.name for p in packaged_root().glob("*/configs/metadata.json"))
+
+
+def names_with_weights() -> list[str]:
+    """Names of the packaged bundles that predict without a training, sorted."""
+    return [name for name in bundle_names() if (packaged_root() / name / WEIGHTS).is_file()]
+
+
+def is_packaged(folder: Path) -> bool:
+    """Whether a bundle's folder is one that came with the package."""
+    return folder.resolve().parent == packaged_root().resolve()
 
 
 def is_bundle(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from decathlete.bundle.description import Bundle
-from decathlete.bundle.places import SUFFIXES, packaged_root
+from decathlete.bundle.places import SUFFIXES, is_packaged
 from decathlete.errors import TrustError, listed
 from decathlete.files import atomic_write, files_sha256, lock
 
@@ -146,10 +146,10 @@ def check_trust(folder: Path, config: Any) -> None:
     Raises:
         TrustError: the places and what stands there, unless these very configs are trusted.
     """
-    if folder.resolve().parent == packaged_root().resolve():
+    if is_packaged(folder):
         return
     found = findings(config | {"_meta_": Bundle(folder).metadata})
-    if found and _digest(folder) not in _trusted():
+    if found and not is_trusted(folder):
         places = listed([f"{f.id}: {f.text[:80]}: {f.reason}" for f in found], most=3)
         raise TrustError(
             folder,
@@ -167,6 +167,11 @@ def trust(folder: Path) -> None:
         content = _trusted() | {_digest(folder): str(folder.resolve())}
         with atomic_write(file) as part:
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def is_trusted(folder: Path) -> bool:
+    """Whether this user has trusted the configs of a bundle as they are now."""
+    return _digest(folder) in _trusted()
 
 
 def _digest(folder: Path) -> str:

@@ -18,6 +18,7 @@ import yaml
 
 import decathlete
 from decathlete.bundle import bundle_names, dicom_modality, packaged_root
+from decathlete.bundle.places import is_packaged
 from decathlete.data.tasks import get_task
 from decathlete.errors import DataError, DecathleteError, UsageError, one_line
 from decathlete.files import atomic_folder, atomic_write, check_output_folder
@@ -42,6 +43,7 @@ METHOD = (
     "Isensee et al. nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation. Nature "
     "Methods 18, 203-211 (2021)"
 )
+UNTRIED = "The configuration was planned, not tuned. Its accuracy is unknown until the bundle is trained and evaluated."
 _COLUMN = 32  # where the comments of the first block stand
 
 
@@ -98,7 +100,7 @@ def check_target(folder: Path, overwrite: bool) -> None:
     Raises:
         UsageError: it is there, is the folder of a packaged bundle, or cannot be made.
     """
-    ours = folder.resolve().parent == packaged_root().resolve() and folder.name in bundle_names()
+    ours = is_packaged(folder) and folder.name in bundle_names()
     if ours and not (folder / "configs" / "fingerprint.json").is_file():
         raise UsageError(folder, "a bundle of the package cannot be overwritten", "", "Choose another NAME or --output")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
@@ -277,10 +279,21 @@ def _values(plan: Plan, root: str, fingerprint: Fingerprint | None, authors: str
         "spatial_shape": [f"{2 * d}*n" for d in plan.network.divisor]
         if plan.recipe == "sgd"
         else list(plan.patch_size),
+        "input_scan": _input_scan(plan),
+        "licence": plan.licence or "not stated in the data set; find out before you share the data or the weights",
+        "untried": UNTRIED,
         "channel_def": {str(n): name for n, name in enumerate(plan.channels)},
         "value_range": limits,
         "references": list(dict.fromkeys([*plan.references, METHOD])),
     }
+
+
+def _input_scan(plan: Plan) -> str:
+    """What a scan must be, for the card and the metadata."""
+    if len(plan.channels) > 1:
+        return f"one 4D NIfTI file per scan, with the channels in this order: {', '.join(plan.channels)}"
+    name = plan.channels[0] if plan.channels[0] != "image" else plan.modality
+    return f"one 3D NIfTI file per scan, or a folder with one DICOM series: {name}"
 
 
 def _example(plan: Plan) -> str:

@@ -120,6 +120,17 @@ def test_the_card_says_which_channels_a_scan_needs_and_what_comes_out():
     assert "segments spleen in CT scans." in card
 
 
+def test_card_licence_and_metadata_of_a_new_bundle_say_the_same():
+    for name, licence in (("spleen", "CC-BY-SA 4.0"), ("prostate", "")):
+        texts = render(replace(plan_of_task(get_task(name)), licence=licence))
+        metadata = json.loads(texts["configs/metadata.json"])
+        assert f"| Input | {metadata['input_scan']} |" in texts["docs/README.md"]
+        assert [f"\n- {words}\n" in texts["docs/README.md"] for words in metadata["limits"]] == [True]
+        assert f"Licence: {metadata['licences']['training data']}\n" in texts["docs/data_license.txt"]
+        assert licence in metadata["licences"]["training data"]
+        assert metadata["eval_metrics"] == {}
+
+
 def test_each_number_of_a_planned_bundle_has_its_reason_beside_it(tmp_path):
     folder = new_bundle("boxes", boxes.write_decathlon(tmp_path / "data"), **SMALL)
     lines = (folder / "configs" / "train.yaml").read_text().splitlines()
