@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from decathlete import __version__
+from decathlete.bundle.places import names_with_weights
 from decathlete.errors import DecathleteError, UsageError
 from decathlete.lazy import predict_only
 from decathlete.quiet import quiet
@@ -189,6 +190,19 @@ def _run(a: argparse.Namespace) -> int:
     return run(a.run_id, a.config, overrides, gpus=a.gpus, max_restarts=a.max_restarts)
 
 
+def _info(a: argparse.Namespace) -> int:
+    from decathlete.info import bundle_facts, facts_text, installed_facts
+
+    facts = bundle_facts(a.bundle) if a.bundle else installed_facts()
+    if a.json:
+        import json
+
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print(facts_text(facts))
+    return 0
+
+
 def _predict(a: argparse.Namespace) -> int:
     for word in a.input:  # --roi_size 64 64 64
         if re.fullmatch(r"[0-9.,]+", word) and not os.path.exists(word):
@@ -326,8 +340,8 @@ def _serve(a: argparse.Namespace) -> int:
     serve(a.bundle, a.studies, host=a.host, port=a.port, folder=a.folder)
 
 
-def _add_bundle(p: argparse.ArgumentParser) -> None:
-    p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder or name")
+def _add_bundle(p: argparse.ArgumentParser, more: str = "") -> None:
+    p.add_argument("bundle", metavar="BUNDLE", help=f"a bundle's folder or name{more}")
 
 
 def _add_dataset_dir(p: argparse.ArgumentParser) -> None:
@@ -438,6 +452,10 @@ def _parser() -> _Parser:
     p.add_argument("--seed", type=_whole(0), default=0, help="seed of the phantoms (default: 0)")
     p.add_argument("--verify", action="store_true", help="only check a downloaded data set, file by file")
 
+    p = verb("info", _info, "Say what is installed, or what a bundle takes, gives and is worth. Runs nothing of it.")
+    p.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder or name (default: everything)")
+    p.add_argument("--json", action="store_true", help="for programs: one JSON object, as docs/info.md states it")
+
     p = verb("check", _check, "Check a bundle or a data folder before a long run.")
     p.add_argument("target", metavar="BUNDLE_OR_FOLDER", help="a bundle's folder or name, or a data set's folder")
     _add_dataset_dir(p)
@@ -460,7 +478,7 @@ def _parser() -> _Parser:
     p.epilog = "Any other --id value overrides that id of the config, e.g. --train::trainer::max_epochs 2."
 
     p = verb("predict", _predict, "Segment scans: write a label map for each, on the scan's own grid.", True)
-    _add_bundle(p)
+    _add_bundle(p, f"; these have weights: {', '.join(names_with_weights()) or 'none'}")
     p.add_argument(
         "input",
         nargs="+",

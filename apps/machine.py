@@ -93,6 +93,30 @@ def _groups(controller: str) -> Iterator[tuple[Path, bool]]:
                 break
 
 
+def gpu_names() -> list[str]:
+    """Models of the GPUs that NVIDIA's driver names in ``/proc`` and that this process may see, without torch.
+
+    Whether torch can compute on them is another question: `decathlete check` asks it.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return []
+    names = []
+    for file in sorted(_SYSTEM.glob("proc/driver/nvidia/gpus/*/information")):
+        with contextlib.suppress(OSError):
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return names
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16, by the flags that Linux names: torch asks the CPU for the same two."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = (_SYSTEM / "proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+        flags = next(line for line in lines if line.startswith("flags")).split()
+        return bool({"avx512_bf16", "amx_tile"} & {*flags})
+    return False
+
+
 @contextlib.contextmanager
 def memory_in_turn() -> Iterator[None]:
     """Processes on this machine measure the free memory and allocate theirs one after the other, inside this block.

@@ -47,6 +47,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {
         "check": ("check",),
         "evaluate": ("evaluation.folders",),
+        "info": ("info",),
         "predict": ("inference.folders",),
         "promote": ("training.promotion",),
         "run": ("workflow",),
@@ -272,6 +273,8 @@ def test_help_imports_nothing_heavy():
     ["view", "{0}/imagesTr/a.nii.gz", "--output", "{0}/a.gif"],
     ["evaluate", "hippocampus", "--prediction", "{0}/labelsTr", "--label", "{0}/labelsTr", "--output", "{0}/scores"],
     ["data", "hippocampus", "--verify", "--output", "{0}/.."],
+    ["info"],
+    ["info", "hippocampus"],
 ])  # fmt: skip
 def test_commands_without_a_network_load_neither_torch_nor_monai(words, tmp_path):
     folder = tmp_path / "Task04_Hippocampus"

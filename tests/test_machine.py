@@ -13,6 +13,8 @@ from decathlete.machine import (
     cores,
     free_device_bytes,
     free_memory_bytes,
+    gpu_names,
+    has_bfloat16,
     let_segments_grow,
     peak_memory_gib,
     total_memory_bytes,
@@ -150,3 +152,22 @@ def test_segments_can_grow_unless_the_environment_says_how_torch_allocates(monke
     monkeypatch.setenv(name, "backend:native")
     let_segments_grow()
     assert [v for k, v in os.environ.items() if k.endswith("ALLOC_CONF")] == ["backend:native"]
+
+
+def test_gpus_are_those_that_the_driver_names_and_the_process_may_see(system, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    system({})
+    assert gpu_names() == []
+    for bus, model in (("0000:81:00.0", "NVIDIA H200"), ("0000:01:00.0", "NVIDIA L4")):
+        system({f"proc/driver/nvidia/gpus/{bus}/information": f"Model: \t\t {model}\nIRQ:   \t\t 77\n"})
+    assert gpu_names() == ["NVIDIA L4", "NVIDIA H200"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_names() == []
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("fpu avx512f", False), ("fpu avx512_bf16", True), ("amx_tile", True)])
+def test_a_cpu_computes_in_bfloat16_if_its_flags_say_so(system, flags, expected):
+    system({"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\n"})
+    assert has_bfloat16() is expected
+    system({"proc/cpuinfo": "Features : asimd\n"})
+    assert not has_bfloat16()
