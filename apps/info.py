@@ -247,7 +247,8 @@ def _bundle_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if weights["are_measured"] is False:
         yield "WARNING", "the results below were measured with other weights than these. The card may know more."
     results = [f"{name.replace('_', ' ')} {value:g}" for name, value in facts["metrics"].items()]
-    yield "accuracy", ", ".join(results) or "not stated in its metadata"
+    unknown = "not stated in its metadata" if size else "not known, since there are no weights"
+    yield "accuracy", ", ".join(results) or unknown
     for text in facts["measured_on"]:
         yield "measured on", text
     yield "trained on" if size else "data", facts["trained_on"]

@@ -13,7 +13,7 @@ from decathlete import __version__
 from decathlete.cli import main, parse
 from decathlete.errors import DataError
 
-VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote", "new", "view")
+VERBS = ("data", "check", "run", "predict", "evaluate", "cross-validate", "promote", "new", "view", "info")
 
 
 def status(*words: str) -> int:
