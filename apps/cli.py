@@ -232,6 +232,7 @@ def _predict(a: argparse.Namespace) -> int:
         field=a.field,
         dicom_seg=a.dicom_seg,
         report=a.report,
+        strict=a.strict,
         overrides=a.overrides,
     )
     return 1 if report.failed else 0
@@ -504,6 +505,7 @@ def _parser() -> _Parser:
     )
     p.add_argument("--field", action="store_true", help="also write the bias field (nfbs)")
     p.add_argument("--report", metavar="FILE.html", help="also write a page with volumes, pictures and warnings")
+    p.add_argument("--strict", action="store_true", help="fail on scans that look unlike the training scans")
     p.add_argument("--dicom-seg", action="store_true", help="also write a DICOM SEG for DICOM inputs")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
     p.add_argument(

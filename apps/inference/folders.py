@@ -18,7 +18,7 @@ from decathlete.inference.frame_outputs import heartbeats
 from decathlete.inference.inputs import find_inputs
 from decathlete.inference.outcome import PredictReport
 from decathlete.inference.records import FILE, Records
-from decathlete.inference.way import Made, predict_case, read_case
+from decathlete.inference.way import Made, check_like_training, predict_case, read_case
 from decathlete.io.write import DiskError
 from decathlete.lazy import import_monai
 from decathlete.progress import ProgressBar
@@ -49,6 +49,7 @@ def predict(
     field: bool = False,
     dicom_seg: bool = False,
     report: str | Path | None = None,
+    strict: bool = False,
 ) -> PredictReport:
     """Write a label map for each input: ``output/<input's name>.nii.gz``, on the input's grid.
 
@@ -60,6 +61,9 @@ def predict(
     ``output/predictions.json`` says what each case was made of (`decathlete.inference.records`). A label map that
     is there already is kept if it was made of the same scan, by content, with the same weights and options; any other
     fails, and so does one of which nothing is known.
+
+    Each scan is compared with the training scans, if the bundle's weights come with what those looked like
+    (`decathlete.inference.likeness`). A scan that looks unlike them is reported on stderr.
 
     Processes of torchrun share the inputs, and so do jobs that know nothing of each other but the output folder: no
     two predict one input at a time. The first process of torchrun reports and returns what all of them did.
@@ -84,11 +88,12 @@ def predict(
         dicom_seg: also write ``<input's name>_seg.dcm``, a DICOM SEG on the series, of inputs that are DICOM.
         report: HTML file for volumes, pictures, how far an ensemble's networks and mirrored copies disagree, and which
             scans look unlike the training scans.
+        strict: a scan that looks unlike the training scans fails; no label map is written.
 
     Raises:
         UsageError: unknown bundle or device, an output that would overwrite an input or lie among the slices of a
-            series, a bias field of a bundle whose chain finds none, or a DICOM SEG of an input that is not DICOM or
-            without highdicom.
+            series, a bias field of a bundle whose chain finds none, a DICOM SEG of an input that is not DICOM or
+            without highdicom, or ``strict`` with weights whose training scans are not described.
         DataError: nothing but one missing input, or one folder without NIfTI files or with several series; or a disk
             that cannot be written.
         CheckpointError: no weights, or another network's.
@@ -121,6 +126,10 @@ def predict(
 
     share = Share()
     predictor = Predictor(bundle, checkpoints, device or share.device(), tta, overrides, field)
+    if strict and predictor.training_scans is None:
+        raise UsageError("--strict", "nothing to compare the scans with",
+                         f"no training_scans.json beside {predictor.checkpoints[0]}, or of other weights",
+                         "Predict without --strict, or promote the weights with --scans")  # fmt: skip
     records = Records(folder, predictor.origin, replace=overwrite == "others")
     done = PredictReport(left_out=found.left_out)
     for path, error in found.failed.items():
@@ -140,17 +149,24 @@ def predict(
             try:
                 present = records.begin(case, again=overwrite is True)
                 known = records.statistics(case) if present and pages is None else None
+                unlike, warnings = records.unlike(case) if present else (None, [])
+                if present and strict:
+                    check_like_training(case, unlike or "")
                 if not present:
-                    made = predict_case(predictor, records, case, memory_gib, pages is not None)
+                    made = predict_case(predictor, records, case, memory_gib, pages is not None, strict)
+                    if made.prediction.distance is not None:
+                        unlike = made.prediction.unlike
+                    warnings = made.prediction.warnings
                 elif known is None:
                     made = read_case(predictor, case)
                 measured[case.name] = known or (made.statistics if made else {})
                 if pages is not None and made is not None:
-                    pages.append(_page_case(predictor, case.name, made, pages))
+                    pages.append(_page_case(predictor, case.name, made, unlike or "", pages))
                 (done.skipped if present else done.done).append(case.label)
                 if made is not None and made.fault is not None:
                     done.fail(case.file, made.fault, f"The label map is written: {case.label}")
-                records.add(case, measured[case.name])
+                records.add(case, measured[case.name], unlike, warnings)
+                done.compare(case.file, unlike, warnings)
             except DiskError:
                 raise
             except Exception as error:  # whatever is wrong with one input, the others are predicted
@@ -195,14 +211,14 @@ def _check_dicom(files: Sequence[Path]) -> None:
                          "Give the folder of the series")  # fmt: skip
 
 
-def _page_case(predictor: Predictor, name: str, made: Made, others: Sequence[PredictedCase]) -> PredictedCase:
+def _page_case(
+    predictor: Predictor, name: str, made: Made, unlike: str, others: Sequence[PredictedCase]
+) -> PredictedCase:
     """A case of a report, drawn while its voxels are in memory."""
     from decathlete.report.predictions import PredictedCase
 
-    prediction, scans = made.prediction, predictor.training_scans
-    found = PredictedCase(name, _millilitres(made.statistics), prediction.disagreement)
-    if prediction.figures is not None and scans is not None:
-        found.distance, found.unlike = scans.distance(prediction.figures), scans.unlike(prediction.figures)
+    prediction = made.prediction
+    found = PredictedCase(name, _millilitres(made.statistics), prediction.disagreement, prediction.distance, unlike)
     if found.is_worth_drawing(others):
         bits = prediction.disagreement_map
         found.draw(made.volume.array, prediction.label, made.volume.affine, predictor.labels, bits)

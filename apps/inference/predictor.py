@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclasses_field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from decathlete.transforms.bias_field import N4BiasFieldCorrectiond
 from decathlete.transforms.restore import RestoreGridd, restore_to_grid
 
 FIELD_POSTFIX = ":field"  # of its key in a case; Spacingd takes what begins with "image_" for meta data
+UNLIKE = "the scan looks unlike the training scans ({}). Check its label map before you use it."
 SMALLEST_PROBABILITY = 1e-7  # of an ensemble's mean, before the logarithm
 
 
@@ -56,7 +58,11 @@ class Prediction:
         disagreement_map: bits by which the networks of an ensemble and mirrored copies disagree, (X, Y, Z), float32
             (`decathlete.inference.inferers.disagreement_bits`); None unless asked for, or with a lone prediction.
         disagreement: the sum of these bits over the expected number of foreground voxels; nan without any; or None.
-        figures: features of scan and prediction, `decathlete.inference.likeness.scan_figures`; None unless asked for.
+        figures: features of scan and prediction, `decathlete.inference.likeness.scan_figures`; None where the bundle
+            has nothing to compare them with and they were not asked for.
+        distance: of these features from those of the training scans; None: not known.
+        unlike: why the scan looks unlike the training scans, in words; empty: it does not, or nothing is known.
+        warnings: sentences on what makes the prediction doubtful, without the scan's name.
     """
 
     label: NDArray[Any]
@@ -66,6 +72,9 @@ class Prediction:
     disagreement_map: NDArray[np.float32] | None = None
     disagreement: float | None = None
     figures: dict[str, float] | None = None
+    distance: float | None = None
+    unlike: str = ""
+    warnings: list[str] = dataclasses_field(default_factory=list)
 
 
 class Predictor:
@@ -154,7 +163,9 @@ class Predictor:
             "decathlete": __version__,
             "bundle": self.name,
             "bundle_version": meta.get("version"),
-            "weights": [{"path": str(path), "sha256": file_sha256(path)} for path in self.checkpoints],
+            "weights": [
+                {"path": str(path), "sha256": sha} for path, sha in zip(self.checkpoints, self._sha256, strict=True)
+            ],
             "config_sha256": config_sha256(self._parser.config),
             "tta": self.tta,
             "options": json.loads(json.dumps(options, default=str)),
@@ -163,7 +174,12 @@ class Predictor:
     @cached_property
     def training_scans(self) -> TrainingScans | None:
         """What the training scans looked like, where that was kept beside the (first) weights."""
-        return TrainingScans.beside(self.checkpoints[0])
+        return TrainingScans.beside(self.checkpoints[0], self._sha256[0])
+
+    @cached_property
+    def _sha256(self) -> list[str]:
+        """Hash of each file of weights."""
+        return [file_sha256(path) for path in self.checkpoints]
 
     def __call__(
         self,
@@ -182,7 +198,7 @@ class Predictor:
             probabilities: return each class's probability too.
             name: what messages call this scan.
             disagreement: return how far the networks of an ensemble, and mirrored copies, disagree.
-            figures: return features by which a scan may be compared with the training scans.
+            figures: return features of the scan where there are no training scans to compare it with, too.
 
         Raises:
             DataError: another number of channels, values that are not finite, or no affine.
@@ -196,10 +212,8 @@ class Predictor:
                     data = apply_transform(transform, data)
                 logits, bits = self._logits(data["image"], disagreement)
                 prediction = self._on_original_grid(data, logits, image.meta, probabilities, name)
-                if figures:
-                    spacing = np.linalg.norm(np.asarray(data["image"].affine)[:3, :3], axis=0)
-                    found = scan_figures(_plain(data["image"]), logits, spacing)
-                    prediction = replace(prediction, figures=found)
+                if figures or self.training_scans is not None:
+                    prediction = self._compared(prediction, data["image"], logits)
                 return prediction if bits is None else _with_disagreement(prediction, logits, bits, data["image"])
         except Exception as error:
             if is_out_of_memory(error):
@@ -207,6 +221,18 @@ class Predictor:
             if (ours := find_error(error)) is not None and ours is not error:
                 raise ours from error
             raise
+
+    def _compared(self, prediction: Prediction, image: MetaTensor, logits: Tensor) -> Prediction:
+        """The prediction with the features of its scan, compared with those of the training scans."""
+        spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+        axes = 2 if self._bundle.outputs.frames else 3  # of frames, one or many may come as a volume
+        figures = scan_figures(_plain(image), _plain(logits), spacing, axes)
+        if self.training_scans is None:
+            return replace(prediction, figures=figures)
+        names = {value: name for name, value in self.labels.items()}
+        unlike, distance = self.training_scans.unlike(figures, names), self.training_scans.distance(figures)
+        warnings = [UNLIKE.format(unlike)] if unlike else []
+        return replace(prediction, figures=figures, distance=distance, unlike=unlike, warnings=warnings)
 
     def predict_file(self, path: str | Path, probabilities: bool = False) -> Prediction:
         """Predict a NIfTI file, read strictly; a DICOM frame too, where the bundle takes them.

@@ -149,8 +149,15 @@ class Records:
         letters = "".join(letter for part, letter in LETTERS.items() if part in parts)
         return f"decathlete {self.origin['bundle'][:24]} {key}" + (f"-{letters}" if letters else "")
 
-    def add(self, case: Case, statistics: Mapping[str, Any]) -> None:
-        """Keep the record of a label map that was written, for `save`."""
+    def add(self, case: Case, statistics: Mapping[str, Any], unlike: str | None, warnings: Sequence[str]) -> None:
+        """Keep the record of a label map that was written, for `save`.
+
+        Args:
+            case: of the label map.
+            statistics: of each class.
+            unlike: why its scan looks unlike the training scans; empty: it does not; None: not known.
+            warnings: all that makes it doubtful.
+        """
         stamp, digest = self._input(case)
         self.new[case.name] = self._unsaved[case.name] = {
             "key": self.key(case),
@@ -161,13 +168,24 @@ class Records:
             "input_stamp": stamp,
             **self.origin,
             "statistics": dict(statistics),
+            "unlike": unlike,
+            "warnings": list(warnings),
         }
 
     def statistics(self, case: Case) -> dict[str, Any] | None:
         """Statistics of a present label map; None where they are not known, or the file has changed since."""
+        return self._known(case).get("statistics")
+
+    def unlike(self, case: Case) -> tuple[str | None, list[str]]:
+        """Why the scan of a present label map looks unlike the training scans (None: not known), and all warnings."""
+        known = self._known(case)
+        return known.get("unlike"), known.get("warnings", [])
+
+    def _known(self, case: Case) -> dict[str, Any]:
+        """The record of a present label map; empty where there is none, or the file has changed since."""
         record = self._record(case)
-        known = record.get("key") == self.key(case) and record.get("label_stamp") == _stamp([case.label])
-        return record.get("statistics") if known else None
+        same = record.get("key") == self.key(case) and record.get("label_stamp") == _stamp([case.label])
+        return record if same else {}
 
     def save(self) -> None:
         """Add this run's records to ``predictions.json``, which other processes write to as well."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from decathlete.errors import DataError
 from decathlete.evaluation.statistics import label_statistics
 from decathlete.inference.cases import Case
 from decathlete.inference.frame_outputs import write_contours
@@ -29,7 +30,14 @@ class Made:
     fault: Exception | None = None
 
 
-def predict_case(predictor: Predictor, records: Records, case: Case, memory_gib: float | None, compared: bool) -> Made:
+def predict_case(
+    predictor: Predictor,
+    records: Records,
+    case: Case,
+    memory_gib: float | None,
+    disagreement: bool,
+    strict: bool = False,
+) -> Made:
     """Read, predict and write one case; the label map comes last: where it is, so is what belongs to it.
 
     Args:
@@ -37,19 +45,35 @@ def predict_case(predictor: Predictor, records: Records, case: Case, memory_gib:
         records: gives the mark of the files, which names what they were made of.
         case: whose `Records.begin` has been called.
         memory_gib: what the prediction may take; None: what is free.
-        compared: disagreement and features for a report are wanted too.
+        disagreement: it is wanted too, for a report.
+        strict: a scan that looks unlike the training scans gets no files.
+
+    Raises:
+        DataError: with ``strict``, such a scan.
     """
     wanted = "probabilities" in case.targets
     check_memory(predictor, case.file, wanted, memory_gib)
     volume = predictor.read(case.file)
     if case.file.is_dir():  # a series, whose size is known now
         check_fits(predictor, case.file, volume.array.shape, volume.spacing, wanted, memory_gib)
-    features = compared and predictor.training_scans is not None
-    prediction = predictor(volume.array, volume.affine, wanted, case.file, compared, features)
+    prediction = predictor(volume.array, volume.affine, wanted, case.file, disagreement)
+    if strict:
+        check_like_training(case, prediction.unlike)
     _write(case, volume, prediction, records.mark(case))
     statistics = label_statistics(prediction.label, volume.array, volume.spacing, predictor.labels)
     fault = _write_seg(predictor, case, volume, prediction) if "dicom_seg" in case.targets else None
     return Made(volume, prediction, statistics, fault)
+
+
+def check_like_training(case: Case, unlike: str) -> None:
+    """Refuse a scan that looks unlike the training scans.
+
+    Raises:
+        DataError: ``unlike`` says why it does.
+    """
+    if unlike:
+        raise DataError(case.file, "the scan looks unlike the training scans", unlike,
+                        "Predict without --strict if it is of the right kind after all")  # fmt: skip
 
 
 def read_case(predictor: Predictor, case: Case) -> Made:

@@ -23,7 +23,7 @@ from decathlete.bundle.configs import load
 from decathlete.errors import CheckpointError, GeometryError, UsageError
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.inference.limits import check_memory
-from decathlete.inference.predictor import Predictor
+from decathlete.inference.predictor import Prediction, Predictor
 from decathlete.io.volume import PAIR_TOLERANCE_MM, Volume
 from decathlete.io.write import write_on_grid
 from decathlete.label.drawing import viewer_affine
@@ -113,7 +113,8 @@ class Segmentation(InferTask):
         }
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Path of a new file with the label map, and what belongs to it: the labels' names and values, seconds.
+        """Path of a new file with the label map, and what belongs to it: the labels' names and values, seconds, and
+        warnings about a doubtful label map, such as one of a scan that looks unlike the training scans.
 
         Raises:
             CheckpointError: no weights, or another network's.
@@ -121,16 +122,19 @@ class Segmentation(InferTask):
             DeviceError: the work would not fit into memory.
         """
         options, start = self.options(request), time.monotonic()
-        volume, label = self.predict(request["image"], options)
+        volume, prediction = self.predict(request["image"], options)
         predicted = time.monotonic()
-        file = self._write(label, volume, options)
+        file = self._write(prediction.label, volume, options)
         written = time.monotonic()
         seconds = {"infer": predicted - start, "write": written - predicted, "total": written - start}
         logger.info("%s: %s in %.2f s", self.name, Path(request["image"]).name, seconds["total"])
+        for warning in prediction.warnings:
+            logger.warning("%s: %s: %s", self.name, Path(request["image"]).name, warning)
         return str(file), {
             "label_names": self.label_names(),
             "latencies": {name: round(value, 3) for name, value in seconds.items()},
             "centroids": {},
+            "warnings": prediction.warnings,
         }
 
     def label_names(self) -> dict[str, int]:
@@ -138,13 +142,13 @@ class Segmentation(InferTask):
         names = {value: name for name, value in self.labels.items()}
         return {names.get(value, f"unused {value}"): value for value in range(1, max(names) + 1)}
 
-    def predict(self, image: str | Path, options: Mapping[str, Any]) -> tuple[Volume, Any]:
-        """An image's file as it was read, and its label map (X, Y, Z), class numbers."""
+    def predict(self, image: str | Path, options: Mapping[str, Any]) -> tuple[Volume, Prediction]:
+        """An image's file as it was read, and its prediction."""
         with self._lock:
             predictor = self.predictor(**{name: options[name] for name in ("device", "model_filename", "tta")})
             check_memory(predictor, Path(image), False, None)
             volume = predictor.read(image)
-            return volume, predictor(volume.array, volume.affine, name=Path(image).name).label
+            return volume, predictor(volume.array, volume.affine, name=Path(image).name)
 
     def uncertainty(self, image: str | Path, device: str = "cpu") -> float:
         """How undecided the network is about an image, 0 to 1: the entropy of its classes in each voxel, in units of

@@ -102,7 +102,7 @@ def fit_training_scans(
     files = scan_files(bundle, scans)
     files = files[:: -(-len(files) // MAX_SCANS)]
     predictor = Predictor(bundle, weights)
-    figures = []
+    figures, people = [], []
     for file in ProgressBar(files, desc="training scans", unit="scan"):
         try:
             volume = predictor.read(file)
@@ -111,8 +111,11 @@ def fit_training_scans(
             logger.warning("left out: %s", error)
             continue
         figures.append(found or {})
+        people.append(file.parent.name)
     path = predictor.checkpoints[0]
-    return TrainingScans.fit(figures, file_sha256(path)).save(path.with_name(FILE))
+    several = len(set(people)) > 1  # folders of a person's scans each, as those of NFBS and the Sunnybrook set are
+    fitted = TrainingScans.fit(figures, file_sha256(path), people if several else None)
+    return fitted.save(path.with_name(FILE))
 
 
 def _free_backup(target: Path) -> Path:

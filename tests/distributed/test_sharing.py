@@ -178,16 +178,20 @@ def test_two_processes_predict_each_case_once_and_one_of_them_tells(bundle, tmp_
 
 def test_a_case_that_one_process_made_and_another_found_counts_once():
     first = PredictReport(done=[Path("a"), Path("b")], skipped=[Path("c")])
-    second = {"paths": [["d"], ["b", "c"], []], "failed": [["e", "no image"]]}
+    first.compare(Path("a"), "", [])
+    second = {"paths": [["d"], ["b", "c"], [], ["d"], ["d"]], "failed": [["e", "no image"]]}
 
     class Two(Share):
         def gather(self, result):
-            return [result, [*second["paths"], second["failed"]]]
+            return [result, [*second["paths"], second["failed"], [["d", ["odd"]]]]]
 
     assert first.gather(Two(0, 2))
     assert [path.name for path in first.done] == ["a", "b", "d"]
     assert first.skipped == [Path("c")]
     assert first.failed == {Path("e"): "no image"}
+    assert first.compared == [Path("a"), Path("d")]
+    assert first.unlike == [Path("d")]
+    assert first.warnings == {Path("d"): ["odd"]}
 
 
 def _torchrun(bundle: Path, inputs: Path, output: Path) -> subprocess.Popen:
