@@ -30,6 +30,7 @@ FILE = "training_scans.json"  # beside the weights
 MIN_SCANS, MAX_SCANS = 20, 200
 QUANTILE = 0.98  # of the training scans' distances, each to a Gaussian fitted without it
 FOLDS = 10
+SPARE = 5.0  # of the limit, over the number of people: a few say little about how far off the next one may be
 LARGEST_Z = 10.0  # larger distances count as this one
 SHOWN = 3
 ORDINARY = 2.0  # standard deviations within which about 95% of the training scans are
@@ -146,7 +147,7 @@ class TrainingScans:
         for n in set(part.tolist()):
             distances[part == n] = _distances(rows[part == n], *_gaussian(rows[part != n]))
         mean, std, precision = _gaussian(rows)
-        limit = float(np.quantile(distances, QUANTILE))
+        limit = float(np.quantile(distances, QUANTILE)) * (1 + SPARE / len(numbers))
         return cls(names, mean.tolist(), std.tolist(), precision.tolist(), limit, len(rows), weights_sha256)
 
     def distance(self, figures: Mapping[str, float]) -> float:
@@ -165,7 +166,9 @@ class TrainingScans:
         if distance <= self.limit:
             return ""
         usual = {name: (mean, std) for name, mean, std in zip(self.names, self.mean, self.std, strict=True)}
-        off = {name: abs(figures.get(name, math.inf) - mean) / std for name, (mean, std) in usual.items()}
+        off = {  # of those that are equally far off, the first: a size says more than a roughness
+            name: min(abs(figures.get(name, math.inf) - mean) / std, LARGEST_Z) for name, (mean, std) in usual.items()
+        }
         farthest: dict[str, str] = {}  # of what is the same for a person, such as extents along x and y, one
         for name in sorted(off, key=lambda name: -off[name]):
             if off[name] > ORDINARY or not farthest:
@@ -202,7 +205,7 @@ class TrainingScans:
 
 
 # where the names of two features differ that say the same to a person: an axis, a percentile, an order, a class
-_KIND = re.compile(r" [xyz]\b|\b\d+|along [xyz]")
+_KIND = re.compile(r" [xyz]\b|\b\d+|along [xyz]|log (?=unsureness)| of the foreground$")
 
 
 def _in_words(
@@ -240,13 +243,13 @@ def _in_words(
         return f"the volume of {known} is {times:.1f} times as {'large' if more else 'small'} as is usual in training"
     if "unsureness" in name:
         return f"the network is {'less' if more else 'more'} confident of its answer than on the training scans"
+    if name.startswith("foreground at the ends"):
+        return f"more of the structure lies at the border of the scan along {axis} than in training"
     shares = f"{value:.0%}, in training {max(0, low):.0%} to {max(0, high):.0%}"
     if name.startswith("centre"):
         return f"the structure lies elsewhere along {axis} (at {shares} of the scan's extent)"
     if name.startswith("spread"):
         return f"the structure is {'wider' if more else 'narrower'} along {axis} ({shares} of the scan's extent)"
-    if name.startswith("foreground at the ends"):
-        return f"more of the structure lies at the border of the scan along {axis} ({shares})"
     return f"{name} is {value:.3g}, in training {_range(low, high, 3)}"
 
 

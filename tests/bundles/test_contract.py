@@ -22,6 +22,7 @@ from monai.transforms import Compose
 
 from decathlete.bundle import Bundle, dicom_modality, packaged_root
 from decathlete.cli import parse
+from decathlete.inference.likeness import TrainingScans
 
 from .small import SLICES, patch_of, read, slim
 
@@ -399,3 +400,10 @@ def test_shipped_weights_are_plain_small_and_the_networks_own(bundle):
     assert weights.stat().st_size <= 20 * 10**6
     network = read(bundle, "inference").get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True), strict=True)
+
+
+def test_shipped_weights_come_with_what_their_training_scans_looked_like(bundle):
+    weights = bundle / "models" / "model.pt"
+    if not weights.is_file():
+        pytest.skip("no weights yet")
+    assert TrainingScans.beside(weights) is not None
