@@ -554,7 +554,10 @@ def _parser() -> _Parser:
     p.add_argument("--checkpoint", default="model_final.pt", help="file of the run to copy (default: model_final.pt)")
 
     p.add_argument(
-        "--scans", metavar="DIR", help="the training scans: predict --report then marks scans that look unlike them"
+        "--scans",
+        metavar="DIR",
+        help="the training scans, for predict to warn of scans that look unlike them "
+        "(default: those of the bundle's config, if they are there)",
     )
 
     p = verb("new", _new, "Make a bundle for your own data: check it, plan the training, write the configs.")

@@ -240,6 +240,8 @@ def _in_words(
         )
     if name.startswith("log volume"):
         known = classes.get(int(axis), f"class {axis}")
+        if not more and times > 100:
+            return f"hardly any {known} was found"
         return f"the volume of {known} is {times:.1f} times as {'large' if more else 'small'} as is usual in training"
     if "unsureness" in name:
         return f"the network is {'less' if more else 'more'} confident of its answer than on the training scans"

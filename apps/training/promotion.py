@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from decathlete.bundle import bundle_folder
-from decathlete.bundle.checkpoints import FINAL, load_weights, plain_weights, save_checkpoint
+from decathlete.bundle.checkpoints import FINAL, LAST, load_weights, plain_weights, read_checkpoint, save_checkpoint
 from decathlete.bundle.description import Bundle
 from decathlete.errors import CheckpointError, DataError, DecathleteError
+from decathlete.failures import find_error
 from decathlete.files import atomic_write, file_sha256
 from decathlete.inference.inputs import input_files
 from decathlete.inference.likeness import FILE, MAX_SCANS, TrainingScans, check_count
@@ -37,7 +38,8 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
         bundle: a bundle's folder or name.
         checkpoint: file of the run to take; by default its final weights, which are the ones that were scored.
         scans: folder of the training scans: they are predicted, and what they look like is kept beside the weights, so
-            that `decathlete predict --report` can tell a scan that is unlike them.
+            that `decathlete predict` can warn of a scan that is unlike them. Default: those that the bundle's config
+            trains on, for the run's fold, if they are there and at least 20.
 
     Returns:
         Path of the new weights.
@@ -60,14 +62,37 @@ def promote(run: str | Path, bundle: str | Path, checkpoint: str = FINAL, scans:
         raise CheckpointError(source, "weights of a bundle can have at most 20 MB", f"{size / 10**6:.1f} MB",
                               "Use fewer channels")  # fmt: skip
     figures = _figures(run, checkpoint)
-    files = None if scans is None else scan_files(folder, scans)  # before anything is written
+    files = training_images(folder, run) if scans is None else scan_files(folder, scans)  # before anything is written
     if target.is_file():
         shutil.copy2(target, _free_backup(target))
     save_checkpoint(weights, target)
     _write_card(folder / "docs" / "README.md", figures)
-    if files is not None:
+    if files:
         fit_training_scans(folder, files)
     return target
+
+
+def training_images(bundle: str | Path, run: str | Path) -> list[Path]:
+    """Files of the scans that a bundle's config trains on; none (and why, in the log) where they cannot be used.
+
+    Args:
+        bundle: a bundle's folder or name.
+        run: folder of a training's output, whose last checkpoint names the fold; ``all`` where there is none.
+    """
+    from decathlete.bundle.configs import load
+
+    try:
+        last = Path(run) / LAST
+        fold = read_checkpoint(last).get("settings", {}).get("fold", "all") if last.is_file() else "all"
+        config = load(bundle_folder(bundle), "train", {"fold": fold, "device": "cpu"})
+        images = [case["image"] for case in config.get_parsed_content("train::dataset::data")]
+        files = [Path(image) for image in images if isinstance(image, (str, Path))]
+        check_count(len(files))
+    except Exception as error:  # whatever this config or its data lack, the weights can be used
+        logger.warning("predictions will not be compared with the training scans; pass --scans to have them: %s",
+                       find_error(error) or error)  # fmt: skip
+        return []
+    return files
 
 
 def scan_files(bundle: str | Path, scans: str | Path | Sequence[str | Path]) -> list[Path]:

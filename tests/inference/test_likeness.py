@@ -235,6 +235,27 @@ def test_promoting_weights_with_their_scans_keeps_both(bundle, scans, threshold_
     assert TrainingScans.beside(bundle / "models" / "model.pt").scans == 24
 
 
+def test_promoting_weights_describes_the_scans_of_the_bundles_config(bundle, scans, threshold_weights, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(threshold_weights(first=0.5), run / "model_final.pt")
+    torch.save({"settings": {"fold": 3}}, run / "last.pt")
+    cases = [{"image": str(file)} for file in sorted(scans.iterdir())]
+    config = {
+        "device": "cuda",
+        "fold": 0,
+        "cases": cases,
+        "train": {"dataset": {"data": "$@cases if @fold == 3 else []"}},
+    }
+    (bundle / "configs" / "train.yaml").write_text(json.dumps(config))
+    assert main(["promote", str(run), str(bundle)]) == 0
+    assert TrainingScans.beside(bundle / "models" / "model.pt").scans == 24
+    (run / "last.pt").unlink()
+    before = (bundle / "models" / FILE).read_text()
+    assert main(["promote", str(run), str(bundle)]) == 0  # no data for that fold: the weights alone
+    assert (bundle / "models" / FILE).read_text() == before
+
+
 def test_promoting_with_a_folder_without_scans_changes_nothing(bundle, threshold_weights, tmp_path, capsys):
     run, empty = tmp_path / "run", tmp_path / "empty"
     run.mkdir()
