@@ -57,7 +57,7 @@ def test_demo_ends_with_a_table_and_paths_and_is_kept(work, monkeypatch, capsys)
     assert (run / "overlay.png").stat().st_size > 10_000
     assert (run / "summary.json").is_file()
     assert demo.main() == 0
-    assert "training: done already" in capsys.readouterr().out
+    assert "training: already done" in capsys.readouterr().out
     assert (run / "model_final.pt").stat().st_mtime_ns == weights
 
 

@@ -241,6 +241,6 @@ def test_editable_install_has_the_short_form_and_leaves_nothing(sources, librari
     assert str(sources / "networks") in done.stdout
     done = call(python, "-m", "monai.bundle", "run", "--config", "bundles/hipocampus", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "bundles/hipocampus: must be" in done.stderr
+    assert "bundles/hipocampus: neither" in done.stderr
     pip(python, "uninstall", "-y", "decathlete")
     assert sorted(name for name in os.listdir(site(python)) if name != "__pycache__") == before

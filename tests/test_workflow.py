@@ -14,6 +14,7 @@ from monai.bundle import ConfigWorkflow
 
 from decathlete.bundle.configs import load
 from decathlete.bundle.overrides import _is_argument, check_overrides
+from decathlete.bundle.trust import trust
 from decathlete.data.folders import data_folder
 from decathlete.errors import ConfigError, DataError, DeviceError, UsageError
 from decathlete.workflow import BundleWorkflow, _out_of_memory, run
@@ -232,6 +233,7 @@ def test_missing_and_too_few_cases_are_told_before_processes_start(tiny):
 @pytest.mark.slow
 def test_gpus_start_that_many_processes_over_the_overlay(tiny):
     command = [sys.executable, "-m", "decathlete.cli", "run", "training", "--config", "bundles/tiny", "--fold", "2"]
+    trust(tiny)
     done = subprocess.run([*command, "--gpus", "2"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (Path("out0").read_text(), Path("out1").read_text()) == ("2", "2")
