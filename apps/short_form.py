@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -222,12 +222,29 @@ def _names_config(args_file: str | None) -> bool:
 
 
 def install() -> None:
-    """Translate this process's command line if it is a short form; called by the line in site-packages.
+    """Translate this process's command line if it is a short form, as soon as MONAI is imported.
 
-    A mistake ends the process with one line and exit status 2, since Python would print a traceback of its start-up.
+    Called by the line in site-packages, at Python's start: other folders of packages, and YAML in one of them, may not be
+    on the path yet.
     """
-    if module_run(sys.orig_argv) not in MODULES:
-        return
+    if module_run(sys.orig_argv) in MODULES:
+        sys.meta_path.insert(0, _AtImport("monai", _translate_arguments))
+
+
+class _AtImport:
+    """Finds no module, and calls a function when one is looked for the first time."""
+
+    def __init__(self, name: str, call: Callable[[], None]) -> None:
+        self.name, self.call = name, call
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == self.name and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            self.call()
+
+
+def _translate_arguments() -> None:
+    """A mistake ends the process with one line and exit status 2, since Python would print a traceback of its start-up."""
     from decathlete.errors import DecathleteError
 
     try:
