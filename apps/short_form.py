@@ -224,8 +224,8 @@ def _names_config(args_file: str | None) -> bool:
 def install() -> None:
     """Translate this process's command line if it is a short form, as soon as MONAI is imported.
 
-    Called by the line in site-packages, at Python's start: other folders of packages, and YAML in one of them, may not be
-    on the path yet.
+    Called by the line in site-packages, at Python's start: other folders of packages, with YAML in one of them, may not
+    be on the path yet.
     """
     if module_run(sys.orig_argv) in MODULES:
         sys.meta_path.insert(0, _AtImport("monai", _translate_arguments))
@@ -244,7 +244,7 @@ class _AtImport:
 
 
 def _translate_arguments() -> None:
-    """A mistake ends the process with one line and exit status 2, since Python would print a traceback of its start-up."""
+    """Translate the command line; a mistake ends the process with one line and exit status 2."""
     from decathlete.errors import DecathleteError
 
     try:
