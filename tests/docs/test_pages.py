@@ -26,6 +26,8 @@ NOT_RUN = {  # how a command begins, or a word in it: why it is not run here
     "pip install": "installs what is there when tests run",
     "tensorboard": "a server; tests/training/test_handlers.py asks one",
     "decathlete serve": "a server; tests/label ask it",
+    "monailabel ": "MONAI Label's own app; tests/label/test_stock_app.py",
+    "monaibundle": "MONAI Label's own app; tests/label/test_stock_app.py",
     "torchrun": "tests/training/test_many_gpus.py",
     "--gpus": "tests/training/test_many_gpus.py",
     "srun": "a cluster",
