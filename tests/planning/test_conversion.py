@@ -129,7 +129,7 @@ def test_layers_of_overlapping_segments_are_named(tmp_path):
     )
     path = tmp_path / "a.seg.nrrd"
     path.write_bytes(header.encode() + bytes(48))
-    with pytest.raises(DataError, match=r"2 layers of overlapping segments: Anterior, Posterior\. In 3D Slicer"):
+    with pytest.raises(DataError, match=r"2 layers of overlapping segments: Anterior, Posterior\)\. In 3D Slicer"):
         read_other(path)
     path.write_bytes(header.partition("Segment0")[0].encode() + b"\n" + bytes(48))
     with pytest.raises(DataError, match=r"4 axes of 2 2 3 4. Give one file per channel"):
@@ -140,7 +140,7 @@ def test_a_header_that_claims_too_many_voxels_is_refused_before_memory_is_taken(
     write_nrrd(tmp_path / "a.nrrd")
     content = (tmp_path / "a.nrrd").read_bytes()
     (tmp_path / "a.nrrd").write_bytes(content.replace(b"sizes: 2 3 4", b"sizes: 2048 2048 2048"))
-    with pytest.raises(DataError, match=r"at most 1,073,741,824 voxels.*\(2048x2048x2048"):
+    with pytest.raises(DataError, match=r"more than 1,073,741,824 voxels \(2048 x 2048 x 2048"):
         read_other(tmp_path / "a.nrrd")
 
 
