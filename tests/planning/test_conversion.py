@@ -132,7 +132,7 @@ def test_layers_of_overlapping_segments_are_named(tmp_path):
     with pytest.raises(DataError, match=r"2 layers of overlapping segments: Anterior, Posterior\)\. In 3D Slicer"):
         read_other(path)
     path.write_bytes(header.partition("Segment0")[0].encode() + b"\n" + bytes(48))
-    with pytest.raises(DataError, match=r"4 axes of 2 2 3 4. Give one file per channel"):
+    with pytest.raises(DataError, match=r"4 axes of 2 2 3 4\)\. Give one file per channel"):
         read_other(path)
 
 
