@@ -21,6 +21,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.transforms import Compose
 
 from decathlete.bundle import Bundle, dicom_modality, packaged_root
+from decathlete.bundle.places import names_with_weights
 from decathlete.cli import parse
 from decathlete.inference.likeness import TrainingScans
 
@@ -393,17 +394,10 @@ def test_the_networks_weights_fit_into_a_bundle(bundle):
     assert sum(t.numel() * t.element_size() for t in network.state_dict().values()) < 19.9 * 10**6
 
 
-def test_shipped_weights_are_plain_small_and_the_networks_own(bundle):
-    weights = bundle / "models" / "model.pt"
-    if not weights.is_file():
-        pytest.skip("no weights yet")
+@pytest.mark.parametrize("name", names_with_weights())
+def test_shipped_weights_are_plain_small_the_networks_own_and_know_their_training_scans(name):
+    weights = packaged_root() / name / "models" / "model.pt"
     assert weights.stat().st_size <= 20 * 10**6
-    network = read(bundle, "inference").get_parsed_content("network_def")
+    network = read(weights.parents[1], "inference").get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True), strict=True)
-
-
-def test_shipped_weights_come_with_what_their_training_scans_looked_like(bundle):
-    weights = bundle / "models" / "model.pt"
-    if not weights.is_file():
-        pytest.skip("no weights yet")
     assert TrainingScans.beside(weights) is not None

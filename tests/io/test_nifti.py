@@ -21,6 +21,7 @@ from decathlete.io.nifti import read_nifti, read_nifti_header
 from decathlete.io.volume import check_pair
 from decathlete.io.write import write_on_grid
 from decathlete.transforms import NiftiReader
+from tests.nifti import write_nifti, write_turned
 
 _SHARED = Path(os.environ.get("DECATHLETE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 _BAD = _SHARED / "data" / "bad_inputs"
@@ -110,19 +111,9 @@ def test_hippocampus_label_of_another_body_is_refused_for_every_image(shared, hi
             check_pair(read_nifti(path), label)
 
 
-def _write(path: Path, array: np.ndarray, affine=None, **fields) -> Path:
-    image = nib.Nifti1Image(array, np.diag([1.5, 2, 3, 1]) if affine is None else affine)
-    for name, value in fields.items():
-        image.header[name] = value
-    nib.save(image, path)
-    return path
-
-
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    values = np.random.default_rng(0).integers(0, 900, (9, 8, 7)).astype(np.int16)
-    affine = nib.affines.from_matvec(np.array([[0, -1.5, 0], [2, 0, 0], [0, 0, 3]]), [5, -6, 7])
-    return _write(tmp_path / "case_1.nii.gz", values, affine)
+    return write_turned(tmp_path / "case_1.nii.gz")
 
 
 def test_array_and_affine_equal_nibabel(image):
@@ -149,7 +140,7 @@ def test_header_writes_a_result_with_the_same_forms_units_and_codes(image, tmp_p
 
 
 def test_channels_are_the_last_axis_and_their_number_is_checked(tmp_path):
-    path = _write(tmp_path / "four.nii.gz", np.arange(4 * 60, dtype=np.float32).reshape(3, 4, 5, 4))
+    path = write_nifti(tmp_path / "four.nii.gz", np.arange(4 * 60, dtype=np.float32).reshape(3, 4, 5, 4))
     assert read_nifti(path, channels=4).array.shape == (3, 4, 5, 4)
     with pytest.raises(DataError, match=r"expected 2 channels along the fourth axis \(4 in shape"):
         read_nifti(path, channels=2)
@@ -191,13 +182,13 @@ def test_not_finite_voxels_are_counted_and_the_first_is_named(tmp_path):
     values = np.zeros((3, 4, 5), np.float32)
     values[1, 2, 3] = values[2, 0, 0] = np.nan
     with pytest.raises(DataError, match=r"some voxels are not finite \(2, the first at 1, 2, 3\)"):
-        read_nifti(_write(tmp_path / "nan.nii.gz", values))
+        read_nifti(write_nifti(tmp_path / "nan.nii.gz", values))
 
 
 def test_wrong_label_values_are_counted(tmp_path):
     values = np.zeros((3, 4, 5), np.uint8)
     values[0, 0, :3] = 7
-    path = _write(tmp_path / "label.nii.gz", values)
+    path = write_nifti(tmp_path / "label.nii.gz", values)
     with pytest.raises(DataError, match=r"only the label values 0, 1 \(also 7 in 3 voxels"):
         read_nifti(path, kind="label", allowed_labels=(0, 1))
     assert read_nifti(path, kind="label").array[0, 0, 0] == 7
@@ -210,7 +201,7 @@ def test_gzip_padding_of_zeros_and_many_small_members_are_read(image):
 
 
 def test_affines_that_differ_are_told_with_both_values(image, tmp_path):
-    label = _write(
+    label = write_nifti(
         tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), nib.load(image).affine + np.eye(4, k=3) * 0.5
     )
     with pytest.raises(GeometryError, match=r"by 0.5 mm in x of the origin: label 5.5, image 5;.* case_1"):
@@ -287,7 +278,7 @@ def test_a_negative_qfac_that_libraries_read_in_two_ways_is_refused(tmp_path):
 
 def test_a_flipped_label_is_refused_however_large_the_tolerance(image, tmp_path):
     flip = nib.load(image).affine @ np.diag([-1, 1, 1, 1])
-    label = _write(tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), flip)
+    label = write_nifti(tmp_path / "label.nii.gz", np.ones((9, 8, 7), np.uint8), flip)
     with pytest.raises(
         GeometryError, match=r"label and image are mirror images .*axes PLS of the label and ALS of the image"
     ):
@@ -307,7 +298,7 @@ def test_axes_longer_than_int16_are_loaded_and_written(tmp_path):
 
 
 def test_note_is_logged_once_a_file(tmp_path, caplog):
-    path = _write(tmp_path / "flat.nii.gz", np.full((3, 4, 5), 3, np.int16))
+    path = write_nifti(tmp_path / "flat.nii.gz", np.full((3, 4, 5), 3, np.int16))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             read_nifti(path)

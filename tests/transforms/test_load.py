@@ -15,21 +15,12 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from decathlete.errors import DataError, GeometryError
 from decathlete.io.contours import write_contour
 from decathlete.transforms import CheckPaird, ContourMaskd, DicomReader, NiftiReader
-
-
-def _write(path: Path, array: np.ndarray, affine=None, **fields) -> Path:
-    image = nib.Nifti1Image(array, np.diag([1.5, 2, 3, 1]) if affine is None else affine)
-    for name, value in fields.items():
-        image.header[name] = value
-    nib.save(image, path)
-    return path
+from tests.nifti import write_nifti, write_turned
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    values = np.random.default_rng(0).integers(0, 900, (9, 8, 7)).astype(np.int16)
-    affine = nib.affines.from_matvec(np.array([[0, -1.5, 0], [2, 0, 0], [0, 0, 3]]), [5, -6, 7])
-    return _write(tmp_path / "case_1.nii.gz", values, affine)
+    return write_turned(tmp_path / "case_1.nii.gz")
 
 
 def test_loader_gives_what_nibabel_reader_gives(image):
@@ -45,18 +36,18 @@ def test_loader_gives_what_nibabel_reader_gives(image):
 def test_loader_never_falls_back_to_a_reader_that_takes_the_file(tmp_path):
     values = np.zeros((3, 4, 5), np.float32)
     values[0, 0, 0] = np.nan
-    path = _write(tmp_path / "nan.nii.gz", values)
+    path = write_nifti(tmp_path / "nan.nii.gz", values)
     with pytest.raises(DataError, match="voxels are not finite"):
         LoadImaged("image", reader="decathlete.transforms.NiftiReader")({"image": path})
 
 
 def test_several_files_become_channels_on_one_grid(image, tmp_path):
-    other = _write(
+    other = write_nifti(
         tmp_path / "t2.nii.gz", np.ones((9, 8, 7), np.int16) * np.arange(7, dtype=np.int16), nib.load(image).affine
     )
     chain = Compose([LoadImaged("image", reader=NiftiReader), EnsureChannelFirstd("image")])
     assert chain({"image": [str(image), str(other)]})["image"].shape == (2, 9, 8, 7)
-    shifted = _write(tmp_path / "t3.nii.gz", np.ones((9, 8, 7), np.int16), np.eye(4))
+    shifted = write_nifti(tmp_path / "t3.nii.gz", np.ones((9, 8, 7), np.int16), np.eye(4))
     with pytest.raises(RuntimeError) as caught:
         chain({"image": [str(image), str(shifted)]})
     assert isinstance(caught.value.__cause__, GeometryError)
@@ -85,9 +76,9 @@ def test_label_loader_checks_values(image):
 
 def test_pair_is_checked_within_a_chain(image, tmp_path):
     affine = nib.load(image).affine
-    fits = _write(tmp_path / "fits.nii.gz", np.ones((9, 8, 7), np.uint8) * np.arange(7, dtype=np.uint8), affine)
-    shifted = _write(tmp_path / "shifted.nii.gz", np.ones((9, 8, 7), np.uint8), affine + np.eye(4, k=3))
-    other = _write(tmp_path / "other.nii.gz", np.ones((9, 8, 6), np.uint8), affine)
+    fits = write_nifti(tmp_path / "fits.nii.gz", np.ones((9, 8, 7), np.uint8) * np.arange(7, dtype=np.uint8), affine)
+    shifted = write_nifti(tmp_path / "shifted.nii.gz", np.ones((9, 8, 7), np.uint8), affine + np.eye(4, k=3))
+    other = write_nifti(tmp_path / "other.nii.gz", np.ones((9, 8, 6), np.uint8), affine)
     keys = ["image", "label"]
     chain = Compose([LoadImaged(keys, reader=NiftiReader), EnsureChannelFirstd(keys), CheckPaird(keys)])
     assert set(chain({"image": image, "label": fits})) == {"image", "label"}
