@@ -21,7 +21,6 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.transforms import Compose
 
 from decathlete.bundle import Bundle, dicom_modality, packaged_root
-from decathlete.bundle.places import names_with_weights
 from decathlete.cli import parse
 from decathlete.inference.likeness import TrainingScans
 
@@ -394,10 +393,11 @@ def test_the_networks_weights_fit_into_a_bundle(bundle):
     assert sum(t.numel() * t.element_size() for t in network.state_dict().values()) < 19.9 * 10**6
 
 
-@pytest.mark.parametrize("name", names_with_weights())
-def test_shipped_weights_are_plain_small_the_networks_own_and_know_their_training_scans(name):
-    weights = packaged_root() / name / "models" / "model.pt"
+def test_shipped_weights_are_plain_small_the_networks_own_and_know_their_training_scans(bundle):
+    weights = bundle / "models" / "model.pt"
+    if not weights.is_file():
+        pytest.skip("no weights yet")
     assert weights.stat().st_size <= 20 * 10**6
-    network = read(weights.parents[1], "inference").get_parsed_content("network_def")
+    network = read(bundle, "inference").get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True), strict=True)
     assert TrainingScans.beside(weights) is not None
