@@ -62,6 +62,10 @@ class DataError(WorkError):
     """A file or folder of data breaks a rule."""
 
 
+class DiskError(DataError):
+    """An output that cannot be written: the next one could not be written either."""
+
+
 class GeometryError(DataError):
     """Shapes, spacings or affines that should agree do not."""
 

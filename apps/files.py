@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from decathlete.errors import DataError, UsageError
+from decathlete.errors import DataError, DiskError, UsageError
 
 try:
     import fcntl
@@ -320,11 +320,11 @@ def disk_errors(
     what: str = "the output cannot be written",
     remedy: str = "Free disk space, or choose another --output",
 ) -> Iterator[None]:
-    """Raise what the system refuses in the block, such as more space on a full disk, as a DataError of ``where``."""
+    """Raise what the system refuses in the block, such as more space on a full disk, as a DiskError of ``where``."""
     try:
         yield
     except OSError as error:
-        raise DataError(where, what, error.strerror or str(error), remedy) from error
+        raise DiskError(where, what, error.strerror or str(error), remedy) from error
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from decathlete.bundle.description import Bundle
 from decathlete.distributed.faults import reported_once
 from decathlete.distributed.sharing import Share, add_to_json, is_finished
-from decathlete.errors import UsageError, listed
+from decathlete.errors import DiskError, UsageError, listed
 from decathlete.files import NIFTI_SUFFIXES
 from decathlete.inference.cases import Case, plan_cases
 from decathlete.inference.frame_outputs import heartbeats
@@ -19,7 +19,6 @@ from decathlete.inference.inputs import find_inputs
 from decathlete.inference.outcome import PredictReport
 from decathlete.inference.records import FILE, Records
 from decathlete.inference.way import Made, check_like_training, predict_case, read_case
-from decathlete.io.write import DiskError
 from decathlete.lazy import import_monai
 from decathlete.progress import ProgressBar
 

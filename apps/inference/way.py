@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from decathlete.errors import DataError
+from decathlete.errors import DataError, DiskError
 from decathlete.evaluation.statistics import label_statistics
+from decathlete.files import disk_errors
 from decathlete.inference.cases import Case
 from decathlete.inference.frame_outputs import write_contours
 from decathlete.inference.limits import check_fits, check_memory
 from decathlete.inference.records import Records
-from decathlete.io.write import DiskError, naming_a_full_disk, write_on_grid
+from decathlete.io.write import write_on_grid
 
 if TYPE_CHECKING:
     from decathlete.inference.predictor import Prediction, Predictor
@@ -96,10 +97,10 @@ def _write(case: Case, volume: Volume, prediction: Prediction, note: str) -> Non
     if "masked" in case.targets and case.file.is_dir():
         write_on_grid(np.where(prediction.label, volume.array, 0), volume, case.targets["masked"], note)
     elif "masked" in case.targets:
-        with naming_a_full_disk(case.targets["masked"]):
+        with disk_errors(case.targets["masked"]):
             write_masked_scan(case.file, prediction.label, case.targets["masked"])
     if case.contours:
-        with naming_a_full_disk(case.label):
+        with disk_errors(case.label):
             write_contours(prediction.label, case.label.parent, case.name)
     write_on_grid(prediction.label, volume, case.label, note)
 
@@ -110,7 +111,7 @@ def _write_seg(predictor: Predictor, case: Case, volume: Volume, prediction: Pre
 
     target, slices = case.targets["dicom_seg"], getattr(volume, "slices", [case.file])
     try:
-        with naming_a_full_disk(target):
+        with disk_errors(target):
             write_dicom_seg(prediction.label, slices, target, predictor.name, predictor.labels)
     except DiskError:
         raise

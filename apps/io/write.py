@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 from numpy.typing import NDArray
 
-from decathlete.errors import DataError
-from decathlete.files import atomic_write
+from decathlete.files import atomic_write, disk_errors
 
 if TYPE_CHECKING:
     from decathlete.io.volume import Volume
-
-
-class DiskError(DataError):
-    """An output that cannot be written: the next one could not be written either."""
 
 
 def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) -> None:
     """Write voxels with the geometry of the input's header, completely or not at all.
 
     Raises:
-        DataError: the disk is full, or the folder cannot be written to.
+        DiskError: the disk is full, or the folder cannot be written to.
     """
     header = volume.header.copy()
     header.set_data_shape(array.shape)
@@ -39,20 +32,5 @@ def write_on_grid(array: NDArray[Any], volume: Volume, target: Path, note: str) 
     if array.ndim == 4:
         header["pixdim"][4] = 1
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    with naming_a_full_disk(target), atomic_write(target) as part:
+    with disk_errors(target), atomic_write(target) as part:
         nib.save(kind(array, None, header), part)
-
-
-@contextlib.contextmanager
-def naming_a_full_disk(target: Path) -> Iterator[None]:
-    """Raise failures to write ``target`` as an error of ours.
-
-    Raises:
-        DiskError: the disk is full, or the folder cannot be written to.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            target, "the output cannot be written", str(error), "Free disk space, or choose another --output"
-        ) from error
