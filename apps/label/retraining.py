@@ -15,6 +15,7 @@ import torch
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list
 
+from decathlete.bundle import Bundle
 from decathlete.bundle.checkpoints import BEST, FINAL
 from decathlete.bundle.configs import load
 from decathlete.errors import DataError, DecathleteError
@@ -85,7 +86,7 @@ class Retraining(TrainTask):
         self.folder, self.runs = folder, runs / folder.name
         self._stats = self.runs / "train_stats.json"
         load(folder, "train")  # a config that cannot be read is reported at the start
-        self.metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        self.metadata = Bundle(folder).metadata
         super().__init__(self.metadata.get("description", ""))
 
     def config(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -17,7 +16,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import write_itk
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from decathlete.bundle import bundle_labels
+from decathlete.bundle import Bundle
 from decathlete.bundle.checkpoints import BEST
 from decathlete.bundle.configs import load
 from decathlete.errors import CheckpointError, GeometryError, UsageError
@@ -51,14 +50,15 @@ class Segmentation(InferTask):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         config = load(folder, "inference")
-        self.metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        self._bundle = Bundle(folder)
+        self.metadata = self._bundle.metadata
         self.channels = int(config.get_parsed_content("channels")) if "channels" in config else 1
         self.can_mirror = bool(config.get("tta_axes"))
         self._lock = threading.RLock()
         self._loaded: dict[tuple, Predictor] = {}
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels={name: value for value, name in bundle_labels(folder).items()},
+            labels={name: value for value, name in self._bundle.labels.items()},
             dimension=3,  # whole volumes go in and come out, of 2D networks too
             description=self.metadata.get("description", ""),
         )

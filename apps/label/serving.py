@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NoReturn
 
-from decathlete.bundle import bundle_folder, bundle_names, dicom_modality
+from decathlete.bundle import Bundle, bundle_folder, bundle_names
 from decathlete.errors import DataError, UsageError
 from decathlete.files import atomic_write
 from decathlete.label.environment import data_root, label_python
@@ -164,11 +164,7 @@ def _digest(file: Path) -> bytes:
 
 def modality_of(folder: Path, names: Sequence[str]) -> str:
     """DICOM modality of the series that are listed from an archive: that of most bundles, by default CT."""
-    found = []
-    for name in names:
-        metadata = json.loads((folder / "model" / name / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        found.append(metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("modality", "CT"))
-    found = [dicom_modality(name) for name in found]
+    found = [Bundle(folder / "model" / name).modality or "CT" for name in names]
     return max(found, key=found.count, default="CT")
 
 
